@@ -1,0 +1,1 @@
+"""Repair the geometry of a trained generative model after training."""

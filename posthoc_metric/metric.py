@@ -1,0 +1,245 @@
+"""The Metric contract, and the metrics that a decoder or a function gives.
+
+A Riemannian metric on a latent space of dimension d is a field of symmetric positive
+definite matrices ``M(z)``.  Arithmetic on metrics is float64 whatever the decoder's dtype:
+``κ(M) = κ(J)²``, so single precision would already lose a Jacobian of condition 3,000.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ._arrays import ArrayLike, describe, to_points
+from .errors import InvalidArgumentError, NumericalError
+
+if TYPE_CHECKING:
+    from .geodesic import Solution
+
+
+class SmoothMap(Protocol):
+    """A map ``F: R^d -> R^D`` with first derivatives; batch axis first, rows independent."""
+
+    latent_dim: int
+    output_dim: int
+
+    def __call__(self, z: Any) -> Any:
+        """``F(z)``, (B, d) -> (B, D)."""
+
+    def jvp(self, z: Any, v: Any) -> tuple[Any, Any]:
+        """``F(z)`` and ``J(z) v``, each (B, D)."""
+
+    def vjp(self, z: Any, u: Any) -> tuple[Any, Any]:
+        """``F(z)`` (B, D) and ``J(z)ᵀ u`` (B, d)."""
+
+    def value_and_jacobian(self, z: Any) -> tuple[Any, Any]:
+        """``F(z)`` (B, D) and ``J(z)`` (B, D, d)."""
+
+
+class ConformalWeight(Protocol):
+    """A positive scalar field ``w(z)`` with its gradient."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """``w(z)``, (B, d) -> (B,)."""
+
+    def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """``w(z)`` (B,) and ``∇w(z)`` (B, d)."""
+
+
+@dataclass(frozen=True)
+class MetricParts:
+    """``M(z) = J_F(z)ᵀ J_F(z) + w(z) I + U(z)``: the structure that a solver can use.
+
+    Attributes:
+        embedding: ``F``, whose chords measure energy without any derivative of the metric.
+        weight: ``w``, the conformal part.
+        field: ``U``, (B, d) -> (B, d, d), anything else; symmetric positive semi-definite.
+    """
+
+    embedding: SmoothMap | None = None
+    weight: ConformalWeight | None = None
+    field: Callable[[Tensor], Tensor] | None = None
+
+    def tensor(self, z: Tensor) -> Tensor:
+        """``M(z)``, (B, d) float64 -> (B, d, d) float64."""
+        batch, dim = z.shape
+        total = z.new_zeros(batch, dim, dim)
+        if self.embedding is not None:
+            _, jacobian = self.embedding.value_and_jacobian(z)
+            total = total + jacobian.mT @ jacobian
+        if self.weight is not None:
+            total = total + self.weight(z)[:, None, None] * torch.eye(dim, dtype=z.dtype, device=z.device)
+        if self.field is not None:
+            total = total + self.field(z)
+        return total
+
+    def inner(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """``uᵀ M(z) v`` (B,) by Jacobian-vector products: no (D, d) Jacobian is formed."""
+        total = z.new_zeros(z.shape[0])
+        if self.embedding is not None:
+            _, left = self.embedding.jvp(z, u)
+            right = left if v is u else self.embedding.jvp(z, v)[1]
+            total = total + (left * right).sum(-1)
+        if self.weight is not None:
+            total = total + self.weight(z) * (u * v).sum(-1)
+        if self.field is not None:
+            total = total + torch.einsum("bi,bij,bj->b", u, self.field(z), v)
+        return total
+
+
+class Metric(ABC):
+    """A Riemannian metric on ``R^d``.  A subclass needs ``dim`` and :meth:`tensor`, nothing more.
+
+    The conveniences :meth:`geodesic`, :meth:`exp`, :meth:`log`, :meth:`mean` and :meth:`distances`
+    are one line each; they reach forward along the pipeline and so import when called.
+    """
+
+    dim: int
+    #: training latents (N, d) that say where the data lie; the solver starts some curves from their graph
+    support: Tensor | None = None
+
+    @abstractmethod
+    def tensor(self, z: Any) -> Any:
+        """``M(z)``: (B, d) -> (B, d, d), symmetric positive definite."""
+
+    def parts(self) -> MetricParts:
+        """The structure of ``M`` that the solver may use; by default none."""
+        return MetricParts(field=self.tensor)
+
+    def inner(self, z: ArrayLike, u: ArrayLike, v: ArrayLike) -> Any:
+        """Inner product ``uᵀ M(z) v`` of tangent vectors, (B,); ``z``, ``u``, ``v`` are (B, d)."""
+        points, restore = to_points(z, "z", self.dim)
+        left, _ = to_points(u, "u", self.dim)
+        right = left if v is u else to_points(v, "v", self.dim)[0]
+        for vectors, name in ((left, "u"), (right, "v")):
+            if len(vectors) != len(points):
+                raise InvalidArgumentError(
+                    f"`{name}` must hold one vector for each of the {len(points)} rows of `z`; got {describe(vectors)}."
+                )
+        left64 = left.double()
+        right64 = left64 if right is left else right.double()
+        return restore(self.parts().inner(points.double(), left64, right64).to(points.dtype))
+
+    def norm(self, z: ArrayLike, v: ArrayLike) -> Any:
+        """Length ``sqrt(vᵀ M(z) v)`` of tangent vectors, (B,)."""
+        return abs(self.inner(z, v, v)) ** 0.5
+
+    def eigenvalues(self, z: ArrayLike) -> Any:
+        """Eigenvalues of ``M(z)`` in ascending order, (B, d), never below zero.
+
+        Raises:
+            NumericalError: the metric is not finite at a point.
+        """
+        points, restore = to_points(z, "z", self.dim)
+        matrices = self.tensor(points.double())
+        if not bool(torch.isfinite(matrices).all()):
+            raise NumericalError(
+                "the metric must be finite; it is NaN or infinite at some of the points in `z`. "
+                "Check the decoder's Jacobian there."
+            )
+        return restore(torch.linalg.eigvalsh(matrices).clamp_min(0.0).to(points.dtype))
+
+    def log_volume(self, z: ArrayLike) -> Any:
+        """Magnification factor ``½ log det M(z)``, (B,); ``-inf`` where the metric is singular."""
+        points, restore = to_points(z, "z", self.dim)
+        return restore((0.5 * self.eigenvalues(points.double()).log().sum(-1)).to(points.dtype))
+
+    def condition_number(self, z: ArrayLike) -> Any:
+        """``κ(J) = sqrt(λ_max / λ_min)`` of ``M(z) = JᵀJ``, (B,); ``inf`` where it is singular."""
+        points, restore = to_points(z, "z", self.dim)
+        values = self.eigenvalues(points.double())
+        return restore((values[:, -1] / values[:, 0]).sqrt().nan_to_num(nan=float("inf")).to(points.dtype))
+
+    def geodesic(self, start: ArrayLike, end: ArrayLike, **options: Any) -> Solution:
+        """Geodesics between the rows of ``start`` and ``end``; see :func:`posthoc_metric.geodesic`."""
+        from .geodesic import geodesic
+
+        return geodesic(self, start, end, **options)
+
+    def exp(self, z: ArrayLike, v: ArrayLike, **options: Any) -> Any:
+        """Exponential map; see :func:`posthoc_metric.geodesic.exp`."""
+        from .geodesic import exp
+
+        return exp(self, z, v, **options)
+
+    def log(self, z0: ArrayLike, z1: ArrayLike, **options: Any) -> Any:
+        """Logarithmic map; see :func:`posthoc_metric.geodesic.log`."""
+        from .geodesic import log
+
+        return log(self, z0, z1, **options)
+
+    def mean(self, points: ArrayLike, **options: Any) -> Any:
+        """Fréchet mean; see :func:`posthoc_metric.geodesic.mean`."""
+        from .geodesic import mean
+
+        return mean(self, points, **options)
+
+    def distances(self, a: ArrayLike, b: ArrayLike | None = None, **options: Any) -> Any:
+        """Matrix of geodesic distances; see :func:`posthoc_metric.geodesic.distances`."""
+        from .geodesic import distances
+
+        return distances(self, a, b, **options)
+
+
+class StructuredMetric(Metric):
+    """A metric given by its :class:`MetricParts`; takes NumPy arrays as well as tensors."""
+
+    def __init__(self, parts: MetricParts, dim: int):
+        self._parts = parts
+        self.dim = dim
+
+    def parts(self) -> MetricParts:
+        return self._parts
+
+    def tensor(self, z: ArrayLike) -> Any:
+        points, restore = to_points(z, "z", self.dim)
+        return restore(self._parts.tensor(points.double()).to(points.dtype))
+
+
+class PullbackMetric(StructuredMetric):
+    """The decoder's own metric ``J_f(z)ᵀ J_f(z)``, unrepaired (Tosi et al. 2014; Arvanitidis et al. 2018)."""
+
+    def __init__(self, decoder: SmoothMap):
+        super().__init__(MetricParts(embedding=decoder), decoder.latent_dim)
+        self.decoder = decoder
+
+
+class FunctionMetric(Metric):
+    """A metric from a user's own function.
+
+    Args:
+        fn: z (B, d) -> M (B, d, d), symmetric positive definite; in torch operations, so that it can be
+            differentiated, or in NumPy, in which case its derivatives are finite differences.
+        dim: d.
+    """
+
+    def __init__(self, fn: Callable[[Any], Any], dim: int):
+        if not callable(fn):
+            raise InvalidArgumentError(f"`fn` must be a function z -> (B, d, d); got {describe(fn)}.")
+        if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
+            raise InvalidArgumentError(f"`dim` must be a positive integer, the latent dimension; got {describe(dim)}.")
+        self.fn = fn
+        self.dim = dim
+
+    def tensor(self, z: ArrayLike) -> Any:
+        # to_points detaches; a solver that differentiates through `fn` passes a tensor that requires grad
+        if isinstance(z, Tensor) and z.requires_grad:
+            return self._checked(self.fn(z), z)
+        points, restore = to_points(z, "z", self.dim)
+        return restore(self._checked(self.fn(points), points))
+
+    def _checked(self, matrices: Any, points: Tensor) -> Tensor:
+        if not isinstance(matrices, Tensor):
+            matrices = torch.as_tensor(matrices, dtype=points.dtype, device=points.device)
+        expected = (len(points), self.dim, self.dim)
+        if tuple(matrices.shape) != expected:
+            raise InvalidArgumentError(
+                f"`fn` must return shape {expected} for {len(points)} points; got {tuple(matrices.shape)}. "
+                "Keep the batch axis first."
+            )
+        return matrices

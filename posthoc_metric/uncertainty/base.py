@@ -1,0 +1,47 @@
+"""The contract of an uncertainty model: thirty lines of your own satisfy it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ..metric import SmoothMap
+
+
+class UncertaintyModel(ABC):
+    """How little is known of a decoder at a latent.
+
+    A model answers with a *score*, not with a variance in any unit: a smooth scalar that grows as
+    less is known.  The calibration of :func:`posthoc_metric.repair` maps scores to a metric, so
+    a monotone change of the score changes nothing but the shape of the transition.
+    Models see float64 latents and answer in float64.
+    """
+
+    @abstractmethod
+    def fit(self, decoder: SmoothMap, latents: Tensor, data: Tensor | None = None, *, seed: int = 0) -> UncertaintyModel:
+        """Learn from latents (N, d) and, where there are any, data (N, D); return ``self``."""
+
+    @abstractmethod
+    def score(self, z: Tensor) -> Tensor:
+        """(B, d) -> (B,), larger where less is known; differentiable by autograd unless
+        :meth:`score_and_gradient` is given."""
+
+    def score_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The score (B,) and its gradient (B, d) in closed form; ``None`` leaves it to autograd."""
+        return None
+
+    def shape(self) -> Callable[[Tensor], Tensor] | None:
+        """What is unknown in each direction: z -> (B, d, d), symmetric, eigenvalues in [0, 1], tending to
+        the identity far from the data; ``None`` where ignorance is the same in every direction."""
+        return None
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that, with :meth:`settings`, rebuild the fitted model; an empty dict means it cannot be saved."""
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        """JSON-compatible options the model was made with."""
+        return {}
