@@ -17,28 +17,10 @@ from torch import Tensor
 
 from ._arrays import ArrayLike, describe, to_points
 from .errors import InvalidArgumentError, NumericalError
+from .smooth_map import SmoothMap
 
 if TYPE_CHECKING:
     from .geodesic import Solution
-
-
-class SmoothMap(Protocol):
-    """A map ``F: R^d -> R^D`` with first derivatives; batch axis first, rows independent."""
-
-    latent_dim: int
-    output_dim: int
-
-    def __call__(self, z: Any) -> Any:
-        """``F(z)``, (B, d) -> (B, D)."""
-
-    def jvp(self, z: Any, v: Any) -> tuple[Any, Any]:
-        """``F(z)`` and ``J(z) v``, each (B, D)."""
-
-    def vjp(self, z: Any, u: Any) -> tuple[Any, Any]:
-        """``F(z)`` (B, D) and ``J(z)ᵀ u`` (B, d)."""
-
-    def value_and_jacobian(self, z: Any) -> tuple[Any, Any]:
-        """``F(z)`` (B, D) and ``J(z)`` (B, D, d)."""
 
 
 class ConformalWeight(Protocol):

@@ -1,0 +1,3 @@
+from .core import Decoder
+
+__all__ = ["Decoder"]

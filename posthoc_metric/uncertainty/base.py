@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..metric import SmoothMap
+from ..smooth_map import SmoothMap
 
 
 class UncertaintyModel(ABC):
@@ -21,7 +21,9 @@ class UncertaintyModel(ABC):
     """
 
     @abstractmethod
-    def fit(self, decoder: SmoothMap, latents: Tensor, data: Tensor | None = None, *, seed: int = 0) -> UncertaintyModel:
+    def fit(
+        self, decoder: SmoothMap, latents: Tensor, data: Tensor | None = None, *, seed: int = 0
+    ) -> UncertaintyModel:
         """Learn from latents (N, d) and, where there are any, data (N, D); return ``self``."""
 
     @abstractmethod
