@@ -56,10 +56,16 @@ def test_a_missing_asset_says_what_to_do(monkeypatch):
         examples.digits_vae()
 
 
-def test_import_loads_nothing():
-    code = "import posthoc_metric.examples as e; print([n for n in vars(e) if 'Tensor' in type(vars(e)[n]).__name__])"
+def test_import_reads_neither_weights_nor_data():
+    code = (
+        "import sys; opened = []\n"
+        "sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == 'open' else None)\n"
+        "import posthoc_metric.examples as e\n"
+        "read = lambda: [path for path in opened if 'digits' in path.lower()]\n"
+        "print(len(read())); e.digits_vae(); print(len(read()))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.split() == ["0", "1"]
 
 
 def test_the_training_script_writes_the_same_file_twice(tmp_path, capsys):
