@@ -99,3 +99,38 @@ def check_range(value: Any, name: str, low: float, high: float, what: str) -> fl
     if isinstance(value, bool) or not low < number < high:
         raise InvalidArgumentError(f"`{name}` is {what} and must lie in ({low:g}, {high:g}); got {describe(value)}.")
     return number
+
+
+class Rows:
+    """Rows of a data array, read when asked for: a memory-mapped file never enters memory whole.
+
+    Args:
+        data: (N, ...) tensor, array or memory map; trailing axes are flattened.
+        order: which rows, in which order; all by default.
+    """
+
+    def __init__(self, data: Any, order: torch.Tensor | None = None):
+        if not isinstance(data, (torch.Tensor, np.ndarray)):
+            data = np.asarray(data)
+        self._data = data
+        self._order = torch.arange(len(data)) if order is None else order.cpu()
+        self.shape = (len(self._order), int(np.prod(data.shape[1:])))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> torch.Tensor:
+        """Rows (n, D) as floating point."""
+        chosen = self._order[torch.as_tensor(rows)]
+        if isinstance(self._data, torch.Tensor):
+            found = self._data[chosen.to(self._data.device)].detach()
+        else:
+            # a memory map is read fastest in the order of the file
+            ascending = torch.argsort(chosen)
+            found = torch.empty(len(chosen), *self._data.shape[1:], dtype=torch.float64)
+            found[ascending] = torch.from_numpy(np.asarray(self._data[chosen[ascending].numpy()], dtype=np.float64))
+        return found.flatten(1) if found.is_floating_point() else found.flatten(1).double()
+
+    def subset(self, order: torch.Tensor) -> Rows:
+        """The rows ``order`` of these rows, still unread."""
+        return Rows(self._data, self._order[order.cpu()])

@@ -18,7 +18,12 @@ class UncertaintyModel(ABC):
     less is known.  The calibration of :func:`posthoc_metric.repair` maps scores to a metric, so
     a monotone change of the score changes nothing but the shape of the transition.
     Models see float64 latents and answer in float64.
+
+    Attributes:
+        fitted: whether :func:`posthoc_metric.repair` may use the model as it is; :meth:`fit` sets it.
     """
+
+    fitted: bool = False
 
     @abstractmethod
     def fit(

@@ -1,0 +1,238 @@
+"""The front door: ``repair(decoder, latents, data)`` gives a metric that can be trusted off the data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import saving
+from ._arrays import ArrayLike, Rows, check_range, describe, to_points
+from .errors import CheckpointError, InvalidArgumentError
+from .metric import MetricParts, PullbackMetric, StructuredMetric
+from .smooth_map import SmoothMap, StackedMap
+from .support import Support
+from .uncertainty import PublishedRBF, UncertaintyModel, make_model, model_class, model_name
+from .uncertainty.calibration import Gate, Knobs, calibrate, measure
+
+if TYPE_CHECKING:
+    from .diagnostics import Audit
+
+_PROBES = 4
+
+
+class RepairedMetric(StructuredMetric):
+    """A decoder's pullback metric with the geometry of what is not known of it added.
+
+    ``M(z) = J_fᵀJ_f + w(z) I`` for a model whose ignorance is the same in all directions, ``w`` being the
+    calibrated :class:`~posthoc_metric.uncertainty.Gate`; ``J_fᵀJ_f + εI + (w(z) - ε) S(z)`` for one
+    with a shape ``S``; ``J_fᵀJ_f + J_σᵀJ_σ`` for ``"rbf-published"``, which is not calibrated.
+
+    The first form is the expected metric ``J_fᵀJ_f + J_sᵀJ_s + (Σ_j s_j²)/ℓ² I`` of a decoder with correlated
+    noise, at fixed ``w = Σ_j s_j²/ℓ²`` and small ``ℓ``: the rank-one term ``J_sᵀJ_s`` then vanishes, and with it
+    the stiff wall that it builds around the data.
+
+    Attributes:
+        decoder: what was wrapped.
+        decoder_metric: the unrepaired metric, with the same methods.
+        model: the fitted uncertainty model.
+        gate: the calibrated gate; ``None`` for ``"rbf-published"``.
+        geometry: the latents, their held-out split, radius and offsets.
+        knobs: what the repair was asked for.
+        data: the training data's rows, if they were given and the metric was not loaded from a file.
+    """
+
+    def __init__(
+        self,
+        decoder: SmoothMap,
+        model: UncertaintyModel | PublishedRBF,
+        gate: Gate | None,
+        geometry: Support,
+        knobs: Knobs,
+        data: Rows | None = None,
+    ):
+        super().__init__(_parts(decoder, model, gate), decoder.latent_dim)
+        self.decoder = decoder
+        self.model = model
+        self.gate = gate
+        self.geometry = geometry
+        self.knobs = knobs
+        self.data = data
+        self.support = geometry.latents
+        self.decoder_metric = PullbackMetric(decoder)
+        self.decoder_metric.support = geometry.latents
+
+    def added(self, z: Tensor) -> Tensor:
+        """What the repair adds to ``J_fᵀJ_f`` at z (B, d) float64: (B, d, d)."""
+        parts = self.parts()
+        noise = self.model.noise if isinstance(self.model, PublishedRBF) else None
+        return MetricParts(embedding=noise, weight=parts.weight, field=parts.field).tensor(z)
+
+    def offset(self, z: ArrayLike) -> Any:
+        """How far z (B, d) lies from the data, (B,): zero or below on them, one at a data radius beyond."""
+        points, restore = to_points(z, "z", self.dim)
+        return restore(self.geometry.offset(points).to(points.dtype))
+
+    def audit(self, **options: Any) -> Audit:
+        """The repair audit, before and after; see :func:`posthoc_metric.diagnostics.audit`."""
+        from .diagnostics import audit
+
+        return audit(self, **options)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything but the decoder and the data to one safetensors file, whole or not at all.
+
+        Raises:
+            CheckpointError: the file cannot be written, or the uncertainty model has no ``state()``.
+        """
+        state = self.model.state()
+        if not state:
+            raise CheckpointError(
+                f"{type(self.model).__name__} cannot be saved: its `state()` is empty. Return the tensors that "
+                "rebuild it there, and give the class a `from_state(settings, state)`."
+            )
+        probes = self.geometry.training[:_PROBES]
+        tensors = {f"model.{key}": value for key, value in state.items()}
+        tensors["latents"] = self.geometry.latents
+        tensors["probe_outputs"] = self.decoder(probes)
+        facts = {
+            "uncertainty": model_name(self.model),
+            "settings": self.model.settings(),
+            "knobs": asdict(self.knobs),
+            "gate": None if self.gate is None else self.gate.numbers(),
+            "seed": self.geometry.seed,
+        }
+        saving.write(path, tensors, facts)
+
+
+def repair(
+    decoder: SmoothMap,
+    latents: ArrayLike,
+    data: Any = None,
+    *,
+    uncertainty: str | UncertaintyModel | PublishedRBF = "rbf",
+    inflation: float = 10.0,
+    support_quantile: float = 0.99,
+    max_condition_number: float = 1e3,
+    seed: int = 0,
+) -> RepairedMetric:
+    """Repair the pullback metric of a trained decoder away from its training latents.
+
+    Args:
+        decoder: a :class:`~posthoc_metric.Decoder`, or anything with its methods.
+        latents: (N, d), what the encoder gives for the training data, or samples of a GAN's prior; at least 20.
+        data: (N, D) or (N, ...), what the latents encode, row by row; a tensor, an array or a memory map, of which
+            only the rows needed are read. Without it the latents alone say where the support is.
+        uncertainty: ``"rbf"``; ``"gp"``; ``"rbf-published"``, the uncalibrated baseline (needs ``data``); or an
+            :class:`~posthoc_metric.UncertaintyModel` of your own, which is fitted unless its ``fitted`` is true.
+        inflation: a unit latent step in the void (offset ≥ 1) costs at least this many times the costliest unit step on
+            the data, the square root of the 95th percentile of the largest eigenvalue of the metric there.
+        support_quantile: share of held-out latents that count as known: up to that quantile of the model's score
+            the repair leaves the decoder's own log volume unchanged to 0.1 per dimension.
+        max_condition_number: bound on κ(J) on the data, by the smallest constant added that achieves it.
+        seed: of the held-out split, of k-means and of everything else that is drawn.
+
+    Raises:
+        InvalidArgumentError: an argument has a wrong shape, length or range.
+        FitError: the decoder's Jacobian is not finite or zero on the latents, or the model cannot be fitted.
+
+    Warns:
+        CalibrationWarning: the model cannot tell the data from the void, so the audit will not pass.
+    """
+    knobs = Knobs(
+        inflation=check_range(inflation, "inflation", 0.0, 1e8, "the cost of a step in the void over one on the data"),
+        support_quantile=check_range(support_quantile, "support_quantile", 0.0, 1.0, "a share of held-out latents"),
+        max_condition_number=check_range(max_condition_number, "max_condition_number", 1.0, 1e8, "a bound on κ(J)"),
+    )
+    _check_decoder(decoder)
+    points, _ = to_points(latents, "latents", decoder.latent_dim)
+    geometry = Support(points, seed=seed)
+    rows = None if data is None else _check_data(decoder, data, len(points)).subset(geometry.rows["training"])
+    model = make_model(uncertainty) if isinstance(uncertainty, str) else uncertainty
+    if not isinstance(model, (UncertaintyModel, PublishedRBF)):
+        raise InvalidArgumentError(
+            f"`uncertainty` must be a name or an UncertaintyModel instance; got {describe(model)}. "
+            "Make an instance of your class first."
+        )
+    if not getattr(model, "fitted", False):
+        model.fit(decoder, geometry.training, rows, seed=seed)
+    gate = None
+    if isinstance(model, UncertaintyModel):
+        gate = calibrate(model, measure(decoder, geometry, seed=seed), knobs)
+    return RepairedMetric(decoder, model, gate, geometry, knobs, rows)
+
+
+def load(path: str | Path, decoder: SmoothMap, *, model: type | None = None) -> RepairedMetric:
+    """The metric that :meth:`RepairedMetric.save` wrote, equal bit for bit.
+
+    Args:
+        path: the file.
+        decoder: the decoder it was fitted on; recognised by its outputs at some training latents.
+        model: for a metric with an uncertainty model of your own, its class, with ``from_state(settings, state)``.
+
+    Raises:
+        CheckpointError: the file cannot be read, or ``decoder`` is not the one it was fitted on.
+    """
+    tensors, facts = saving.read(path)
+    _check_decoder(decoder)
+    latents = tensors["latents"]
+    if latents.shape[1] != decoder.latent_dim:
+        raise CheckpointError(
+            f"{str(path)!r} was fitted on a decoder of latent dimension {latents.shape[1]}; "
+            f"`decoder` has {decoder.latent_dim}. Pass the decoder it was fitted on."
+        )
+    geometry = Support(latents, seed=facts["seed"])
+    expected = tensors["probe_outputs"]
+    found = torch.as_tensor(decoder(geometry.training[:_PROBES])).to(expected)
+    # threads and devices change the last bits of an output, another decoder changes the first
+    if found.shape != expected.shape or not torch.allclose(
+        found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())
+    ):
+        raise CheckpointError(
+            f"{str(path)!r} was fitted on another decoder: the outputs at its training latents differ. "
+            "Pass the decoder it was fitted on, or repair this one anew."
+        )
+    knobs = Knobs(**facts["knobs"])
+    state = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
+    kind = model if model is not None else model_class(facts["uncertainty"])
+    fitted = kind.from_state(facts["settings"], state)
+    gate = None if facts["gate"] is None else Gate(model=fitted, **facts["gate"])
+    return RepairedMetric(decoder, fitted, gate, geometry, knobs)
+
+
+def _parts(decoder: SmoothMap, model: UncertaintyModel | PublishedRBF, gate: Gate | None) -> MetricParts:
+    if isinstance(model, PublishedRBF) or gate is None:
+        return MetricParts(embedding=StackedMap([decoder, model.noise]))
+    shape = model.shape()
+    if shape is None:
+        return MetricParts(embedding=decoder, weight=gate)
+    return MetricParts(embedding=decoder, field=gate.shaped)
+
+
+def _check_decoder(decoder: Any) -> None:
+    missing = [
+        name for name in ("latent_dim", "output_dim", "jvp", "vjp", "value_and_jacobian") if not hasattr(decoder, name)
+    ]
+    if missing:
+        raise InvalidArgumentError(
+            f"`decoder` must be a wrapped decoder; got {type(decoder).__name__}, which lacks {', '.join(missing)}. "
+            "Wrap it first: pm.Decoder(module, latent_dim=d)."
+        )
+
+
+def _check_data(decoder: SmoothMap, data: Any, count: int) -> Rows:
+    rows = Rows(data)
+    if len(rows) != count:
+        raise InvalidArgumentError(
+            f"`data` must have one row for each of the {count} latents; got {len(rows)} rows. "
+            "Pass the data that were encoded, in the same order, or no data at all."
+        )
+    if rows.shape[1] != decoder.output_dim:
+        raise InvalidArgumentError(
+            f"`data` must have {decoder.output_dim} values a row, as the decoder's output; got {rows.shape[1]}. "
+            "Bring the data into the form that the decoder reconstructs."
+        )
+    return rows

@@ -1,0 +1,78 @@
+"""Files of tensors with JSON beside them: safetensors, written whole or not at all, never a pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from .errors import CheckpointError
+
+FORMAT = "posthoc_metric"
+VERSION = 1
+
+
+def write(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write to a temporary file beside ``path`` and move it into place.
+
+    Raises:
+        CheckpointError: the folder is missing or cannot be written to, or the disk is full; ``path`` is then untouched.
+    """
+    target = Path(path)
+    metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts)}
+    try:
+        handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {str(target)!r}: {error.strerror}. Check that the folder exists and is writable."
+        ) from None
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            contents = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            stream.write(safetensors.torch.save(contents, metadata))
+        os.replace(draft, target)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {str(target)!r}: {error.strerror}. Nothing was left behind.") from None
+    finally:
+        Path(draft).unlink(missing_ok=True)
+
+
+def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and facts of a file that :func:`write` made.
+
+    Raises:
+        CheckpointError: no such file, not a file of this library, cut short, or from a newer version.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise CheckpointError(f"cannot read {str(source)!r}: no such file. Pass what `repaired.save(path)` wrote.")
+    try:
+        with safetensors.safe_open(source, framework="pt") as stream:
+            metadata = stream.metadata() or {}
+            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"cannot read {str(source)!r}: it is not a whole safetensors file ({error}). "
+            "A decoder's checkpoint is read by `pm.load_decoder`, a repaired metric by `pm.load`."
+        ) from None
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"cannot read {str(source)!r}: it is a safetensors file, but not one that `repaired.save` wrote. "
+            "A decoder's checkpoint is read by `pm.load_decoder`."
+        )
+    try:
+        version, facts = int(metadata["version"]), json.loads(metadata["facts"])
+    except (KeyError, ValueError):
+        raise CheckpointError(f"cannot read {str(source)!r}: its metadata are damaged. Save it again.") from None
+    if version > VERSION:
+        raise CheckpointError(
+            f"cannot read {str(source)!r}: it has format version {version}, and this library reads up to {VERSION}. "
+            "Upgrade posthoc-metric."
+        )
+    return tensors, facts

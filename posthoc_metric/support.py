@@ -1,0 +1,141 @@
+"""Where the data lie in the latent space: held-out split, radius, offset, shells.
+
+Everything here is plain Euclidean geometry of the latents and says nothing of any decoder.
+A point's *offset* is ``(distance to the nearest training latent - q95) / R`` with ``q95`` the 95th
+percentile of that distance over held-out latents and ``R² = mean ‖z_n - mean(z)‖²``; it reads alike
+in every dimension, because in high dimension the distances concentrate and ``q95`` absorbs it.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from .errors import InvalidArgumentError
+
+#: a KD-tree beats brute force up to about this dimension
+_TREE_DIM = 12
+#: nearest-neighbour questions are asked of at most this many training latents
+MOST_NEIGHBOURS = 50_000
+#: fewest latents that can be split into training, calibration and audit
+FEWEST = 20
+_HELD_OUT = 0.15
+_MOST_HELD_OUT = 4_000
+_CHUNK = 4096
+
+
+class Support:
+    """The training latents of a repair, split once and for all by ``seed``.
+
+    Args:
+        latents: (N, d), finite; float64 is used throughout.
+        seed: of the split and of nothing else.
+
+    Attributes:
+        training, calibration, audit: disjoint subsets of the latents, (n, d) each.  Models see the first,
+            knobs are set on the second, and what is claimed is measured on the third.
+        rows: which rows of ``latents`` each subset took.
+        mean: (d,); radius: R.
+
+    Raises:
+        InvalidArgumentError: fewer than 20 latents, or all of them equal.
+    """
+
+    def __init__(self, latents: Tensor, *, seed: int = 0):
+        if len(latents) < FEWEST:
+            raise InvalidArgumentError(
+                f"`latents` must hold at least {FEWEST} points, so that some can be held out; got {len(latents)}. "
+                "Encode more data, or draw more samples from the prior."
+            )
+        latents = latents.detach().double()
+        self.latents = latents
+        self.seed = seed
+        self.mean = latents.mean(0)
+        self.radius = float((latents - self.mean).square().sum(1).mean().sqrt())
+        if not self.radius > 1e-12 * float(self.mean.norm()):
+            raise InvalidArgumentError(
+                "`latents` must differ from one another; all rows are equal. Was one latent repeated, "
+                "or has the encoder collapsed?"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(latents), generator=generator).to(latents.device)
+        held = min(max(int(_HELD_OUT * len(latents)), 1), _MOST_HELD_OUT)
+        self.rows = {"audit": order[:held], "calibration": order[held : 2 * held], "training": order[2 * held :]}
+
+    @property
+    def dim(self) -> int:
+        return self.latents.shape[1]
+
+    @property
+    def training(self) -> Tensor:
+        return self.latents[self.rows["training"]]
+
+    @property
+    def calibration(self) -> Tensor:
+        return self.latents[self.rows["calibration"]]
+
+    @property
+    def audit(self) -> Tensor:
+        return self.latents[self.rows["audit"]]
+
+    @cached_property
+    def _neighbours(self) -> Tensor:
+        return self.training[:MOST_NEIGHBOURS] - self.mean
+
+    @cached_property
+    def _tree(self) -> cKDTree:
+        return cKDTree(self._neighbours.cpu().numpy())
+
+    @cached_property
+    def spread(self) -> float:
+        """``q95``: the 95th percentile of the held-out latents' distance to the nearest training latent."""
+        return float(torch.quantile(self.distance(self.calibration), 0.95))
+
+    def distance(self, z: Tensor) -> Tensor:
+        """Euclidean distance (B,) of z (B, d) to the nearest training latent."""
+        centred = z.double() - self.mean
+        if self.dim <= _TREE_DIM:
+            found, _ = self._tree.query(centred.cpu().numpy(), workers=1)
+            return torch.as_tensor(found, device=z.device)
+        rows = [torch.cdist(chunk, self._neighbours).amin(1) for chunk in centred.split(_CHUNK)]
+        return torch.cat(rows) if rows else centred.new_zeros(0)
+
+    def offset(self, z: Tensor) -> Tensor:
+        """Offset (B,) of z (B, d): about zero or below on the data, one a data radius beyond them."""
+        return (self.distance(z) - self.spread) / self.radius
+
+    def shell(self, offset: float, count: int, *, seed: int = 0) -> Tensor:
+        """``count`` points (count, d) of the given offset, on random rays from random training latents.
+
+        Each ray is walked by the distance still missing; a distance function cannot be overshot that way
+        (sphere tracing, Hart 1996), so the point found is the ray's first of that offset.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        training = self.training
+        rows = torch.randint(len(training), (count,), generator=generator).to(training.device)
+        ray = torch.randn(count, self.dim, generator=generator, dtype=torch.float64).to(training.device)
+        ray = ray / ray.norm(dim=1, keepdim=True)
+        origin = training[rows]
+        target = self.spread + offset * self.radius
+        reach = torch.zeros(count, dtype=torch.float64, device=training.device)
+        active = torch.arange(count, device=training.device)
+        for _ in range(200):
+            missing = target - self.distance(origin[active] + reach[active, None] * ray[active])
+            reach[active] += missing.clamp_min(0)
+            active = active[missing > 1e-3 * self.radius]
+            if not len(active):
+                break
+        return origin + reach[:, None] * ray
+
+    def gaps(self, count: int, *, seed: int = 0) -> Tensor:
+        """Up to ``count`` midpoints (n, d) of far pairs of training latents that lie off the data (offset > 0)."""
+        generator = torch.Generator().manual_seed(seed)
+        training = self.training
+        pairs = torch.randint(len(training), (8 * count, 2), generator=generator).to(training.device)
+        first, second = training[pairs[:, 0]], training[pairs[:, 1]]
+        length = (first - second).norm(dim=1)
+        middle = 0.5 * (first + second)[length > length.median()]
+        return middle[self.offset(middle) > 0][:count]

@@ -1,0 +1,279 @@
+"""From a score to a metric: three knobs with meanings, set on held-out latents.
+
+The calibrated addition is ``w(z) = ε + W σ((score(z) - m) / δ)`` with σ the logistic function:
+
+- ``W``, the ceiling, from ``inflation``: the costliest unit step on the data, times the inflation, squared;
+- ``m`` and ``δ`` from ``support_quantile``: at that quantile of held-out scores ``w`` still leaves the
+  decoder's volume alone, and it rises from there, evenly in its logarithm, until the void begins;
+- ``ε``, the floor, from ``max_condition_number``: the smallest constant that bounds κ(J) on the data.
+
+What is chosen is checked by computing the audit's own quantities from eigenvalues measured once.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CalibrationWarning, FitError
+from ..smooth_map import SmoothMap
+from ..support import Support
+from .base import UncertaintyModel
+
+#: offsets at which the void is sampled
+VOID_OFFSETS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 100.0, 1000.0)
+#: where the rise may end, widest first: a wide rise is a smooth metric, a narrow one hugs the data
+_RISE_ENDS = (0.5, 0.35, 0.25, 0.15)
+#: σ at the end of the rise is 1 / (1 + e^-3) = 0.95
+_SATURATION = 3.0
+#: change of log volume per dimension that still counts as none
+_UNCHANGED = 0.05
+_MOST_DEPTH = 45.0
+_JACOBIAN_BUDGET = 5e8
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """The user's three dimensionless knobs; see :func:`posthoc_metric.repair`."""
+
+    inflation: float = 10.0
+    support_quantile: float = 0.99
+    max_condition_number: float = 1e3
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Eigenvalues of the decoder's own metric on held-out latents and in the void.
+
+    Attributes:
+        data, void: ascending eigenvalues, (n, d) and (shells, n, d).
+        data_points, void_points: where, (n, d) and (shells, n, d).
+        support_points: training latents (n, d) whose eigenvalues ``support`` also bound the condition number.
+    """
+
+    data: Tensor
+    data_points: Tensor
+    support: Tensor
+    support_points: Tensor
+    void: Tensor
+    void_points: Tensor
+
+    @property
+    def costliest(self) -> float:
+        """95th percentile of the largest eigenvalue on held-out data."""
+        return float(torch.quantile(self.data[:, -1], 0.95))
+
+
+@dataclass(frozen=True)
+class Gate:
+    """``w(z) = floor + ceiling · σ((score - middle) / width)``, with its gradient."""
+
+    model: UncertaintyModel
+    middle: float
+    width: float
+    ceiling: float
+    floor: float
+
+    def share(self, z: Tensor) -> Tensor:
+        """``σ((score - middle) / width)`` in (0, 1): what share of the ceiling applies at z (B, d) -> (B,)."""
+        return torch.sigmoid((self.model.score(z) - self.middle) / self.width)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """``w(z)`` (B,)."""
+        return self.floor + self.ceiling * self.share(z)
+
+    def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """``w(z)`` (B,) and ``∇w(z)`` (B, d), closed-form where the model's score is."""
+        found = self.model.score_and_gradient(z)
+        if found is None:
+            with torch.enable_grad():
+                point = z.detach().requires_grad_(True)
+                score = self.model.score(point)
+                (gradient,) = torch.autograd.grad(score.sum(), point)
+            found = score.detach(), gradient
+        score, gradient = found
+        share = torch.sigmoid((score - self.middle) / self.width)
+        slope = self.ceiling * share * (1 - share) / self.width
+        return self.floor + self.ceiling * share, slope[:, None] * gradient
+
+    def shaped(self, z: Tensor) -> Tensor:
+        """``ε I + W σ(...) S(z)`` (B, d, d), for a model whose ignorance has a shape S."""
+        shape = self.model.shape()
+        assert shape is not None
+        identity = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+        return self.floor * identity + (self.ceiling * self.share(z))[:, None, None] * shape(z)
+
+    def numbers(self) -> dict[str, float]:
+        """The four numbers that calibration chose."""
+        return {key: float(value) for key, value in asdict_shallow(self).items() if key != "model"}
+
+
+def asdict_shallow(instance: Any) -> dict[str, Any]:
+    """Fields of a dataclass without descending into them."""
+    return {name: getattr(instance, name) for name in instance.__dataclass_fields__}
+
+
+def measure(decoder: SmoothMap, support: Support, *, seed: int = 0) -> Measured:
+    """Eigenvalues of ``JᵀJ`` at points whose number a budget of Jacobian entries bounds."""
+    dim = support.dim
+    most = int(min(max(_JACOBIAN_BUDGET / (dim * decoder.output_dim), 64), 1000))
+    each = max(most // len(VOID_OFFSETS), 24)
+    data = support.calibration[:most]
+    training = support.training[:most]
+    void = torch.stack(
+        [support.shell(offset, each, seed=seed + 1 + index) for index, offset in enumerate(VOID_OFFSETS)]
+    )
+    void_values = decoder_eigenvalues(decoder, void.flatten(0, 1)).reshape(len(VOID_OFFSETS), each, dim)
+    return Measured(
+        data=decoder_eigenvalues(decoder, data),
+        data_points=data,
+        support=decoder_eigenvalues(decoder, training),
+        support_points=training,
+        void=void_values,
+        void_points=void,
+    )
+
+
+def decoder_eigenvalues(decoder: SmoothMap, points: Tensor) -> Tensor:
+    """Ascending eigenvalues (B, d) of ``J(z)ᵀ J(z)``, in chunks, from singular values where D ≥ d.
+
+    Raises:
+        FitError: the Jacobian is not finite at a point.
+    """
+    chunk = max(int(2**27 / (8 * points.shape[1] * decoder.output_dim)), 1)
+    found = []
+    for part in points.split(chunk):
+        _, jacobian = decoder.value_and_jacobian(part)
+        if not bool(torch.isfinite(jacobian).all()):
+            raise FitError(
+                "the decoder's Jacobian must be finite on and around the latents; it is NaN or infinite at "
+                f"{int((~torch.isfinite(jacobian).flatten(1).all(1)).sum())} of {len(part)} points tried. "
+                "Look for sqrt, log or division in the decoder, or wrap it in float64."
+            )
+        found.append(torch.linalg.eigvalsh(jacobian.mT @ jacobian).clamp_min(0))
+    return torch.cat(found)
+
+
+def calibrate(model: UncertaintyModel, measured: Measured, knobs: Knobs) -> Gate:
+    """Choose the gate's four numbers for a fitted model.
+
+    Raises:
+        FitError: the decoder is constant around the latents, or the score is not finite.
+    """
+    if not measured.costliest > 0:
+        raise FitError(
+            "the decoder's Jacobian is zero on the held-out latents: its output does not depend on z there. "
+            "Check that `latents` are latents of this decoder, in its own units."
+        )
+    known = model.score(measured.data_points)
+    void = torch.stack([model.score(points) for points in measured.void_points])
+    if not bool(torch.isfinite(known).all() and torch.isfinite(void).all()):
+        raise FitError("the uncertainty model's score must be finite on and off the data; it is NaN or infinite.")
+    edge = float(torch.quantile(known, knobs.support_quantile, interpolation="higher"))
+    floor = _floor(measured, knobs)
+    candidates = [_gate(model, measured, knobs, known, void, edge, floor, end) for end in _RISE_ENDS]
+    # the widest rise that passes; failing that, the one that falls least
+    shortfalls = [_shortfall(gate, measured, void) for gate in candidates]
+    best = min(range(len(candidates)), key=lambda i: (max(shortfalls[i], 0.0), i))
+    if shortfalls[best] > 0:
+        warnings.warn(
+            "the repaired volume falls somewhere between the data and the void by "
+            f"{shortfalls[best]:.2f} more per dimension than the audit allows; see repaired.audit().",
+            CalibrationWarning,
+            stacklevel=3,
+        )
+    return candidates[best]
+
+
+def _floor(measured: Measured, knobs: Knobs) -> float:
+    """The smallest constant ε with κ(JᵀJ + εI) ≤ κ_max² at every sampled data point."""
+    values = torch.cat([measured.data, measured.support])
+    bound = knobs.max_condition_number**2
+    return float(((values[:, -1] - bound * values[:, 0]) / (bound - 1)).max().clamp_min(0))
+
+
+def _gate(
+    model: UncertaintyModel,
+    measured: Measured,
+    knobs: Knobs,
+    known: Tensor,
+    void: Tensor,
+    edge: float,
+    floor: float,
+    end: float,
+) -> Gate:
+    """The gate whose rise ends at offset ``end``, with the least depth that leaves the data alone."""
+    first = torch.tensor(VOID_OFFSETS)
+    after = void[int((first - max(end, VOID_OFFSETS[0])).abs().argmin())]
+    top = edge + (float(torch.quantile(after, 0.05)) - edge) * min(end / VOID_OFFSETS[0], 1.0)
+    if not top > edge:
+        warnings.warn(
+            "the uncertainty model scarcely tells the data from the void around them: its score is as high on "
+            f"held-out latents ({edge:.3g}) as at offset {end} ({top:.3g}). Try more centres or more latents.",
+            CalibrationWarning,
+            stacklevel=4,
+        )
+        top = edge + 0.05 * max(float((void[2] - edge).mean()), 1e-3 * abs(edge) + 1e-12)
+    ceiling = knobs.inflation**2 * measured.costliest / _sigmoid(_SATURATION)
+    low, high = 1.0, _MOST_DEPTH
+    for _ in range(40):
+        depth = 0.5 * (low + high)
+        width = (top - edge) / (depth + _SATURATION)
+        weight = ceiling * torch.sigmoid((known - edge) / width - depth)
+        if _fidelity_met(measured.data, weight, floor, knobs):
+            high = depth
+        else:
+            low = depth
+    width = (top - edge) / (high + _SATURATION)
+    gate = Gate(model, edge + high * width, width, ceiling, floor)
+    return Gate(model, gate.middle, width, ceiling * _raise(gate, measured, void), floor)
+
+
+def _fidelity_met(eigenvalues: Tensor, weight: Tensor, floor: float, knobs: Knobs) -> bool:
+    change = _log_volume_change(eigenvalues + floor, weight)
+    return (
+        float(torch.quantile(change, knobs.support_quantile)) <= _UNCHANGED * 2
+        and float(change.median()) <= 0.2 * _UNCHANGED
+    )
+
+
+def _log_volume_change(eigenvalues: Tensor, weight: Tensor) -> Tensor:
+    """``½ log det(M + wI) / det M`` per dimension, (n,)."""
+    tiny = 1e-300
+    return 0.5 * torch.log1p(weight[:, None] / eigenvalues.clamp_min(tiny)).mean(1)
+
+
+def _raise(gate: Gate, measured: Measured, void: Tensor) -> float:
+    """By how much the ceiling must exceed the inflation's own so that the void stays well conditioned.
+
+    A decoder can be far steeper off the data than on them; κ(J) ≤ 10 there needs ``λ_max ≤ 99 w``.
+    """
+    beyond = [index for index, offset in enumerate(VOID_OFFSETS) if offset >= 1]
+    largest = torch.stack([torch.quantile(measured.void[index, :, -1], 0.95) for index in beyond]).max()
+    return max(1.0, float(largest) / (50.0 * gate.ceiling))
+
+
+def _shortfall(gate: Gate, measured: Measured, void: Tensor) -> float:
+    """The largest fall of the median log volume from any shell, data included, to a farther one, less 0.04."""
+    weights = gate.floor + gate.ceiling * torch.sigmoid((void - gate.middle) / gate.width)
+    on_data = gate(measured.data_points)
+    medians = [_median_log_volume(measured.data, on_data)]
+    medians += [_median_log_volume(values, weight) for values, weight in zip(measured.void, weights, strict=True)]
+    fall, peak = 0.0, -math.inf
+    for value in medians:
+        peak = max(peak, value)
+        fall = max(fall, peak - value)
+    return fall - 0.04
+
+
+def _median_log_volume(eigenvalues: Tensor, weight: Tensor) -> float:
+    return float((0.5 * (eigenvalues + weight[:, None]).clamp_min(1e-300).log().mean(1)).median())
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))

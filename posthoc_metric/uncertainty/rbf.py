@@ -1,0 +1,120 @@
+"""The calibrated RBF network: evidence around centres, read as a smooth distance to the data."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import NotFittedError
+from ..smooth_map import SmoothMap
+from .base import UncertaintyModel
+from .centres import place_centres
+
+_MOST_DIRECT_DIM = 8
+#: evidence of a cluster may move the edge of the support, but by no more than this factor either way
+_EVIDENCE_RANGE = 4.0
+_RESIDUAL_ROWS = 20_000
+
+
+class RBF(UncertaintyModel):
+    """Evidence ``β(z) = Σ_k a_k exp(-‖z - c_k‖² / 2h²)`` around k-means centres, shared by all outputs.
+
+    The score is the smooth distance ``sqrt(2h² (1 + log(Σ_k a_k / β(z))))``: near zero on a centre, and far
+    from all of them the Euclidean distance to the nearest (the log-sum-exp softens a minimum).  It is
+    the precision network of Arvanitidis et al. (2018) with the weights of a Bayesian linear model, in
+    which a cluster's precision is the number of its points over their mean squared residual; one profile serves
+    all outputs, since only the sum over outputs enters the metric.  Its absolute size is
+    left to the calibration, so ``a_k`` keeps only the clusters' evidence relative to one another.
+
+    Args:
+        centres: K; by default an eighth of the latents, between 16 and 128.
+    """
+
+    def __init__(self, *, centres: int | None = None):
+        self.centres = centres
+        self._points: Tensor | None = None
+
+    def fit(self, decoder: SmoothMap, latents: Tensor, data: Tensor | None = None, *, seed: int = 0) -> RBF:
+        latents = latents.double()
+        count = self.centres or min(max(len(latents) // 8, 16), 128)
+        found = place_centres(latents, count, seed=seed, outliers=max(count // 4, 4))
+        self._origin = latents.mean(0)
+        self._points = found.points - self._origin
+        dim = latents.shape[1]
+        pooled = (found.mean_square_radius * found.counts).sum() / found.counts.sum()
+        scale = (latents - self._origin).square().sum(1).mean()
+        # centres on every distinct latent leave no radius within the clusters
+        self._width = torch.maximum(pooled / dim, 1e-6 * scale).sqrt()
+        evidence = found.counts.double()
+        if data is not None:
+            evidence = evidence / _cluster_residuals(decoder, latents, data, found.labels, len(found.points))
+        evidence = evidence / evidence.median()
+        self._log_evidence = evidence.clamp(1 / _EVIDENCE_RANGE, _EVIDENCE_RANGE).log()
+        self.fitted = True
+        return self
+
+    def score(self, z: Tensor) -> Tensor:
+        return self._evaluate(z)[0]
+
+    def score_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        score, share, centred = self._evaluate(z)
+        # ∇ score² / 2 = Σ_k p_k (z - c_k), with p_k the centres' shares of the evidence
+        assert self._points is not None
+        return score, (centred - share @ self._points) / score[:, None]
+
+    def _evaluate(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self._points is None:
+            raise NotFittedError("this RBF model is not fitted; call fit(decoder, latents) first.")
+        centred = z - self._origin
+        if centred.shape[1] <= _MOST_DIRECT_DIM:
+            square = sum((centred[:, j, None] - self._points[None, :, j]).square() for j in range(centred.shape[1]))
+        else:
+            square = centred.square().sum(1, keepdim=True) - 2 * centred @ self._points.T
+            square = square + self._points.square().sum(1)
+        two = 2 * self._width.square()
+        logits = self._log_evidence - square / two
+        top = torch.logsumexp(logits, dim=1)
+        total = torch.logsumexp(self._log_evidence, dim=0)
+        return (two * (1 + total - top)).sqrt(), (logits - top[:, None]).exp(), centred
+
+    def settings(self) -> dict[str, Any]:
+        return {"centres": self.centres}
+
+    def state(self) -> dict[str, Tensor]:
+        if self._points is None:
+            return {}
+        return {
+            "points": self._points,
+            "origin": self._origin,
+            "width": self._width,
+            "log_evidence": self._log_evidence,
+        }
+
+    @classmethod
+    def from_state(cls, settings: dict[str, Any], state: dict[str, Tensor]) -> RBF:
+        """The fitted model that :meth:`settings` and :meth:`state` describe, bit for bit."""
+        model = cls(**settings)
+        model._points = state["points"]
+        model._origin = state["origin"]
+        model._width = state["width"]
+        model._log_evidence = state["log_evidence"]
+        model.fitted = True
+        return model
+
+
+def _cluster_residuals(decoder: SmoothMap, latents: Tensor, data: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Mean squared residual ``‖x - f(z)‖²`` of each cluster (count,), from at most 20,000 rows."""
+    step = math.ceil(len(latents) / _RESIDUAL_ROWS)
+    rows = torch.arange(0, len(latents), step, device=latents.device)
+    total = latents.new_zeros(count)
+    seen = latents.new_zeros(count)
+    for chunk in rows.split(2048):
+        residual = (data[chunk].to(latents) - decoder(latents[chunk])).square().sum(1)
+        total.index_add_(0, labels[chunk], residual)
+        seen.index_add_(0, labels[chunk], torch.ones_like(residual))
+    pooled = total.sum() / seen.sum()
+    mean = torch.where(seen > 0, total / seen.clamp_min(1), pooled)
+    return mean.clamp_min(1e-3 * pooled).clamp_min(1e-300)
