@@ -15,7 +15,15 @@ class InvalidArgumentError(PosthocMetricError, ValueError):
 
 
 class DecoderError(PosthocMetricError):
-    """A decoder cannot be wrapped, or broke its promise while being called."""
+    """A decoder cannot be wrapped, or broke its promise while being called.
+
+    Attributes:
+        rows: the rows of the batch at fault, where the fault lies in rows; else empty.
+    """
+
+    def __init__(self, message: str, rows: tuple[int, ...] = ()):
+        super().__init__(message)
+        self.rows = tuple(rows)
 
 
 class CheckpointError(PosthocMetricError):
@@ -24,6 +32,10 @@ class CheckpointError(PosthocMetricError):
 
 class UnsafeFileError(CheckpointError):
     """Reading the file would run code in it, and the caller has not said ``trust=True``."""
+
+
+class OutputError(PosthocMetricError, OSError):
+    """A result cannot be written where it was asked for."""
 
 
 class MissingExtraError(PosthocMetricError, ImportError):
