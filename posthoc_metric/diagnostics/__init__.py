@@ -1,0 +1,18 @@
+"""What a metric is like near the data and away from them, and what a repair did to it."""
+
+from .audit import Audit, ShellRow, audit
+from .criteria import Criterion
+from .faithfulness import Faithfulness, share_off_data
+from .shells import Shell, Statistics, shells
+
+__all__ = [
+    "Audit",
+    "Criterion",
+    "Faithfulness",
+    "Shell",
+    "ShellRow",
+    "Statistics",
+    "audit",
+    "share_off_data",
+    "shells",
+]

@@ -1,0 +1,33 @@
+"""How fast a metric changes, measured in itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: eigenvalues below this share of the largest are not resolved in float64
+_RESOLVED = 1e-14
+
+
+def smoothness(tensor: Tensor, derivative: Tensor, radius: float) -> Tensor:
+    """``R ‖M^(-1/2) (∂_u M) M^(-1/2)‖_F`` (n,): how many times the metric changes over a data radius.
+
+    It does not depend on the unit of z or of x, and ``∫ ‖M^(-1/2) Ṁ M^(-1/2)‖_F dt`` is the length of the path of
+    matrices in the affine-invariant distance (Pennec, Fillard & Ayache 2006).
+
+    Args:
+        tensor: M (n, d, d).
+        derivative: ``∂_u M`` (n, d, d) along unit vectors u.
+        radius: R.
+    """
+    values, vectors = torch.linalg.eigh(tensor)
+    values = torch.maximum(values, _RESOLVED * values[:, -1:]).clamp_min(1e-300)
+    whiten = vectors * values.rsqrt()[:, None, :]
+    return radius * torch.linalg.matrix_norm(whiten.mT @ derivative @ whiten)
+
+
+def directions(points: Tensor, *, seed: int = 0) -> Tensor:
+    """One random unit vector for each of the points, (n, d)."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(points.shape, generator=generator, dtype=torch.float64).to(points)
+    return drawn / drawn.norm(dim=1, keepdim=True)
