@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
+
+import torch
+
+from ._arrays import ArrayLike, to_points
+from .errors import InvalidArgumentError
 
 
 class SmoothMap(Protocol):
@@ -22,3 +28,47 @@ class SmoothMap(Protocol):
 
     def value_and_jacobian(self, z: Any) -> tuple[Any, Any]:
         """``F(z)`` (B, D) and ``J(z)`` (B, D, d)."""
+
+
+class StackedMap:
+    """``F = [F_1; ...; F_m]``: maps of one latent space with their outputs side by side.
+
+    Args:
+        maps: one or more maps with the same ``latent_dim``.
+
+    Raises:
+        InvalidArgumentError: no maps, or maps of different latent spaces.
+    """
+
+    def __init__(self, maps: Sequence[SmoothMap]):
+        self.maps = tuple(maps)
+        dims = [part.latent_dim for part in self.maps]
+        if not dims or any(dim != dims[0] for dim in dims):
+            raise InvalidArgumentError(
+                f"`maps` must be at least one map, all of the same latent dimension; got latent dimensions {dims}."
+            )
+        self.latent_dim = dims[0]
+        self.output_dim = sum(part.output_dim for part in self.maps)
+
+    def __call__(self, z: ArrayLike) -> Any:
+        points, restore = to_points(z, "z", self.latent_dim)
+        return restore(torch.cat([part(points) for part in self.maps], dim=1))
+
+    def jvp(self, z: ArrayLike, v: ArrayLike) -> tuple[Any, Any]:
+        points, restore = to_points(z, "z", self.latent_dim)
+        tangents, _ = to_points(v, "v", self.latent_dim)
+        values, pushed = zip(*(part.jvp(points, tangents) for part in self.maps), strict=True)
+        return restore(torch.cat(values, dim=1)), restore(torch.cat(pushed, dim=1))
+
+    def vjp(self, z: ArrayLike, u: ArrayLike) -> tuple[Any, Any]:
+        points, restore = to_points(z, "z", self.latent_dim)
+        cotangents, _ = to_points(u, "u", self.output_dim)
+        blocks = cotangents.split([part.output_dim for part in self.maps], dim=1)
+        pairs = [part.vjp(points, block) for part, block in zip(self.maps, blocks, strict=True)]
+        pulled = torch.stack([pull for _, pull in pairs]).sum(0)
+        return restore(torch.cat([value for value, _ in pairs], dim=1)), restore(pulled)
+
+    def value_and_jacobian(self, z: ArrayLike) -> tuple[Any, Any]:
+        points, restore = to_points(z, "z", self.latent_dim)
+        values, jacobians = zip(*(part.value_and_jacobian(points) for part in self.maps), strict=True)
+        return restore(torch.cat(values, dim=1)), restore(torch.cat(jacobians, dim=1))
