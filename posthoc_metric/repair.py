@@ -61,9 +61,9 @@ class RepairedMetric(StructuredMetric):
         self.geometry = geometry
         self.knobs = knobs
         self.data = data
-        self.support = geometry.latents
+        self.support = geometry.training
         self.decoder_metric = PullbackMetric(decoder)
-        self.decoder_metric.support = geometry.latents
+        self.decoder_metric.support = geometry.training
 
     def added(self, z: Tensor) -> Tensor:
         """What the repair adds to ``J_fᵀJ_f`` at z (B, d) float64: (B, d, d)."""
@@ -150,7 +150,7 @@ def repair(
     _check_decoder(decoder)
     points, _ = to_points(latents, "latents", decoder.latent_dim)
     geometry = Support(points, seed=seed)
-    rows = None if data is None else _check_data(decoder, data, len(points)).subset(geometry.rows["training"])
+    rows = None if data is None else _check_data(decoder, data, len(points)).subset(geometry.training_rows)
     model = make_model(uncertainty) if isinstance(uncertainty, str) else uncertainty
     if not isinstance(model, (UncertaintyModel, PublishedRBF)):
         raise InvalidArgumentError(

@@ -37,7 +37,6 @@ class Support:
     Attributes:
         training, calibration, audit: disjoint subsets of the latents, (n, d) each.  Models see the first,
             knobs are set on the second, and what is claimed is measured on the third.
-        rows: which rows of ``latents`` each subset took.
         mean: (d,); radius: R.
 
     Raises:
@@ -50,36 +49,56 @@ class Support:
                 f"`latents` must hold at least {FEWEST} points, so that some can be held out; got {len(latents)}. "
                 "Encode more data, or draw more samples from the prior."
             )
-        latents = latents.detach().double()
-        self.latents = latents
+        order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(seed)).to(latents.device)
+        # one float64 copy, in the order of the split, of which the subsets are views
+        self._ordered = latents.detach()[order].double()
+        self._order = order
         self.seed = seed
-        self.mean = latents.mean(0)
-        self.radius = float((latents - self.mean).square().sum(1).mean().sqrt())
+        self.mean = self._ordered.mean(0)
+        self.radius = float(self._ordered.var(0, correction=0).sum().sqrt())
         if not self.radius > 1e-12 * float(self.mean.norm()):
             raise InvalidArgumentError(
                 "`latents` must differ from one another; all rows are equal. Was one latent repeated, "
                 "or has the encoder collapsed?"
             )
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(latents), generator=generator).to(latents.device)
-        held = min(max(int(_HELD_OUT * len(latents)), 1), _MOST_HELD_OUT)
-        self.rows = {"audit": order[:held], "calibration": order[held : 2 * held], "training": order[2 * held :]}
+        self._held = min(max(int(_HELD_OUT * len(latents)), 1), _MOST_HELD_OUT)
 
     @property
     def dim(self) -> int:
-        return self.latents.shape[1]
+        return self._ordered.shape[1]
 
     @property
-    def training(self) -> Tensor:
-        return self.latents[self.rows["training"]]
-
-    @property
-    def calibration(self) -> Tensor:
-        return self.latents[self.rows["calibration"]]
+    def latents(self) -> Tensor:
+        """All latents (N, d) in the caller's order."""
+        return self._ordered[torch.argsort(self._order)]
 
     @property
     def audit(self) -> Tensor:
-        return self.latents[self.rows["audit"]]
+        return self._ordered[: self._held]
+
+    @property
+    def calibration(self) -> Tensor:
+        return self._ordered[self._held : 2 * self._held]
+
+    @property
+    def training(self) -> Tensor:
+        return self._ordered[2 * self._held :]
+
+    @property
+    def training_rows(self) -> Tensor:
+        """Which of the caller's rows the training latents are, (n,)."""
+        return self._order[2 * self._held :]
+
+    @cached_property
+    def _frame(self) -> Tensor:
+        """The latents' principal axes as columns, each pointing to where their third moment is positive.
+
+        Random directions are drawn in this frame, so that a rotation of the latents rotates them too.
+        """
+        sample = self.training[:MOST_NEIGHBOURS] - self.mean
+        _, axes = torch.linalg.eigh(sample.T @ sample)
+        skew = (sample @ axes).pow(3).sum(0)
+        return axes * torch.where(skew < 0, -1.0, 1.0)
 
     @cached_property
     def _neighbours(self) -> Tensor:
@@ -117,7 +136,7 @@ class Support:
         training = self.training
         rows = torch.randint(len(training), (count,), generator=generator).to(training.device)
         ray = torch.randn(count, self.dim, generator=generator, dtype=torch.float64).to(training.device)
-        ray = ray / ray.norm(dim=1, keepdim=True)
+        ray = (ray / ray.norm(dim=1, keepdim=True)) @ self._frame.T
         origin = training[rows]
         target = self.spread + offset * self.radius
         reach = torch.zeros(count, dtype=torch.float64, device=training.device)

@@ -59,7 +59,7 @@ def place_centres(latents: Tensor, count: int, *, seed: int = 0, outliers: int =
     farther away than three times the 99th percentile.
     """
     shift = latents.mean(0)
-    array = (latents - shift).double().cpu().numpy()
+    array = (latents - shift).double().cpu().numpy()  # the one copy, on the CPU for scikit-learn
     distinct = len(np.unique(array[:: max(1, len(array) // 5000)], axis=0))
     count = max(1, min(count, distinct))
     if len(array) > MINIBATCH_FROM:

@@ -45,7 +45,7 @@ class RBF(UncertaintyModel):
         self._points = found.points - self._origin
         dim = latents.shape[1]
         pooled = (found.mean_square_radius * found.counts).sum() / found.counts.sum()
-        scale = (latents - self._origin).square().sum(1).mean()
+        scale = latents.var(0, correction=0).sum()
         # centres on every distinct latent leave no radius within the clusters
         self._width = torch.maximum(pooled / dim, 1e-6 * scale).sqrt()
         evidence = found.counts.double()
