@@ -1,0 +1,95 @@
+"""Results on disk: a folder's files appear together when all of them are whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import OutputError
+
+
+@contextmanager
+def staged_folder(out: str | Path) -> Iterator[Path]:
+    """A fresh folder beside ``out``, whose files are moved into ``out`` when the block ends well.
+
+    After an error or Ctrl-C in the block, ``out`` is as it was.  Files of other names in ``out`` stay.
+
+    Raises:
+        OutputError: the folder cannot be made or written to, or the disk is full.
+    """
+    target = Path(out)
+    made: list[Path] = []
+    draft: Path | None = None
+    try:
+        if target.exists() and not target.is_dir():
+            raise OutputError(f"`out` must be a folder; {str(target)!r} is a file. Choose another name.")
+        made = _make_parents(target)
+        if target.is_dir() and not os.access(target, os.W_OK | os.X_OK):
+            raise OutputError(f"`out` must be a folder that can be written to; {str(target)!r} cannot. Choose another.")
+        draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        yield draft
+        _publish(draft, target)
+    except OSError as error:
+        if isinstance(error, OutputError) or error.errno is None:
+            raise
+        raise OutputError(
+            f"cannot write to `out`, {str(target)!r}: {error.strerror}. Free space or choose another folder; "
+            "nothing was left behind."
+        ) from None
+    finally:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+        if not target.exists():
+            for folder in reversed(made):
+                folder.rmdir()
+
+
+def _make_parents(target: Path) -> list[Path]:
+    """Make the folders above ``target``; returns those that are new, outermost first."""
+    missing = [folder for folder in target.absolute().parents if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir()
+    return missing[::-1]
+
+
+def _publish(draft: Path, target: Path) -> None:
+    draft.chmod(0o777 & ~_umask())
+    if not target.exists():
+        draft.rename(target)
+        return
+    for source in sorted(path for path in draft.rglob("*") if path.is_file()):
+        place = target / source.relative_to(draft)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        source.replace(place)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def jsonable(value: Any) -> Any:
+    """``value`` with NaN as ``None`` and infinities as the strings ``"Infinity"`` and ``"-Infinity"``.
+
+    JSON has no such numbers, and a file that most readers refuse helps nobody.
+    """
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    return value
+
+
+def to_json(value: Any) -> str:
+    """Strict JSON, indented."""
+    return json.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"

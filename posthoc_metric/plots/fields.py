@@ -1,0 +1,133 @@
+"""Scalar fields of a metric over a latent plane."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.image import AxesImage
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+from .._arrays import describe
+from ..errors import InvalidArgumentError
+from ..metric import Metric
+from .planes import Plane
+from .style import FAINT, MUTED, tidy
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A scalar field of a metric and how it is drawn."""
+
+    method: str
+    label: str
+    colours: str
+    logarithmic: bool
+
+
+QUANTITIES = {
+    "log_volume": Quantity("log_volume", "magnification factor ½ log det M  (nats)", "viridis", False),
+    "condition_number": Quantity("condition_number", "condition number κ(J)  (ratio)", "magma", True),
+}
+
+
+def _quantity(name: str) -> Quantity:
+    if name not in QUANTITIES:
+        raise InvalidArgumentError(f"`quantity` must be one of {', '.join(QUANTITIES)}; got {describe(name)}.")
+    return QUANTITIES[name]
+
+
+def evaluate(metric: Metric, plane: Plane, quantity: str = "log_volume", resolution: int = 160) -> np.ndarray:
+    """A metric's scalar field on the plane's grid, (resolution, resolution), rows along the second axis.
+
+    Raises:
+        InvalidArgumentError: an unknown quantity.
+    """
+    values = getattr(metric, _quantity(quantity).method)(plane.grid(resolution))
+    return torch.as_tensor(values).detach().cpu().numpy().reshape(resolution, resolution)
+
+
+def shared_norm(fields: Sequence[np.ndarray], quantity: str = "log_volume", ceiling: float = 1e3) -> Normalize:
+    """One colour scale for several fields, from the 1st to the 99th percentile of all their finite values.
+
+    A condition number's scale starts at 1 and ends at ``ceiling`` at the latest; what lies beyond shows in the end
+    colour.
+    """
+    finite = np.concatenate([field[np.isfinite(field)].ravel() for field in fields])
+    if not finite.size:
+        raise InvalidArgumentError("`fields` must hold finite values; all are NaN or infinite. Is the metric singular?")
+    low, high = np.percentile(finite, [1, 99])
+    if _quantity(quantity).logarithmic:
+        return LogNorm(1.0, float(min(max(high, 2.0), ceiling)), clip=True)
+    return Normalize(float(low), float(max(high, low + 1e-6)), clip=True)
+
+
+def draw_field(
+    ax: Axes,
+    field: np.ndarray,
+    plane: Plane,
+    *,
+    quantity: str = "log_volume",
+    norm: Normalize | None = None,
+    latents: Any = None,
+    offset: np.ndarray | None = None,
+) -> Axes:
+    """A scalar field over the latent plane, with the data and the edge of the data.
+
+    Args:
+        ax: drawn on, and returned; ``ax.images[0]`` is what a colour bar takes.
+        field: (r, r) as :func:`evaluate` gives it.
+        norm: the colour scale; pass one to several axes to make them comparable.
+        latents: (N, 2) in the plane's coordinates, or (N, d); drawn as dots where the plane holds them.
+        offset: (r, r), the offset from the data on the same grid; its levels 0 and 1 are drawn as lines.
+    """
+    kind = _quantity(quantity)
+    norm = norm or shared_norm([field], quantity)
+    # a singular metric has log volume -inf and condition number inf: the ends of the scale, not holes
+    shown = np.nan_to_num(field, nan=norm.vmax, posinf=norm.vmax, neginf=norm.vmin)
+    ax.imshow(
+        shown,
+        origin="lower",
+        extent=plane.window,
+        cmap=kind.colours,
+        norm=norm,
+        interpolation="bilinear",
+        aspect="equal",
+    )
+    dots = plane.anchors if latents is None else latents
+    if dots is not None and len(dots):
+        flat = plane.project(dots)
+        many = len(flat) > 50
+        ax.scatter(*flat.T, s=3 if many else 22, c="white", alpha=0.55 if many else 1, linewidths=0, zorder=2)
+    if offset is not None:
+        x, y = plane.ticks(len(field))
+        for level, style in ((0.0, "-"), (1.0, (0, (4, 3)))):
+            if offset.min() < level < offset.max():
+                ax.contour(x, y, offset, [level], colors="white", linewidths=1.1, linestyles=[style])
+    ax.set(xlim=plane.window[:2], ylim=plane.window[2:], xlabel=plane.axis_labels[0], ylabel=plane.axis_labels[1])
+    tidy(ax)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_visible(False)
+    return ax
+
+
+def colour_bar(image: AxesImage, axes: Sequence[Axes], quantity: str = "log_volume") -> Axes:
+    """One colour bar with units beside several axes of one figure; returns the bar's own axes."""
+    kind = _quantity(quantity)
+    figure = axes[0].figure
+    bar = figure.colorbar(
+        image, ax=list(axes), shrink=0.86, aspect=28, pad=0.015, extend="max" if kind.logarithmic else "both"
+    )
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(colors=MUTED, labelsize=8, length=3, color=FAINT)
+    if kind.logarithmic:
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        bar.ax.yaxis.set_minor_locator(NullLocator())
+    bar.set_label(kind.label, size=9, color=MUTED)
+    return bar.ax

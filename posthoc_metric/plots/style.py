@@ -1,0 +1,61 @@
+"""What all pictures share: colours, frames and headings.
+
+Colours are Okabe & Ito's (2008), which stay apart for colour-blind readers, and every distinction is made a
+second time by line style, marker or text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, MUTED, FAINT = "#222222", "#6b6b6b", "#c9c9c9"
+OFF_DATA, ON_DATA, SUPPORT = "#D55E00", "#0072B2", "#e6eef4"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """How one of the audit's metrics is drawn, the same in every picture."""
+
+    label: str
+    colour: str
+    style: str
+    marker: str
+
+
+TRACES = {
+    "decoder": Trace("decoder alone", "#D55E00", "-", "o"),
+    "rbf-published": Trace("RBF as published", "#777777", "--", "s"),
+    "repaired": Trace("repaired", "#0072B2", "-", "D"),
+}
+
+
+def tidy(ax: Axes, *, grid: bool = False) -> Axes:
+    """Quiet frame and small ticks."""
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_color(FAINT)
+    ax.tick_params(colors=MUTED, labelsize=8, length=3, color=FAINT)
+    ax.xaxis.label.set(color=MUTED, size=9)
+    ax.yaxis.label.set(color=MUTED, size=9)
+    if grid:
+        ax.grid(axis="y", color="#ececec", linewidth=0.8)
+        ax.set_axisbelow(True)
+    return ax
+
+
+def heading(ax: Axes, title: str, subtitle: str = "") -> Axes:
+    """Title at the left, and a quieter second line under it."""
+    ax.set_title(title, loc="left", size=10.5, weight="bold", color=INK, pad=21 if subtitle else 8)
+    if subtitle:
+        ax.annotate(
+            subtitle, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", size=8.5, color=MUTED
+        )
+    return ax
+
+
+def new_axes(ax: Axes | None) -> Axes:
+    return Figure(figsize=(6, 4), layout="constrained").add_subplot() if ax is None else ax

@@ -1,0 +1,209 @@
+"""The report's figures, each composed from :mod:`posthoc_metric.plots`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from .. import plots
+from ..diagnostics import Audit, share_off_data
+from .pairs import straight_lines
+
+if TYPE_CHECKING:
+    from ..geodesic import Solution
+    from ..repair import RepairedMetric
+
+WIDTH = 9.2
+DPI = 150
+_MOST_CURVES = 40
+_SAMPLES = 129
+_GRID = 150
+_FRAMES = 11
+_FRAME_PAIRS = 3
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with the words that say how to read it."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+def pictures(
+    repaired: RepairedMetric,
+    before: Solution,
+    after: Solution,
+    audit: Audit,
+    image_shape: tuple[int, ...] | None = None,
+) -> Iterator[Picture]:
+    """Every picture of a report, one after another.
+
+    Args:
+        before, after: geodesics of the decoder's own and of the repaired metric between the same pairs.
+        image_shape: (h, w) or (h, w, 3) where the decoder's outputs are images with values in [0, 1].
+    """
+    if repaired.dim >= 2:
+        yield maps(repaired)
+        yield geodesics(repaired, before, after)
+    if image_shape is not None:
+        yield frames(repaired, before, after, image_shape)
+    yield profile(audit)
+    yield criteria(audit)
+
+
+def maps(repaired: RepairedMetric, resolution: int = _GRID) -> Picture:
+    """Magnification factor and condition number before and after, each pair on one colour scale."""
+    plane = plots.latent_plane(repaired.geometry.latents)
+    offset = repaired.geometry.offset(plane.grid(resolution)).reshape(resolution, resolution).cpu().numpy()
+    metrics = {"Decoder alone": repaired.decoder_metric, "Repaired": repaired}
+    figure = _figure(8.6, "compressed")
+    grid = figure.subplots(2, 2, sharex=True, sharey=True)
+    for row, quantity in zip(grid, plots.QUANTITIES, strict=True):
+        fields = [plots.evaluate(metric, plane, quantity, resolution) for metric in metrics.values()]
+        norm = plots.shared_norm(fields, quantity, ceiling=repaired.knobs.max_condition_number)
+        for ax, field, name in zip(row, fields, metrics, strict=True):
+            flat = repaired.geometry.latents if repaired.dim == 2 else None
+            plots.draw_field(ax, field, plane, quantity=quantity, norm=norm, latents=flat, offset=offset)
+            plots.heading(ax, name, plots.QUANTITIES[quantity].label.split("  ")[0])
+            ax.label_outer()
+        plots.colour_bar(row[-1].images[0], row, quantity)
+    if plane.title:
+        figure.suptitle(plane.title[0].upper() + plane.title[1:], size=11, color=plots.INK)
+    dots = (
+        "White dots are the training latents"
+        if repaired.dim == 2
+        else f"The picture shows the {plane.title}; the three white dots are those points"
+    )
+    caption = (
+        f"{dots}; the solid white line is offset 0, the edge of the data, and the dashed one offset 1, from where the "
+        "inflation is guaranteed. Left and right share one colour scale in each row. On the data the two sides should "
+        "look alike. Off the data the repaired side should be brighter in the upper row, so that crossing empty space "
+        "is dear, and dark in the lower row, so that the metric is well conditioned."
+    )
+    return Picture("maps", "Magnification factor and condition number over the latent plane", caption, figure)
+
+
+def geodesics(repaired: RepairedMetric, before: Solution, after: Solution) -> Picture:
+    """The same pairs' geodesics before and after."""
+    latents = repaired.geometry.latents
+    plane = plots.principal_plane(latents)
+    finite = _finite(before) & _finite(after)
+    chosen = torch.nonzero(finite).flatten()[:_MOST_CURVES]
+    figure = _figure(5.3, "compressed")
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    region = (
+        repaired.geometry.offset(plane.grid(_GRID)).reshape(_GRID, _GRID).cpu().numpy() if repaired.dim == 2 else None
+    )
+    shown = latents[:: max(1, len(latents) // 4_000)]
+    for ax, name, solution in zip(axes, ("Decoder alone", "Repaired"), (before, after), strict=True):
+        curves = _sampled(solution, chosen)
+        offset = repaired.geometry.offset(curves.flatten(0, 1)).reshape(curves.shape[:2])
+        plots.draw_curves(ax, curves, offset.cpu().numpy(), plane, latents=shown, region=region)
+        share = float(share_off_data(curves, repaired.geometry).mean()) if len(chosen) else float("nan")
+        plots.heading(ax, name, f"{share:.1%} of the length of these curves is off the data")
+        ax.label_outer()
+    handles = [
+        Line2D([], [], color=plots.ON_DATA, linewidth=1.4, label="over the data (offset ≤ 0)"),
+        Line2D([], [], color=plots.OFF_DATA, linewidth=2.4, label="off the data (offset > 0)"),
+        Line2D([], [], color=plots.INK, marker="o", linestyle="", markersize=4, label="ends"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    if plane.title:
+        figure.suptitle(plane.title[0].upper() + plane.title[1:], size=11, color=plots.INK)
+    tint = ", the tinted ground is where the offset is at most 0" if region is not None else ""
+    caption = (
+        f"The first {len(chosen)} pairs for which both metrics have a curve. Grey dots are training latents{tint}. "
+        "Thick orange pieces cross empty space, where decoded values mean nothing; the repair should leave few of them."
+    )
+    return Picture("geodesics", "The same pairs' geodesics before and after", caption, figure)
+
+
+def frames(repaired: RepairedMetric, before: Solution, after: Solution, image_shape: tuple[int, ...]) -> Picture:
+    """Decoded frames along the straight line and both geodesics, for the pairs that the decoder led astray most."""
+    geometry, decoder = repaired.geometry, repaired.decoder
+    finite = torch.nonzero(_finite(before) & _finite(after)).flatten()
+    astray = share_off_data(_sampled(before, finite), geometry)
+    chosen = finite[astray.argsort(descending=True, stable=True)[:_FRAME_PAIRS]]
+    straight = straight_lines(_tensor(after.points)[chosen, 0], _tensor(after.points)[chosen, -1], _FRAMES)
+    rows = {
+        "straight line": straight,
+        "decoder alone": _sampled(before, chosen, _FRAMES),
+        "repaired": _sampled(after, chosen, _FRAMES),
+    }
+    figure = _figure(0.5 + 2.5 * len(chosen))
+    blocks = figure.subfigures(len(chosen), 1, squeeze=False, hspace=0.04)[:, 0]
+    for index, block in enumerate(blocks):
+        grid = block.subplots(len(rows), _FRAMES, squeeze=False)
+        for axes, (name, curves) in zip(grid, rows.items(), strict=True):
+            images = _tensor(decoder(curves[index])).reshape(_FRAMES, *image_shape).cpu().numpy()
+            off_data = (geometry.offset(curves[index]) > 0).tolist()
+            plots.draw_frames(axes, images, label=name, off_data=off_data)
+        block.suptitle(f"pair {int(chosen[index])}", size=9, color=plots.MUTED, x=0.01, ha="left")
+    caption = (
+        f"The {len(chosen)} pairs of all {len(_tensor(after.points))} whose unrepaired geodesic is off the data for "
+        "the largest share of its length, at constant speed from left to right. A frame with a thick orange border "
+        "lies off the data, where the decoder was never trained and its picture is a guess."
+    )
+    return Picture("frames", "Decoded frames along the way", caption, figure)
+
+
+def profile(audit: Audit) -> Picture:
+    """Log volume and condition number against the offset."""
+    figure = _figure(4.0)
+    left, right = figure.subplots(1, 2)
+    plots.log_volume_by_offset(audit, left)
+    plots.heading(left, "Log volume", "median and 5 to 95 % band, per dimension")
+    plots.condition_by_offset(audit, right)
+    plots.heading(right, "Condition number", "a line that breaks off became singular")
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    caption = (
+        "Shells of points around the data, evenly spaced in the order of their offset: 1 is one data radius beyond the "
+        "data. The repaired log volume must agree with the decoder's on the data and never fall further out; the "
+        "decoder's own falls, which is why its shortest paths leave the data."
+    )
+    return Picture("profile", "From the data outwards", caption, figure)
+
+
+def criteria(audit: Audit) -> Picture:
+    """The audit's criteria as multiples of their bounds."""
+    figure = _figure(0.9 + 0.42 * len(audit.criteria))
+    ax = plots.audit_panel(audit, figure.add_subplot())
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    caption = (
+        "Each criterion of the table above as a multiple of its bound, on a logarithmic scale cut at 10,000 either "
+        "way. Points right of the line meet the bound."
+    )
+    return Picture("audit", "The audit at a glance", caption, figure)
+
+
+def _figure(height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Figure:
+    figure = Figure(figsize=(WIDTH, height), layout=layout)
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.set(w_pad=0.08, h_pad=0.1)
+    return figure
+
+
+def _tensor(value: object) -> torch.Tensor:
+    return torch.as_tensor(np.asarray(value) if not isinstance(value, torch.Tensor) else value).detach().double()
+
+
+def _finite(solution: Solution) -> torch.Tensor:
+    return torch.isfinite(_tensor(solution.points)).flatten(1).all(1)
+
+
+def _sampled(solution: Solution, rows: torch.Tensor, num: int = _SAMPLES) -> torch.Tensor:
+    """Points (n, num, d) at constant speed of the chosen rows."""
+    t = torch.linspace(0, 1, num, dtype=torch.float64)
+    return _tensor(solution(t))[rows]

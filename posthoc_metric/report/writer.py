@@ -1,0 +1,127 @@
+"""Everything a report consists of, written into one folder, whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import platform
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .._arrays import describe
+from ..diagnostics import Audit
+from ..errors import InvalidArgumentError
+from ..output import jsonable, staged_folder, to_json
+from .figures import DPI, pictures
+from .page import Inlined, render
+from .pairs import pair_statistics
+
+if TYPE_CHECKING:
+    from ..geodesic import Solution
+    from ..repair import RepairedMetric
+
+_VERSIONS = ("posthoc_metric", "torch", "numpy", "scipy", "scikit-learn", "gpytorch", "matplotlib")
+
+
+def write_report(
+    out_dir: str | Path,
+    repaired: RepairedMetric,
+    before: Solution,
+    after: Solution,
+    audit: Audit,
+    *,
+    image_shape: tuple[int, ...] | None = None,
+    title: str = "Repaired latent geometry",
+    settings: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write ``report.html``, ``audit.json``, ``geodesics.npz`` and the figures as PNG into a folder.
+
+    Args:
+        out_dir: made if it is not there; what else is in it stays.
+        repaired: the metric.
+        before, after: geodesics of ``repaired.decoder_metric`` and of ``repaired`` between the same pairs.
+        audit: of ``repaired``.
+        image_shape: (h, w) or (h, w, 3), if the decoder's outputs are images in [0, 1]; frames are shown then.
+        title: of the page.
+        settings: further facts for the page's last section.
+
+    Returns:
+        What ``audit.json`` holds.
+
+    Raises:
+        InvalidArgumentError: ``image_shape`` does not fit the decoder, or the solutions differ in their pairs.
+        OutputError: the folder cannot be written to; it is then as it was.
+    """
+    _check(repaired, before, after, image_shape)
+    facts = jsonable(
+        {
+            **audit.as_dict(),
+            "geodesics": pair_statistics(repaired, before, after).as_dict(),
+            "settings": {**_settings(repaired), **(settings or {})},
+            "versions": _versions(),
+        }
+    )
+    with staged_folder(out_dir) as draft:
+        inlined = []
+        for picture in pictures(repaired, before, after, audit, image_shape):
+            buffer = io.BytesIO()
+            picture.figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+            inlined.append(Inlined(picture.name, picture.title, picture.caption, buffer.getvalue()))
+            (draft / f"{picture.name}.png").write_bytes(buffer.getvalue())
+        np.savez_compressed(draft / "geodesics.npz", **_curves(before, "before"), **_curves(after, "after"))
+        (draft / "audit.json").write_text(to_json(facts), encoding="utf-8")
+        (draft / "report.html").write_text(render(facts, inlined, title), encoding="utf-8")
+    return facts
+
+
+def _check(repaired: RepairedMetric, before: Solution, after: Solution, image_shape: tuple[int, ...] | None) -> None:
+    if tuple(before.points.shape[::2]) != tuple(after.points.shape[::2]):
+        raise InvalidArgumentError(
+            f"`before` and `after` must join the same pairs; got curves of shape {tuple(before.points.shape)} and "
+            f"{tuple(after.points.shape)}. Solve both for the same start and end."
+        )
+    if image_shape is None:
+        return
+    colours = len(image_shape) == 2 or (len(image_shape) == 3 and image_shape[2] == 3)
+    if not colours or int(np.prod(image_shape)) != repaired.decoder.output_dim:
+        raise InvalidArgumentError(
+            f"`image_shape` must be (h, w) or (h, w, 3) with {repaired.decoder.output_dim} entries, the decoder's "
+            f"outputs; got {describe(image_shape)}. Leave it out if the outputs are no images."
+        )
+
+
+def _settings(repaired: RepairedMetric) -> dict[str, Any]:
+    geometry = repaired.geometry
+    return {
+        "latent dimension": repaired.dim,
+        "output dimension": repaired.decoder.output_dim,
+        "latents": len(geometry.latents),
+        "held-out latents in the audit": len(geometry.audit),
+        "uncertainty": type(repaired.model).__name__,
+        **{name.replace("_", " "): value for name, value in asdict(repaired.knobs).items()},
+        "seed": geometry.seed,
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _curves(solution: Solution, side: str) -> dict[str, np.ndarray]:
+    """Arrays of one solution, first axis the pair."""
+    arrays = {
+        name: torch.as_tensor(getattr(solution, name)).detach().cpu().numpy()
+        for name in ("points", "length", "energy", "residual", "length_error", "steps", "converged")
+    }
+    arrays["status"] = np.array([status.name for status in solution.status])
+    return {f"{side}_{name}": array for name, array in arrays.items()}
