@@ -1,0 +1,40 @@
+"""Records of tensors that share their first axis, one row a curve."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+B = TypeVar("B", bound="Batch")
+
+
+class Batch:
+    """Base of dataclasses of tensors (or such records, or ``None``) with one row a curve."""
+
+    def take(self: B, index: Tensor) -> B:
+        """The rows that ``index`` (indices or mask) picks, copied."""
+        return type(self)(**{name: _take(value, index) for name, value in self._items()})
+
+    def put(self, mask: Tensor, other: Any) -> None:
+        """Overwrite the rows in ``mask`` by the same rows of ``other``."""
+        for name, value in self._items():
+            if isinstance(value, Tensor):
+                value[mask] = getattr(other, name)[mask]
+            elif value is not None:
+                value.put(mask, getattr(other, name))
+
+    def put_rows(self, rows: Tensor, other: Any) -> None:
+        """Overwrite the rows ``rows`` (indices) by ``other``, which has only those."""
+        for name, value in self._items():
+            value[rows] = getattr(other, name)
+
+    def _items(self) -> list[tuple[str, Any]]:
+        return [(field.name, getattr(self, field.name)) for field in fields(self)]  # type: ignore[arg-type]
+
+
+def _take(value: Any, index: Tensor) -> Any:
+    if value is None:
+        return None
+    return value[index] if isinstance(value, Tensor) else value.take(index)

@@ -1,0 +1,165 @@
+"""The energy of discrete curves, its gradient and its second-order model.
+
+A curve is nodes ``z_0 .. z_n`` at times ``t_0 .. t_n``.  With ``h_k = t_{k+1} - t_k``, ``Δ_k = z_{k+1} - z_k`` and
+``m_k`` the midpoint of a segment, the energy under the metric ``J_Fᵀ J_F + w I + U`` is
+
+    E = Σ_k ( ‖F(z_{k+1}) - F(z_k)‖² + w(m_k) ‖Δ_k‖² + Δ_kᵀ U(m_k) Δ_k ) / h_k.
+
+The chords of ``F`` need no derivative of the metric, and every term couples neighbouring nodes only, so that
+the Hessian and its Gauss-Newton part are block tridiagonal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..metric import MetricParts
+from .batch import Batch
+from .field import FieldDerivative
+
+
+@dataclass
+class Model(Batch):
+    """A block-tridiagonal matrix for each of P curves: (P, n-1, d, d) and (P, n-2, d, d)."""
+
+    diagonal: Tensor
+    coupling: Tensor
+
+    def __add__(self, other: Model) -> Model:
+        return Model(self.diagonal + other.diagonal, self.coupling + other.coupling)
+
+
+@dataclass
+class Linearisation(Batch):
+    """All that is kept about P curves of n spans at their present nodes.
+
+    Attributes:
+        nodes: (P, n+1, d).
+        energy: (P,).
+        gradient: with respect to the inner nodes (P, n-1, d).
+        convex: the Gauss-Newton model, positive semi-definite.
+        rest: what the first derivatives at hand tell of the rest of the Hessian; indefinite.
+        values, jacobians: ``F`` at the nodes (P, n+1, D), ``J_F`` at the inner nodes (P, n-1, D, d).
+        bend: ``r_{k-1}/h_{k-1} - r_k/h_k`` at the inner nodes, ``r`` the chords (P, n-1, D).
+    """
+
+    nodes: Tensor
+    energy: Tensor
+    gradient: Tensor
+    convex: Model
+    rest: Model
+    values: Tensor | None = None
+    jacobians: Tensor | None = None
+    bend: Tensor | None = None
+
+
+class CurveEnergy:
+    """The discrete energy under one metric; ``probe`` (N, d) are points it will be used near."""
+
+    def __init__(self, parts: MetricParts, probe: Tensor):
+        self.embedding = parts.embedding
+        self.weight = parts.weight
+        self.field = None if parts.field is None else FieldDerivative(parts.field, probe)
+
+    def linearise(self, nodes: Tensor, h: Tensor, before: Linearisation | None = None) -> Linearisation:
+        """Energy, gradient and models at ``nodes`` (P, n+1, d) with time steps ``h`` (P, n).
+
+        ``before``, the same curves at earlier nodes, lends ``F`` at the two ends, which never move.
+        """
+        count, total, dim = nodes.shape
+        zeros = nodes.new_zeros
+        out = Linearisation(
+            nodes,
+            energy=zeros(count),
+            gradient=zeros(count, total - 2, dim),
+            convex=Model(zeros(count, total - 2, dim, dim), zeros(count, total - 3, dim, dim)),
+            rest=Model(zeros(count, total - 2, dim, dim), zeros(count, total - 3, dim, dim)),
+        )
+        if self.embedding is not None:
+            self._add_chords(out, h, None if before is None else before.values)
+        middle, step = (nodes[:, 1:] + nodes[:, :-1]) / 2, nodes.diff(dim=1)
+        if self.weight is not None:
+            self._add_weight(out, middle, step, h)
+        if self.field is not None:
+            self._add_field(out, middle, step, h)
+        return out
+
+    def _add_chords(self, out: Linearisation, h: Tensor, ends: Tensor | None) -> None:
+        assert self.embedding is not None
+        count, total, dim = out.nodes.shape
+        inner, jacobians = self.embedding.value_and_jacobian(out.nodes[:, 1:-1].reshape(-1, dim))
+        if ends is None:
+            ends = self.embedding(out.nodes[:, [0, -1]].reshape(-1, dim)).view(count, 2, -1)
+        values = torch.cat([ends[:, :1], inner.view(count, total - 2, -1), ends[:, -1:]], dim=1)
+        jacobians = jacobians.view(count, total - 2, -1, dim)
+        r = values.diff(dim=1)
+        bend = r[:, :-1] / h[:, :-1, None] - r[:, 1:] / h[:, 1:, None]
+        out.values, out.jacobians, out.bend = values, jacobians, bend
+        out.energy += (r.square().sum(-1) / h).sum(1)
+        transposed = jacobians.mT
+        out.gradient += 2 * (transposed @ bend[..., None])[..., 0]
+        out.convex.diagonal += (2 / h[:, :-1] + 2 / h[:, 1:])[..., None, None] * (transposed @ jacobians)
+        out.convex.coupling -= (2 / h[:, 1:-1])[..., None, None] * (transposed[:, :-1] @ jacobians[:, 1:])
+
+    def _add_weight(self, out: Linearisation, middle: Tensor, step: Tensor, h: Tensor) -> None:
+        assert self.weight is not None
+        w, slope = self.weight.value_and_gradient(middle.reshape(-1, middle.shape[-1]))
+        w, slope = w.view_as(h) / h, slope.view_as(middle) / h[..., None]
+        square = step.square().sum(-1)
+        out.energy += (w * square).sum(1)
+        eye = torch.eye(step.shape[-1], dtype=step.dtype, device=step.device)
+        _add_segments(
+            out,
+            by_step=2 * w[..., None] * step,
+            by_middle=slope * square[..., None],
+            stiffness=2 * w[..., None, None] * eye,
+            mixed=2 * slope[..., :, None] * step[..., None, :],
+            # exact where log w is linear, as it is on the flank of a wall
+            curvature=(square / w.clamp_min(1e-300))[..., None, None] * slope[..., :, None] * slope[..., None, :],
+        )
+
+    def _add_field(self, out: Linearisation, middle: Tensor, step: Tensor, h: Tensor) -> None:
+        assert self.field is not None
+        dim = step.shape[-1]
+        tensors, pushed = self.field(middle.reshape(-1, dim), step.reshape(-1, dim))
+        shape = (*h.shape, dim, dim)
+        tensors, pushed = tensors.view(shape) / h[..., None, None], pushed.reshape(shape) / h[..., None, None]
+        along = (tensors @ step[..., None])[..., 0]
+        out.energy += (step * along).sum(-1).sum(1)
+        solved = torch.linalg.solve_ex(tensors, pushed)[0]
+        _add_segments(
+            out,
+            by_step=2 * along,
+            by_middle=(pushed.mT @ step[..., None])[..., 0],
+            stiffness=2 * tensors,
+            mixed=2 * pushed.mT,
+            curvature=pushed.mT @ solved,
+        )
+
+
+def _add_segments(
+    out: Linearisation,
+    *,
+    by_step: Tensor,
+    by_middle: Tensor,
+    stiffness: Tensor,
+    mixed: Tensor,
+    curvature: Tensor,
+) -> None:
+    """Add terms ``e_k(m_k, Δ_k)`` from their derivatives: ``mixed`` has the midpoint's coordinate first.
+
+    With ``U = RᵀR`` the Gauss-Newton model of ``‖R(m) Δ‖²`` holds half the mixed and half the curvature term.
+    """
+    out.gradient += by_step[:, :-1] - by_step[:, 1:] + (by_middle[:, :-1] + by_middle[:, 1:]) / 2
+    half = (mixed + mixed.mT) / 2
+    skew = (mixed - mixed.mT) / 2
+    for model, share in ((out.convex, 0.5), (out.rest, 0.5)):
+        bowl, across = share * curvature / 4, share * half
+        base = stiffness + bowl if model is out.convex else bowl
+        # a node is the right end of the segment before it and the left end of the one after
+        model.diagonal += base[:, :-1] + across[:, :-1] + base[:, 1:] - across[:, 1:]
+        link = bowl[:, 1:-1] + share * skew[:, 1:-1]
+        model.coupling += link - stiffness[:, 1:-1] if model is out.convex else link

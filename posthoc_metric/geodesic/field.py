@@ -1,0 +1,88 @@
+"""Derivatives of a metric that is known only as a field of matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidArgumentError
+
+
+class FieldDerivative:
+    """``U(z)`` and the derivative of ``U(z) v`` along every coordinate, by autograd or central differences.
+
+    Autograd is used only where it agrees with a finite difference at ``probe``: a field that detaches
+    part of its graph gives gradients that are silently wrong.
+
+    Args:
+        field: (N, d) -> (N, d, d).
+        probe: points (N, d) to compare the two routes at; their spread sets the difference step.
+    """
+
+    def __init__(self, field: Callable[[Tensor], Tensor], probe: Tensor):
+        self.field = field
+        with torch.no_grad():
+            matrices = _checked(field(probe), probe)
+        finite = torch.isfinite(matrices).flatten(1).all(1)
+        single = bool((matrices[finite].float().double() == matrices[finite]).all()) and bool(finite.any())
+        # twice continuously differentiable fields: eps^(1/3) of the scale on which the field varies
+        spread = float((probe.amax(0) - probe.amin(0)).max()) or 1.0
+        self.step = (5e-3 if single else 1e-5) * spread
+        self.by_autograd = self._agrees(probe[finite][:16], 1e-2 if single else 1e-4)
+
+    def __call__(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """``U(z)`` (N, d, d), and ``P[n, a, i] = ∂_i (U(z_n) v_n)_a`` (N, d, d)."""
+        return self._autograd(z, v) if self.by_autograd else self._difference(z, v)
+
+    def _agrees(self, probe: Tensor, tolerance: float) -> bool:
+        if len(probe) == 0:
+            return False
+        v = torch.linspace(0.5, 1.0, probe.shape[1], dtype=probe.dtype, device=probe.device).expand_as(probe)
+        with torch.enable_grad():
+            z = probe.detach().clone().requires_grad_(True)
+            try:
+                if not self.field(z).requires_grad:
+                    return False
+                _, exact = self._autograd(probe, v)
+            except (RuntimeError, TypeError, AttributeError):
+                # NumPy inside, or an operation without a derivative: the field is not torch's to differentiate
+                return False
+        _, approximate = self._difference(probe, v)
+        scale = approximate.abs().amax().clamp_min(1e-300)
+        return bool((exact - approximate).abs().amax() <= tolerance * scale + 1e-9 * self.field(probe).abs().amax())
+
+    def _autograd(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            points = z.detach().clone().requires_grad_(True)
+            matrices = self.field(points)
+            pushed = (matrices @ v[..., None])[..., 0]
+            rows = []
+            for a in range(v.shape[1]):
+                grad = torch.autograd.grad(
+                    pushed[:, a].sum(), points, retain_graph=a + 1 < v.shape[1], allow_unused=True
+                )[0]
+                rows.append(torch.zeros_like(points) if grad is None else grad)
+        return matrices.detach().to(z.dtype), torch.stack(rows, dim=1)
+
+    def _difference(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        count, dim = z.shape
+        offsets = self.step * torch.eye(dim, dtype=z.dtype, device=z.device)
+        shifted = torch.cat([z[None], z + offsets[:, None], z - offsets[:, None]]).reshape(-1, dim)
+        with torch.no_grad():
+            matrices = self.field(shifted).to(z.dtype).view(2 * dim + 1, count, dim, dim)
+        pushed = (matrices @ v[..., None])[..., 0]
+        slope = (pushed[1 : dim + 1] - pushed[dim + 1 :]) / (2 * self.step)
+        return matrices[0], slope.permute(1, 2, 0)
+
+
+def _checked(matrices: Tensor, z: Tensor) -> Tensor:
+    expected = (*z.shape, z.shape[1])
+    if not isinstance(matrices, Tensor) or tuple(matrices.shape) != expected:
+        came = tuple(matrices.shape) if hasattr(matrices, "shape") else type(matrices).__name__
+        raise InvalidArgumentError(
+            f"the metric's `tensor` must return a tensor of shape {expected} for {len(z)} points; got {came}. "
+            "Keep the batch axis first and return what kind came in."
+        )
+    return matrices

@@ -1,0 +1,81 @@
+"""Block-tridiagonal systems of many curves, solved as one banded matrix.
+
+The curves of a batch are laid one after the other on the diagonal of a single band matrix with zero
+coupling between them, so that LAPACK does in one call what a loop over pairs or over nodes would do.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.linalg import cho_solve_banded, cholesky_banded, solve_banded
+from torch import Tensor
+
+
+def solve_block_tridiagonal(diagonal: Tensor, coupling: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
+    """Solve ``H x = rhs`` for symmetric positive definite block-tridiagonal ``H``, every curve apart.
+
+    Args:
+        diagonal: (P, n, d, d) symmetric blocks.
+        coupling: (P, n-1, d, d), block ``k`` couples row ``k`` with column ``k+1``.
+        rhs: (P, n, d).
+
+    Returns:
+        ``x`` (P, n, d) and a mask (P,) of the curves whose matrix is positive definite; the rows of ``x`` of
+        the others are zero.  A curve that is not finite counts as not positive definite.
+    """
+    count, nodes, dim = rhs.shape
+    band = _lower_band(diagonal, coupling)
+    right = rhs.reshape(count, nodes * dim).cpu().numpy().copy()
+    good = np.isfinite(band).all(axis=(0, 2)) & np.isfinite(right).all(axis=1)
+    while True:
+        # a curve that fails becomes the identity, so that it cannot touch its neighbours
+        band[:, ~good] = 0.0
+        band[0, ~good] = 1.0
+        right[~good] = 0.0
+        try:
+            factor = cholesky_banded(band.reshape(len(band), -1), lower=True, check_finite=False)
+            break
+        except np.linalg.LinAlgError as error:
+            good[_leading_minor(error) // (nodes * dim)] = False
+    solution = cho_solve_banded((factor, True), right.reshape(-1), check_finite=False)
+    return (
+        torch.from_numpy(solution).reshape(count, nodes, dim).to(rhs.device),
+        torch.from_numpy(good).to(rhs.device),
+    )
+
+
+def _leading_minor(error: np.linalg.LinAlgError) -> int:
+    """LAPACK names the order of the first minor that is not positive definite; SciPy says it first in its words."""
+    return int(str(error).split("-th")[0]) - 1
+
+
+def _lower_band(diagonal: Tensor, coupling: Tensor) -> np.ndarray:
+    """LAPACK's lower band storage ``band[i - j, j] = H[i, j]`` of every curve: (2d, P, n d)."""
+    blocks = diagonal.cpu().numpy()
+    links = coupling.cpu().numpy()
+    count, nodes, dim, _ = blocks.shape
+    band = np.zeros((2 * dim, count, nodes, dim))
+    for i in range(dim):
+        for j in range(dim):
+            if i >= j:
+                band[i - j, :, :, j] = blocks[:, :, i, j]
+            # H[(k+1) d + i, k d + j] is the transpose of the coupling of k with k+1
+            band[dim + i - j, :, :-1, j] = links[:, :, j, i]
+    return band.reshape(2 * dim, count, nodes * dim)
+
+
+def solve_tridiagonal(lower: Tensor, diagonal: Tensor, upper: Tensor, rhs: Tensor) -> Tensor:
+    """Solve scalar tridiagonal systems: (P, n), (P, n), (P, n) and right-hand sides (P, n, d) -> (P, n, d).
+
+    ``lower[:, 0]`` and ``upper[:, -1]`` are not used.  The systems and right-hand sides are finite.
+    """
+    count, nodes, dim = rhs.shape
+    band = np.zeros((3, count, nodes))
+    band[0, :, 1:] = upper[:, :-1].cpu().numpy()
+    band[1] = diagonal.cpu().numpy()
+    band[2, :, :-1] = lower[:, 1:].cpu().numpy()
+    solution = solve_banded(
+        (1, 1), band.reshape(3, -1), rhs.reshape(count * nodes, dim).cpu().numpy(), check_finite=False
+    )
+    return torch.from_numpy(np.ascontiguousarray(solution)).reshape(count, nodes, dim).to(rhs.device)

@@ -1,0 +1,83 @@
+"""Options of the geodesic solvers: small, typed, and closed to unknown names."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from .._arrays import describe
+from ..errors import InvalidArgumentError
+
+O = TypeVar("O")  # noqa: E741
+
+#: starts that the relaxation knows, in the order in which ties are settled
+START_NAMES = ("straight", "grid", "graph")
+
+
+@dataclass(frozen=True)
+class RelaxationOptions:
+    """How :func:`posthoc_metric.geodesic` relaxes curves.
+
+    Attributes:
+        rtol: relative error of the length that is asked for.
+        tol: residual of the discrete geodesic equation at which a curve counts as stationary; the energy is
+            then within ``tol²/2`` of its minimum.
+        spans: spans of the curve at the first refinement.
+        max_spans: spans to which a curve may be refined where its length is not confirmed.
+        max_steps: Gauss-Newton steps for one curve at one number of spans.
+        num_points: T, points on the curve that is returned.
+        starts: which start curves to try: "straight", "grid" (d <= 3), "graph" (needs a support).
+        memory_limit: bytes that the arrays of one block of pairs may take; blocks are made to fit.
+    """
+
+    rtol: float = 1e-4
+    tol: float = 1e-3
+    spans: int = 16
+    max_spans: int = 256
+    max_steps: int = 60
+    num_points: int = 33
+    starts: tuple[str, ...] = START_NAMES
+    memory_limit: int = 512 * 2**20
+
+    def __post_init__(self) -> None:
+        for name in ("rtol", "tol"):
+            _positive(getattr(self, name), name)
+        for name, low in (("spans", 4), ("max_spans", 4), ("max_steps", 1), ("num_points", 2), ("memory_limit", 1)):
+            _integer(getattr(self, name), name, low)
+        starts = (self.starts,) if isinstance(self.starts, str) else tuple(self.starts)
+        unknown = [name for name in starts if name not in START_NAMES]
+        if unknown or not starts:
+            raise InvalidArgumentError(
+                f"`starts` must name some of {', '.join(START_NAMES)}; got {describe(self.starts)}."
+            )
+        object.__setattr__(self, "starts", starts)
+        if self.max_spans < self.spans:
+            raise InvalidArgumentError(
+                f"`max_spans` must be at least `spans` ({self.spans}); got {self.max_spans}. Lower `spans` too."
+            )
+
+
+def make_options(kind: type[O], options: dict[str, Any]) -> O:
+    """An options object from keywords.
+
+    Raises:
+        InvalidArgumentError: an unknown name, with the nearest known one.
+    """
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            raise InvalidArgumentError(f"`{name}` is no option here; known are {', '.join(known)}.{hint}")
+    return kind(**options)
+
+
+def _positive(value: Any, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise InvalidArgumentError(f"`{name}` must be a positive number; got {describe(value)}.")
+
+
+def _integer(value: Any, name: str, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise InvalidArgumentError(f"`{name}` must be an integer of at least {low}; got {describe(value)}.")

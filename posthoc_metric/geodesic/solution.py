@@ -1,0 +1,140 @@
+"""What a geodesic solver hands back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._arrays import ArrayLike, Restore, describe, to_tensor
+from ..errors import InvalidArgumentError
+from .curves import Clock
+from .spline import Spline
+from .status import Status
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Geodesics of B pairs, with what is needed to believe them.  All facts are of the returned curves.
+
+    Attributes:
+        points: (B, T, d), equally spaced in Riemannian length, the ends included.
+        length: Riemannian length, integrated inside the spans (B,).
+        energy: ``∫ ‖ż‖² dt`` over [0, 1] (B,); ``length²`` at constant speed.
+        residual: of the discrete geodesic equation (B,): the square root of the share of its energy that the
+            discrete curve could still lose.  Zero is a geodesic.
+        length_error: estimated absolute error of ``length`` (B,): quadrature, spacing of the nodes and residual.
+        speed_variation: ``(fastest - slowest) / mean`` Riemannian speed (B,) of the relaxed curve in its own time,
+            which nothing but its energy made constant; ``solution(t)`` is timed by length on top of that.
+        steps: steps taken, over all starts and refinements (B,).
+        evaluations: points at which the metric or its derivative was asked for, starts included (B,).
+        spans: cubic spans of the curve (B,).
+        start: name of the start curve that won, B of them.
+        status: B of them; ``str(status)`` is advice.
+        converged: ``status is Status.CONVERGED`` (B,), bool.
+    """
+
+    points: Any
+    length: Any
+    energy: Any
+    residual: Any
+    length_error: Any
+    speed_variation: Any
+    steps: Any
+    evaluations: Any
+    spans: Any
+    start: tuple[str, ...]
+    status: tuple[Status, ...]
+    converged: Any
+    _spline: Spline = field(repr=False)
+    _clock: Clock = field(repr=False)
+    _length: Tensor = field(repr=False)
+    _metric: Any = field(repr=False)
+    _restore: Restore = field(repr=False)
+    _dtype: torch.dtype = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.status)
+
+    def __call__(self, t: ArrayLike | float) -> Any:
+        """Points at times ``t`` in [0, 1], at constant Riemannian speed.
+
+        Args:
+            t: a number, or n numbers (n,).
+
+        Returns:
+            (B, d) for a number, (B, n, d) for n of them.
+
+        Raises:
+            InvalidArgumentError: a time outside [0, 1].
+        """
+        times, scalar = self._times(t)
+        points, _ = self._spline.at(self._clock.at(times))
+        return self._restore(self._cast(points[:, 0] if scalar else points))
+
+    def velocity(self, t: ArrayLike | float) -> Any:
+        """Latent velocities at times ``t``, shaped like ``solution(t)``, of Riemannian norm ``length``."""
+        times, scalar = self._times(t)
+        points, velocities = self._spline.at(self._clock.at(times))
+        count, moments, dim = points.shape
+        flat = velocities.reshape(-1, dim)
+        speed = self._metric.parts().inner(points.reshape(-1, dim), flat, flat).clamp_min(0).sqrt()
+        length = self._length.repeat_interleave(moments)
+        scale = torch.where(speed > 0, length / speed, torch.ones_like(speed))
+        velocities = (flat * scale[:, None]).view(count, moments, dim)
+        return self._restore(self._cast(velocities[:, 0] if scalar else velocities))
+
+    def _times(self, t: ArrayLike | float) -> tuple[Tensor, bool]:
+        number = isinstance(t, (int, float))
+        times, _ = to_tensor([t] if number else t, "t")  # type: ignore[list-item, arg-type]
+        if times.ndim > 1 or not bool(((times >= 0) & (times <= 1)).all()):
+            raise InvalidArgumentError(f"`t` must be a number or n numbers in [0, 1]; got {describe(t)}.")
+        return times.reshape(-1).to(self._spline.nodes).expand(len(self), -1), number or times.ndim == 0
+
+    def decode(self, num: int) -> Any:
+        """Decoded frames at ``num`` equal steps of Riemannian length, (B, num, D).
+
+        Raises:
+            InvalidArgumentError: the metric has no decoder.
+        """
+        if isinstance(num, bool) or not isinstance(num, int) or num < 2:
+            raise InvalidArgumentError(f"`num` must be an integer of at least 2, the number of frames; got {num!r}.")
+        decoder = getattr(self._metric, "decoder", None) or self._metric.parts().embedding
+        if decoder is None:
+            raise InvalidArgumentError(
+                "`decode` needs a metric that comes from a decoder; this one has neither a `decoder` nor an embedding. "
+                "Call your own decoder on `solution(t)`."
+            )
+        times = torch.linspace(0, 1, num, dtype=torch.float64, device=self._spline.nodes.device)
+        points, _ = self._spline.at(self._clock.at(times.expand(len(self), -1)))
+        frames = decoder(points.reshape(-1, points.shape[-1]))
+        return self._restore(self._cast(frames.view(len(self), num, -1)))
+
+    def plot(self, ax: Any = None) -> Any:
+        """The curves over the first two latent coordinates; curves that did not converge are dashed.
+
+        Args:
+            ax: Matplotlib axes; the current figure's if it is not given.
+
+        Returns:
+            The axes.
+        """
+        import matplotlib.pyplot as plt
+
+        if ax is None:
+            ax = plt.gca()
+        curves = self._spline.at(
+            torch.linspace(0, 1, 201, dtype=torch.float64, device=self._spline.nodes.device).expand(len(self), -1)
+        )[0].cpu()
+        for curve, status in zip(curves, self.status, strict=True):
+            across = curve[:, 0]
+            up = curve[:, 1] if curve.shape[1] > 1 else torch.linspace(0, 1, len(curve))
+            ax.plot(across, up, "-" if status is Status.CONVERGED else "--", linewidth=1)
+        ax.set_xlabel("$z_1$")
+        ax.set_ylabel("$z_2$" if curves.shape[-1] > 1 else "$t$")
+        return ax
+
+    def _cast(self, values: Tensor) -> Tensor:
+        return values.to(self._dtype)

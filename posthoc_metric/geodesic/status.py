@@ -1,0 +1,30 @@
+"""Why a curve is as it is, in words that say what to do about it."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Status(Enum):
+    """How the work on one pair ended.  ``str(status)`` is the advice."""
+
+    CONVERGED = "The curve is a geodesic to the tolerances asked for; its length is confirmed by a finer quadrature."
+    STEP_LIMIT = (
+        "The step limit was reached before the curve became stationary. "
+        "Its length is confirmed but may not be the shortest: raise `max_steps`."
+    )
+    STALLED = (
+        "No further step shortened the curve although it is not stationary: the metric is rougher than the nodes "
+        "are close, or the decoder's precision is exhausted. Raise `max_spans`, or use a float64 decoder."
+    )
+    UNRESOLVED = (
+        "A finer quadrature does not confirm the length: the metric changes faster than the nodes are close. "
+        "Trust `length` to `length_error` only; raise `max_spans` or loosen `rtol`."
+    )
+    NOT_FINITE = (
+        "The metric is NaN or infinite at an end or all along the start curves; there is no curve. "
+        "Check the decoder at these latents, or give `support` so that a start around the hole can be found."
+    )
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.value}"
