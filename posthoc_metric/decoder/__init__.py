@@ -1,3 +1,7 @@
-from .core import Decoder
+"""The first stage of the pipeline: any trained callable as a smooth map."""
 
-__all__ = ["Decoder"]
+from .core import Decoder
+from .fingerprint import same_fingerprint
+from .work import Work
+
+__all__ = ["Decoder", "Work", "same_fingerprint"]

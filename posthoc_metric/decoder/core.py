@@ -2,60 +2,277 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .._arrays import ArrayLike, to_points
+from .._arrays import ArrayLike, name_rows, to_points
+from ..errors import DecoderError, DerivativeWarning, InvalidArgumentError
+from .fingerprint import sketch
+from .frozen import EvalMode
+from .probe import probe as run_probe
+from .routes import FORWARD_WAYS, REVERSE_WAYS
+from .settle import probe_latents, settle
+from .work import Work
 
 
 class Decoder:
-    """A first, thin wrapper; the probe and its routes come next."""
+    """A trained decoder ``f: R^d -> R^D`` as a smooth map, used as it is.
 
-    def __init__(self, module: Any, latent_dim: int):
-        self.module = module.eval().requires_grad_(False) if isinstance(module, nn.Module) else module
-        self.latent_dim = latent_dim
-        parameter = next(module.parameters(), None) if isinstance(module, nn.Module) else None
-        self.dtype = parameter.dtype if parameter is not None else torch.get_default_dtype()
-        self.output_dim = int(self._flat(torch.zeros(1, latent_dim, dtype=self.dtype)).shape[1])
+    The model is called in eval mode and left in the mode it was in; neither its flags nor the caller's
+    tensors change.  A probe of a few calls at wrap time checks that ``f`` is a smooth function of each row
+    alone and chooses the quickest right way to differentiate it; :meth:`describe` says what was found.
+    Latents may be tensors or NumPy arrays of any dtype: they are cast to the decoder's own dtype and device,
+    and results cast back to theirs.
 
-    def _flat(self, z: Tensor) -> Tensor:
-        return self.module(z).flatten(1)
+    Args:
+        model: a module, a function z -> output, a bound method, or an exported program.
+        latent_dim: d; inferred from the model's attributes or first layer where that can be done.
+        method: the part to call: a dotted name such as ``"decode"`` or ``"decoders.0"``, or a function of
+            (model, z).  By default the model itself, or for a model with an encoder its ``.decode`` or ``.decoder``.
+        output: the part of the result to take: a tuple index, a key, an attribute, or a function of the result.
+            A distribution stands for its mean.
+        condition: what the model needs beside z: one value, a tuple, a dictionary of keyword arguments, or
+            a function of the batch z that returns one of those.  Arrays stand for one row and are repeated for all.
+        latent_shape: the shape of one latent as the model wants it, such as ``(100, 1, 1)``; its numbers
+            multiply to ``latent_dim``.
+        probe: latents (B, d) to probe at, where standard normal ones are not typical.
+        max_bytes: the memory that one chunk of rows may take inside the decoder, approximately.
+
+    Attributes:
+        latent_dim, output_dim: d and D.
+        output_shape: the shape of one output before it was flattened.
+        dtype, device: what the model computes in.
+
+    Raises:
+        InvalidArgumentError: an option is malformed, or ``latent_dim`` cannot be inferred.
+        DecoderError: the model cannot be called, or is no smooth function of each row alone; the message
+            says why and what to do.
+
+    Warns:
+        DerivativeWarning: only finite differences are left to differentiate with.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        latent_dim: int | None = None,
+        method: str | Callable[..., Any] | None = None,
+        output: int | str | Callable[[Any], Any] | None = None,
+        condition: Any = None,
+        latent_shape: tuple[int, ...] | None = None,
+        probe: ArrayLike | None = None,
+        max_bytes: int = 2**28,
+    ):
+        if isinstance(model, Decoder):
+            raise InvalidArgumentError("`model` is a Decoder already; use it as it is, or pass the model behind it.")
+        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
+            raise InvalidArgumentError(f"`max_bytes` must be a positive number of bytes; got {max_bytes!r}.")
+        settled = settle(
+            model,
+            latent_dim=latent_dim,
+            method=method,
+            output=output,
+            condition=condition,
+            latent_shape=latent_shape,
+        )
+        self.latent_dim = settled.latent_dim
+        self.max_bytes = max_bytes
+        self._eval_mode = EvalMode(settled.call.roots)
+        latents = None if probe is None else to_points(probe, "probe", self.latent_dim)[0]
+        with self._eval_mode(), torch.random.fork_rng(devices=[]):
+            found = run_probe(settled.call, self.latent_dim, latents)
+        self._found = found
+        self._notes = settled.notes
+        self.output_shape = found.output_shape
+        self.output_dim = int(torch.Size(found.output_shape).numel())
+        self.dtype = found.call.dtype
+        self.device = found.call.device
+        self._counters: list[Work] = []
+        self._counters_lock = threading.Lock()
+        if found.warning:
+            warnings.warn(found.warning, DerivativeWarning, stacklevel=2)
 
     def __call__(self, z: ArrayLike) -> Any:
-        """(B, d) -> (B, D)."""
+        """``f(z)``, (B, d) -> (B, D).
+
+        Raises:
+            InvalidArgumentError: ``z`` is no batch of finite latents of width d.
+            DecoderError: the decoder returned NaN or infinity; ``rows`` says where.
+        """
         points, restore = to_points(z, "z", self.latent_dim)
-        with torch.no_grad():
-            return restore(self._flat(points.to(self.dtype)).to(points.dtype))
+        inner = points.to(self.device, self.dtype)
+        with self._eval_mode(), torch.no_grad():
+            value = self._gather([self._found.call(rows) for rows in self._chunks(inner)], inner)
+        self._count(values=len(inner))
+        return restore(self._checked(value, "output").to(points))
 
     def jvp(self, z: ArrayLike, v: ArrayLike) -> tuple[Any, Any]:
-        """``f(z)`` and ``J(z) v``, each (B, D)."""
+        """``f(z)`` and ``J(z) v``, each (B, D), for ``z`` and ``v`` of shape (B, d)."""
         points, restore = to_points(z, "z", self.latent_dim)
-        tangents, _ = to_points(v, "v", self.latent_dim)
-        value, pushed = torch.func.jvp(self._flat, (points.to(self.dtype),), (tangents.to(self.dtype),))
-        return restore(value.to(points.dtype)), restore(pushed.to(points.dtype))
+        tangents = self._beside(points, v, "v", self.latent_dim)
+        route, smooth = self._found.route, self._found.smooth
+        inner, tangents = points.to(smooth.device, smooth.dtype), tangents.to(smooth.device, smooth.dtype)
+        with self._eval_mode():
+            chunks = zip(self._chunks(inner, 3), self._chunks(tangents, 3), strict=True)
+            pairs = [route.jvp(smooth, rows, along) for rows, along in chunks]
+        self._count(jvps=len(inner), values=route.evaluations * len(inner))
+        value = self._checked(self._gather([pair[0] for pair in pairs], inner), "output")
+        pushed = self._checked(self._gather([pair[1] for pair in pairs], inner), "derivative")
+        return restore(value.to(points)), restore(pushed.to(points))
 
     def vjp(self, z: ArrayLike, u: ArrayLike) -> tuple[Any, Any]:
-        """``f(z)`` (B, D) and ``J(z)ᵀ u`` (B, d)."""
+        """``f(z)`` (B, D) and ``J(z)ᵀ u`` (B, d), for ``u`` of shape (B, D)."""
         points, restore = to_points(z, "z", self.latent_dim)
-        cotangents, _ = to_points(u, "u", self.output_dim)
-        value, pull = torch.func.vjp(self._flat, points.to(self.dtype))
-        return restore(value.to(points.dtype)), restore(pull(cotangents.to(self.dtype))[0].to(points.dtype))
+        cotangents = self._beside(points, u, "u", self.output_dim)
+        route, smooth = self._found.route, self._found.smooth
+        inner, cotangents = points.to(smooth.device, smooth.dtype), cotangents.to(smooth.device, smooth.dtype)
+        values, pulls = [inner.new_empty(0, self.output_dim)], [inner.new_empty(0, self.latent_dim)]
+        with self._eval_mode():
+            if route.reverse == "reverse":
+                for rows, weights in zip(self._chunks(inner, 8), self._chunks(cotangents, 8), strict=True):
+                    value, pulled = route.vjp(smooth, rows, weights)
+                    values.append(value)
+                    pulls.append(pulled)
+                self._count(vjps=len(inner))
+            else:
+                for start, rows in self._column_chunks(inner):
+                    value, columns = self._columns(rows)
+                    values.append(value)
+                    pulls.append(torch.einsum("kbo,bo->bk", columns, cotangents[start : start + len(rows)]))
+        value = self._checked(torch.cat(values), "output")
+        pulled = self._checked(torch.cat(pulls), "derivative")
+        return restore(value.to(points)), restore(pulled.to(points))
 
     def value_and_jacobian(self, z: ArrayLike) -> tuple[Any, Any]:
-        """``f(z)`` (B, D) and ``J(z)`` (B, D, d), by d forward-mode columns."""
+        """``f(z)`` (B, D) and ``J(z)`` (B, D, d), by forward-mode columns in chunks of ``max_bytes``."""
         points, restore = to_points(z, "z", self.latent_dim)
-        inner = points.to(self.dtype)
-        columns = []
-        for j in range(self.latent_dim):
-            tangent = torch.zeros_like(inner)
-            tangent[:, j] = 1
-            value, column = torch.func.jvp(self._flat, (inner,), (tangent,))
-            columns.append(column)
-        jacobian = torch.stack(columns, dim=-1)
-        return restore(value.to(points.dtype)), restore(jacobian.to(points.dtype))
+        inner = points.to(self._found.smooth.device, self._found.smooth.dtype)
+        chunks = list(self._column_chunks(inner))
+        with self._eval_mode():
+            if len(chunks) == 1:
+                value, columns = self._columns(inner)
+            else:
+                value = inner.new_empty(len(inner), self.output_dim)
+                columns = inner.new_empty(self.latent_dim, len(inner), self.output_dim)
+                for start, rows in chunks:
+                    value[start : start + len(rows)], columns[:, start : start + len(rows)] = self._columns(rows)
+        value = self._checked(value, "output")
+        jacobian = self._checked(columns.permute(1, 2, 0), "derivative")
+        return restore(value.to(points)), restore(jacobian.to(points))
 
     def jacobian(self, z: ArrayLike) -> Any:
-        """``J(z)`` (B, D, d)."""
+        """``J(z)``, (B, d) -> (B, D, d)."""
         return self.value_and_jacobian(z)[1]
+
+    def describe(self) -> str:
+        """What the probe found and chose, for a person to read."""
+        route = self._found.route
+        kernels = f", with {' and '.join(route.kernels)}" if route.kernels else ""
+        columns = "sharing one evaluation (vmap)" if route.mapped else "on a batch repeated for each"
+        lines = [
+            f"Decoder R^{self.latent_dim} -> R^{self.output_dim}, one output of shape {self.output_shape}",
+            *(f"  {note}" for note in self._notes),
+            f"  computes in {str(self.dtype).removeprefix('torch.')} on {self.device}",
+            f"  J v by {FORWARD_WAYS[route.forward]}{kernels}",
+            f"  J by columns of that, {columns}",
+            f"  Jᵀu by {REVERSE_WAYS[route.reverse]}",
+            *(f"  note: {note}" for note in self._found.notes),
+        ]
+        return "\n".join(lines)
+
+    @contextmanager
+    def counting(self) -> Iterator[Work]:
+        """Count the rows this decoder evaluates inside the ``with`` block, from any thread."""
+        work = Work()
+        with self._counters_lock:
+            self._counters.append(work)
+        try:
+            yield work
+        finally:
+            with self._counters_lock:
+                self._counters = [counter for counter in self._counters if counter is not work]
+
+    def fingerprint(self, points: ArrayLike | None = None) -> Tensor:
+        """A short record (K, 9) of the outputs at ``points`` (K, d), by default four fixed standard normal latents.
+
+        Compare two records with :func:`posthoc_metric.decoder.same_fingerprint`.
+        """
+        if points is None:
+            points = probe_latents(4, self.latent_dim, self._found.call).double().cpu()
+        latents = to_points(points, "points", self.latent_dim)[0].double().cpu()
+        return sketch(self(latents))
+
+    def _chunks(self, rows: Tensor, weight: int = 1) -> tuple[Tensor, ...]:
+        return rows.split(max(1, self.max_bytes // (weight * self._found.row_bytes)))
+
+    def _column_chunks(self, inner: Tensor) -> Iterator[tuple[int, Tensor]]:
+        width = min(self.latent_dim, self._columns_at_once()) + 1 + self._found.route.evaluations
+        start = 0
+        for rows in self._chunks(inner, 2 * width):
+            yield start, rows
+            start += len(rows)
+
+    def _columns_at_once(self) -> int:
+        return max(1, self.max_bytes // (4 * self._found.row_bytes))
+
+    def _columns(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """``f`` (B, D) and all columns (d, B, D) of a chunk of rows."""
+        route, smooth, step = self._found.route, self._found.smooth, self._columns_at_once()
+        self._count(values=len(rows) * (1 + route.evaluations * self.latent_dim), jvps=len(rows) * self.latent_dim)
+        if self.latent_dim <= step:
+            return route.columns(smooth, rows, 0, self.latent_dim)
+        columns = rows.new_empty(self.latent_dim, len(rows), self.output_dim)
+        for first in range(0, self.latent_dim, step):
+            last = min(first + step, self.latent_dim)
+            value, columns[first:last] = route.columns(smooth, rows, first, last)
+        return value, columns
+
+    def _gather(self, pieces: list[Tensor], inner: Tensor) -> Tensor:
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _beside(self, points: Tensor, vectors: ArrayLike, name: str, width: int) -> Tensor:
+        tensor, _ = to_points(vectors, name, width)
+        if len(tensor) != len(points):
+            raise InvalidArgumentError(
+                f"`{name}` must hold one vector for each of the {len(points)} rows of `z`; got {len(tensor)}."
+            )
+        return tensor
+
+    def _checked(self, result: Tensor, what: str) -> Tensor:
+        # one reduction clears nearly every batch; only a suspicious sum is looked at row by row
+        if not bool(torch.isfinite(result.sum())):
+            bad = ~torch.isfinite(result).flatten(1).all(dim=1)
+            if bool(bad.any()):
+                raise DecoderError(
+                    f"the decoder's {what} must be finite; {name_rows(bad)} NaN or infinite. "
+                    "Leave those latents out, or check the decoder there.",
+                    rows=tuple(torch.nonzero(bad).flatten().tolist()),
+                )
+        return result
+
+    def _count(self, **rows: int) -> None:
+        if self._counters:
+            with self._counters_lock:
+                for counter in self._counters:
+                    for name, number in rows.items():
+                        setattr(counter, name, getattr(counter, name) + number)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["_counters"], state["_counters_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._counters = []
+        self._counters_lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Decoder(latent_dim={self.latent_dim}, output_shape={self.output_shape}, dtype={self.dtype})"

@@ -1,0 +1,86 @@
+"""One call of the caller's model: latents (B, d) in, flat outputs (B, D) out, nothing else touched."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import DecoderError
+from .conditions import arguments
+from .outputs import Output, pick
+
+
+@dataclass(frozen=True)
+class Call:
+    """A model with everything settled that a call needs, so that it is a function of ``z`` alone.
+
+    Attributes:
+        target: what is called.
+        roots: the modules that ``target`` belongs to, for their mode, dtype and device.
+        output: see :func:`~posthoc_metric.decoder.outputs.pick`.
+        condition: see :func:`~posthoc_metric.decoder.conditions.arguments`.
+        latent_shape: the shape of one latent as the model wants it; ``None`` for (d,).
+        dtype, device: of the latents that the model wants.
+        as_numpy: hand the latents over as a NumPy array.
+        batch: the only number of rows the model takes; ``None`` where it takes any.
+    """
+
+    target: Callable[..., Any]
+    roots: tuple[nn.Module, ...] = ()
+    output: Output = None
+    condition: Any = None
+    latent_shape: tuple[int, ...] | None = None
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+    as_numpy: bool = False
+    batch: int | None = None
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """(B, d) -> (B, D), in torch operations where the model is."""
+        return self.shaped(z).reshape(z.shape[0], -1)
+
+    def shaped(self, z: Tensor) -> Tensor:
+        """(B, d) -> (B, ...) in the model's own shape."""
+        if self.batch is None:
+            return self._once(z)
+        pieces = []
+        for piece in z.split(self.batch):
+            missing = self.batch - piece.shape[0]
+            padded = torch.cat([piece, piece[-1:].expand(missing, -1)]) if missing else piece
+            pieces.append(self._once(padded)[: piece.shape[0]])
+        return torch.cat(pieces)
+
+    def _once(self, z: Tensor) -> Tensor:
+        # the clone keeps a model that writes into its input away from the caller's tensor
+        shape = (z.shape[0], *self.latent_shape) if self.latent_shape else z.shape
+        latents = z.reshape(shape).clone(memory_format=torch.contiguous_format)
+        positional, named = arguments(self.condition, latents)
+        if self.as_numpy:
+            result = self.target(latents.detach().cpu().numpy(), *positional, **named)
+        else:
+            result = self.target(latents, *positional, **named)
+        picked = pick(result, self.output)
+        if picked.ndim == 0 or (picked.shape[0] != z.shape[0] and z.shape[0] != 1):
+            raise DecoderError(
+                f"the decoder must keep the batch axis first: {z.shape[0]} latents gave an output of shape "
+                f"{tuple(picked.shape)}. Wrap it in a function that moves or adds that axis."
+            )
+        if picked.shape[0] != z.shape[0]:
+            picked = picked.unsqueeze(0)  # a squeeze() in the model took the axis of a single row
+        return picked.to(self.device) if self.as_numpy else picked
+
+    def copied(self, dtype: torch.dtype) -> Call:
+        """The same call on a deep copy of the model in another precision.
+
+        Raises:
+            Exception: whatever the model raises when it is copied or converted.
+        """
+        target, roots, condition = copy.deepcopy((self.target, self.roots, self.condition))
+        for root in roots:
+            root.to(dtype)
+        return replace(self, target=target, roots=roots, condition=condition, dtype=dtype)

@@ -1,0 +1,47 @@
+"""Eval mode for the time of a call, and the caller's mode afterwards."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+class EvalMode:
+    """Puts modules into eval mode while at least one thread is inside, then restores each one's own mode."""
+
+    def __init__(self, roots: tuple[nn.Module, ...]):
+        self._modules = list({id(module): module for root in roots for module in root.modules()}.values())
+        self._lock = threading.RLock()
+        self._inside = 0
+        self._trained: list[nn.Module] = []
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            self._inside += 1
+            for module in self._modules:
+                if module.training:
+                    self._trained.append(module)
+                    module.training = False
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    for module in self._trained:
+                        module.training = True
+                    self._trained.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_modules": self._modules}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._modules = state["_modules"]
+        self._lock = threading.RLock()
+        self._inside = 0
+        self._trained = []

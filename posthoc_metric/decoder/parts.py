@@ -1,0 +1,204 @@
+"""Which part of a model is its decoder, and how wide its latents are."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Union
+
+import torch
+from torch import nn
+
+from .._arrays import describe
+from ..errors import DecoderError, InvalidArgumentError
+
+Method = Union[str, Callable[..., Any], None]
+
+#: attributes by which models of this field name their latent dimension
+_WIDTH_NAMES = ("latent_dim", "latent_size", "latent_dims", "n_latent", "z_dim", "dim_z", "zdim", "nz", "hidden_dim_z")
+_LINEAR = (nn.Linear, nn.Bilinear)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that may be the decoder.
+
+    Attributes:
+        name: how it is called in messages.
+        target: what is called.
+        roots: the modules it belongs to.
+    """
+
+    name: str
+    target: Callable[..., Any]
+    roots: tuple[nn.Module, ...]
+
+
+def find_parts(model: Any, method: Method) -> list[Part]:
+    """What may be the decoder in ``model``, the likeliest first.
+
+    A model that has an encoder is an autoencoder: its ``.decode`` or ``.decoder`` is meant.  Any other
+    model is its own decoder, or else one of the two when a call of it fails.
+
+    Raises:
+        InvalidArgumentError: ``method`` names nothing that can be called, or ``model`` cannot be called.
+    """
+    model = _opened(model)
+    if method is not None:
+        return [_named(model, method)]
+    if not isinstance(model, nn.Module):
+        return [_function(model)]
+    inner = _unwrapped(model)
+    halves = [_named(inner, name) for name in ("decode", "decoder") if callable(getattr(inner, name, None))]
+    whole = [Part(f"{type(model).__name__}.forward", model, (model,))] if _has_forward(model) else []
+    if any(hasattr(inner, name) for name in ("encoder", "encode")):
+        return halves or whole
+    return whole + halves
+
+
+def _opened(model: Any) -> Any:
+    if isinstance(model, torch.export.ExportedProgram):
+        return model.module()
+    return model
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Inside DataParallel and torch.compile wrappers."""
+    for name in ("_orig_mod", "module"):
+        inner = getattr(model, name, None)
+        if isinstance(inner, nn.Module) and len(list(model.children())) == 1:
+            return _unwrapped(inner)
+    return model
+
+
+def _has_forward(model: nn.Module) -> bool:
+    return getattr(type(model), "forward", None) is not nn.Module.forward or isinstance(model, torch.jit.ScriptModule)
+
+
+def _named(model: Any, method: Any) -> Part:
+    roots = (model,) if isinstance(model, nn.Module) else ()
+    if not isinstance(method, str):
+        if not callable(method):
+            raise InvalidArgumentError(
+                f"`method` must be the name of a part of the model, such as 'decode', or a function of the model and "
+                f"z; got {describe(method)}."
+            )
+        return Part(f"{_name(method)}({type(model).__name__}, z)", functools.partial(method, model), roots)
+    part = model
+    for step in method.split("."):
+        try:
+            part = part[int(step)] if step.lstrip("-").isdigit() else getattr(part, step)
+        except (AttributeError, IndexError, KeyError, TypeError):
+            raise InvalidArgumentError(
+                f"`method` is {method!r}, but {type(part).__name__} has no {step!r}. "
+                f"It has: {', '.join(_callables(part)) or 'nothing that can be called'}."
+            ) from None
+    if not callable(part):
+        raise InvalidArgumentError(
+            f"`method` is {method!r}, which is no function or module but {describe(part)}. "
+            "For one of a list name its index too, such as 'decoders.0'."
+        )
+    return Part(f"{type(model).__name__}.{method}", part, (part,) if isinstance(part, nn.Module) else roots)
+
+
+def _function(model: Any) -> Part:
+    owner = getattr(model, "__self__", None)
+    if isinstance(owner, nn.Module):
+        return Part(f"{type(owner).__name__}.{model.__name__}", model, (owner,))
+    if callable(model):
+        return Part(_name(model), model, _modules_used_by(model))
+    if callable(getattr(model, "predict", None)):
+        return Part(f"{type(model).__name__}.predict", model.predict, ())
+    raise InvalidArgumentError(
+        f"`model` must be a module or a function z -> output; got {describe(model)}. "
+        "Name the part to call with `method=`, or load a checkpoint with load_decoder."
+    )
+
+
+def _modules_used_by(function: Any) -> tuple[nn.Module, ...]:
+    """Modules that a function carries along, so that their mode, dtype and device are known."""
+    if isinstance(function, functools.partial):
+        held = [function.func, *function.args, *function.keywords.values()]
+        found = [m for value in held if callable(value) and not isinstance(value, nn.Module)
+                 for m in _modules_used_by(value)]
+        found += [value for value in held if isinstance(value, nn.Module)]
+    elif inspect.isfunction(function):
+        closure = inspect.getclosurevars(function)
+        found = [v for v in (*closure.nonlocals.values(), *closure.globals.values()) if isinstance(v, nn.Module)]
+    else:
+        owner = getattr(function, "__self__", None)
+        values = vars(function).values() if hasattr(function, "__dict__") else ()
+        found = [v for v in (owner, *values) if isinstance(v, nn.Module)]
+    return tuple({id(module): module for module in found}.values())
+
+
+def _callables(part: Any) -> list[str]:
+    if isinstance(part, nn.Module):
+        names = [name for name, _ in part.named_children()]
+        own = [n for n in vars(type(part)) if not n.startswith("_") and callable(getattr(part, n, None))]
+        return names + own
+    if isinstance(part, (list, tuple)):
+        return [str(index) for index in range(len(part))]
+    return [name for name in dir(part) if not name.startswith("_") and callable(getattr(part, name, None))][:20]
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", None) or type(function).__name__
+
+
+def width_candidates(model: Any, part: Part) -> Iterator[tuple[int, tuple[int, ...] | None, str]]:
+    """Latent dimensions that the model's own attributes and first layers suggest: (d, latent shape, from what)."""
+    owners = list(part.roots)
+    if isinstance(model, nn.Module) and model not in owners:
+        owners.append(_unwrapped(model))
+    for owner in owners:
+        for holder in (owner, *(getattr(owner, n, None) for n in ("config", "model_config", "hparams", "cfg"))):
+            for name in _WIDTH_NAMES:
+                value = getattr(holder, name, None) if not isinstance(holder, dict) else holder.get(name)
+                if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                    yield value, None, f"attribute `{name}`"
+    for root in part.roots:
+        if root is not part.target and part.name.endswith((".decode", ".sample", ".generate")):
+            continue  # the first layer of a whole autoencoder is its encoder's
+        for module in root.modules():
+            if isinstance(module, _LINEAR):
+                width = module.in1_features if isinstance(module, nn.Bilinear) else module.in_features
+                yield width, None, "first linear layer"
+                break
+            if isinstance(module, _TRANSPOSED):
+                ones = (1,) * len(module.kernel_size)
+                yield module.in_channels, (module.in_channels, *ones), "first transposed convolution"
+                break
+            if isinstance(module, nn.RNNBase):
+                yield module.input_size, None, "first recurrent layer"
+                break
+
+
+def refuse_unready(part: Part) -> None:
+    """Refuse what crashes or is wrong however it is called.
+
+    Raises:
+        DecoderError: a layer was never initialised, lives on the meta device, or couples the rows of a batch.
+    """
+    for root in part.roots:
+        for name, tensor in (*root.named_parameters(), *root.named_buffers()):
+            if nn.parameter.is_lazy(tensor):
+                raise DecoderError(
+                    f"the decoder's parameter `{name}` is not initialised: a lazy layer has never seen data. "
+                    "Call the module once on a latent of the right width before wrapping it."
+                )
+            if tensor.device.type == "meta":
+                raise DecoderError(
+                    f"the decoder's parameter `{name}` is on the meta device and so has no values. "
+                    "Load its weights before wrapping it."
+                )
+        for name, module in root.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+                raise DecoderError(
+                    f"the decoder's layer `{name}` ({type(module).__name__} with track_running_stats=False) normalises "
+                    "by the batch it is given even in eval mode, so that row i of the output depends on row j of the "
+                    "latents. Train it with running statistics, or replace the layer by one with fixed statistics."
+                )

@@ -1,0 +1,314 @@
+"""The probe at wrap time: what a decoder promises is checked once, and a right route for derivatives chosen."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .._arrays import name_rows
+from ..errors import DecoderError
+from .call import Call
+from .finite import Difference, difference
+from .memory import bytes_per_row
+from .routes import Route, forward_candidates
+from .settle import ROWS, probe_latents
+
+#: relative accuracy that a route must show against finite differences in float64, by the precision it runs in
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-5}
+#: parameters beyond this are not copied to float64 for the check
+_COPY_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the probe found and chose.
+
+    Attributes:
+        call: what is called for values.
+        smooth: what is called for derivatives: ``call``, or a float64 copy for finite differences.
+        route: how derivatives are taken.
+        output_shape: of one output.
+        row_bytes: an estimate of the memory one row takes.
+        notes: for :meth:`Decoder.describe`.
+        warning: what a :class:`DerivativeWarning` says, if anything.
+    """
+
+    call: Call
+    smooth: Call
+    route: Route
+    output_shape: tuple[int, ...]
+    row_bytes: int
+    notes: tuple[str, ...]
+    warning: str = ""
+
+
+def probe(call: Call, latent_dim: int, latents: Tensor | None = None) -> Found:
+    """Check ``call`` on a few latents and choose a route.
+
+    The caller of this function has put the model into eval mode and set torch's generator aside.
+
+    Raises:
+        DecoderError: the outputs are no finite floating-point numbers, differ from call to call, depend on
+            other rows of the batch, are piecewise constant, or have derivatives that are not finite.
+    """
+    z = probe_latents(ROWS, latent_dim, call) if latents is None else latents[:ROWS].to(call.device, call.dtype)
+    with torch.no_grad():
+        value, row_bytes = bytes_per_row(call, z)
+        output_shape = tuple(call.shaped(z[:2]).shape[1:])
+        _check_values(value)
+        scale = _check_same_twice(call, z, value)
+        _check_rows_apart(call, z, value, scale, latent_dim)
+        precise = _precise(call, z, value)
+    generator = torch.Generator().manual_seed(1)
+    v = torch.randn(2 * len(z), latent_dim, generator=generator, dtype=torch.float64).to(call.device)
+    v = v / v.norm(dim=1, keepdim=True)
+    exam = _Exam(call, precise, z.repeat(2, 1), v)
+    exam.check_smooth(value)
+    return exam.choose(output_shape, row_bytes)
+
+
+def _check_values(value: Tensor) -> None:
+    if not value.is_floating_point():
+        raise DecoderError(
+            f"the decoder returns {value.dtype}, so that it is piecewise constant and has no derivative. "
+            "Wrap the layer before rounding, argmax or thresholding instead (method=, output=)."
+        )
+    bad = ~torch.isfinite(value).all(dim=1)
+    if bool(bad.any()):
+        raise DecoderError(
+            f"the decoder must return finite numbers; at standard normal latents {name_rows(bad)} NaN or infinite. "
+            "Check its weights; if its latents live elsewhere pass some of them as probe=.",
+            rows=tuple(torch.nonzero(bad).flatten().tolist()),
+        )
+
+
+def _noise(value: Tensor) -> float:
+    """What two equal computations may differ by, relative to the scale."""
+    return 1e-5 if value.dtype != torch.float64 else 1e-9
+
+
+def _check_same_twice(call: Call, z: Tensor, value: Tensor) -> Tensor:
+    scale = value.abs().amax().clamp_min(torch.finfo(value.dtype).tiny)
+    change = (call(z) - value).abs().amax()
+    if change > _noise(value) * scale:
+        raise DecoderError(
+            f"the decoder must give equal outputs for equal latents; two calls differ by {float(change):.2g} where the "
+            f"outputs reach {float(scale):.2g}. It samples, keeps state between calls, or drops out in eval mode: put "
+            "the model it uses into eval mode, and take the mean instead of a sample (method=, output=)."
+        )
+    return scale
+
+
+def _check_rows_apart(call: Call, z: Tensor, value: Tensor, scale: Tensor, dim: int) -> None:
+    others = probe_latents(len(z), dim, call, seed=2) * 3
+    others[0] = z[0]
+    change = (call(others)[0] - value[0]).abs().amax()
+    if change <= _noise(value) * scale:
+        # a lone row goes through other kernels: more noise, but a coupling would show
+        change = (call(z[:1])[0] - value[0]).abs().amax()
+        if change <= 100 * _noise(value) * scale:
+            return
+    raise DecoderError(
+        f"the decoder couples the rows of a batch: row 0 of the output changes by {float(change):.2g} when the other "
+        f"latents change, where the outputs reach {float(scale):.2g}. A layer normalises over the batch or quantises "
+        "by its range; give it fixed statistics, or pass a function that calls the model on one row at a time."
+    )
+
+
+def _precise(call: Call, z: Tensor, value: Tensor) -> Call | None:
+    """The call in float64, where the model can be copied or does not mind the precision of its input."""
+    if call.dtype == torch.float64:
+        return call
+    size = sum(p.numel() * p.element_size() for root in call.roots for p in root.parameters())
+    if size > _COPY_BYTES:
+        return None
+    try:
+        copied = call.copied(torch.float64)
+        twin = copied(z.double())
+    except Exception:  # a model may refuse copying in any way; the check then runs in its own precision
+        return None
+    scale = value.abs().amax()
+    agrees = twin.dtype == torch.float64 and bool(((twin - value).abs() <= 1e-3 * scale).all())
+    return copied if agrees else None
+
+
+class _Exam:
+    """Holds one decoder's finite-difference derivatives and examines routes against them."""
+
+    def __init__(self, call: Call, precise: Call | None, z: Tensor, v: Tensor):
+        self.call = call
+        self.precise = precise
+        self.z = z
+        self.v = v.to(z.dtype)
+        self.reference_call = precise or call
+        self.shrink, self.reference = self._reference(self.reference_call)
+        self.reasons: list[str] = []
+
+    def _reference(self, call: Call) -> tuple[float, Difference]:
+        """The step with the least error as finite differences themselves estimate it."""
+        best: tuple[float, float, Difference] | None = None
+        z, v = self.z.to(call.dtype), self.v.to(call.dtype)
+        with torch.no_grad():
+            for shrink in (64.0, 8.0, 1.0) if call.dtype == torch.float64 else (1.0, 4.0, 16.0):
+                found = difference(call, z, v, shrink)
+                error = float(found.error.norm() / found.value.norm().clamp_min(1e-300))
+                if best is None or error < best[0]:
+                    best = error, shrink, found
+                if error < 1e-6:
+                    break
+        assert best is not None
+        return best[1], best[2]
+
+    def check_smooth(self, value: Tensor) -> None:
+        """Refuse what is constant, or constant between jumps.
+
+        Over a step so short that a smooth output must change by many roundings, a stepped one mostly does not.
+        """
+        call = self.reference_call
+        z, v = self.z.to(call.dtype), self.v.to(call.dtype)
+        eps = torch.finfo(call.dtype).eps
+        step = eps**0.5 * (64.0 if call.dtype == torch.float64 else 1.0)
+        with torch.no_grad():
+            here, there = call(z), call(z + step * v)
+        ought = step * self.reference.value.abs() > 16 * eps * here.abs().amax(dim=1, keepdim=True)
+        moved = (here != there) & ought
+        varies = bool(((value - value[:1]).abs().amax()) > 0)
+        if bool(ought.any()) and 2 * int(moved.sum()) >= int(ought.sum()):
+            return
+        if not bool(ought.any()) and bool((here != there).any()):
+            return
+        if not varies:
+            raise DecoderError(
+                "the decoder ignores its latents: its output is the same at all of them, so that it has no geometry. "
+                "Check latent_dim=, method= and condition=."
+            )
+        raise DecoderError(
+            "the decoder is piecewise constant: its output jumps instead of changing smoothly (rounding, argmax, "
+            "quantisation or reduced precision inside), so that its derivative is zero or meaningless. "
+            "Wrap the layer before that step instead (method=, output=), or a float32 version of the model."
+        )
+
+    def choose(self, output_shape: tuple[int, ...], row_bytes: int) -> Found:
+        notes = []
+        if self.precise is None:
+            notes.append("checked against finite differences in float32: no float64 copy can be made of it")
+        for route in forward_candidates():
+            pushed = self._forward(route)
+            if pushed is None:
+                continue
+            route = self._with_columns(route)
+            route = self._with_reverse(route, pushed)
+            return Found(self.call, self.call, route, output_shape, row_bytes, (*notes, *self._reasons()))
+        return self._last_resort(output_shape, row_bytes, notes)
+
+    def _forward(self, route: Route) -> Tensor | None:
+        """``J v`` of the model in its own precision where the route is right there and in float64."""
+        pushed = self._attempt(route, self.call)
+        if pushed is None or not self._agrees(route, pushed):
+            return None
+        if self.precise is not None and self.precise is not self.call:
+            again = self._attempt(route, self.precise, quiet=True)
+            if again is not None and not self._agrees(route, again):
+                return None
+        return pushed
+
+    def _attempt(self, route: Route, call: Call, quiet: bool = False) -> Tensor | None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                _, pushed = route.jvp(call, self.z.to(call.dtype), self.v.to(call.dtype))
+        except Exception as error:  # each route fails in its own words; they are reported, and the next is tried
+            if not quiet:
+                self._say(route, " ".join(str(error).split())[:160])
+            return None
+        bad = ~torch.isfinite(pushed).all(dim=1)[:ROWS]
+        if bool(bad.any()) and bool(torch.isfinite(self.reference.value).all()):
+            raise DecoderError(
+                f"the decoder's derivative must be finite; at the probe latents {name_rows(bad)} NaN or infinite "
+                "although its values are finite. A function without a slope at 0 sits behind a clamp, as in "
+                "sqrt(relu(x)): add a small constant inside it.",
+                rows=tuple(torch.nonzero(bad).flatten().tolist()),
+            )
+        return pushed
+
+    def _agrees(self, route: Route, pushed: Tensor) -> bool:
+        reference, error = self.reference.value, self.reference.error
+        tolerance = _TOLERANCE[pushed.dtype]
+        largest = reference.abs().amax(dim=1, keepdim=True)
+        floor = (1e-1 if pushed.dtype == torch.float32 else 1e-3) * largest
+        if self.precise is None:
+            tolerance = 3e-2
+        gap = (pushed.to(reference.dtype) - reference).abs()
+        close = gap <= tolerance * (reference.abs() + floor) + 4 * error
+        within = gap.norm(dim=1) <= 0.3 * reference.norm(dim=1) + 4 * error.median(dim=1).values * gap.shape[1] ** 0.5
+        if bool(close.all()) and bool(within.all()):
+            return True
+        zero = bool((pushed == 0).all())
+        self._say(route, "gives zero without a word" if zero else "disagrees with finite differences")
+        return False
+
+    def _with_columns(self, route: Route) -> Route:
+        """Share one evaluation among the columns, where ``vmap`` can and gives the same."""
+        if route.forward != "forward":
+            return route
+        z, count = self.z[:ROWS], min(4, self.z.shape[1])
+        mapped = replace(route, mapped=True)
+        plain = route.columns(self.call, z, 0, count)[1]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                shared = mapped.columns(self.call, z, 0, count)[1]
+        except Exception:  # vmap has no rule for something inside; tiling has no such needs
+            return route
+        tolerance = 1e-4 if z.dtype == torch.float32 else 1e-9
+        same = (shared - plain).abs().amax() <= tolerance * plain.abs().amax()
+        return mapped if bool(same) else route
+
+    def _with_reverse(self, route: Route, pushed: Tensor) -> Route:
+        """Reverse mode where ``uᵀ(Jv) = (Jᵀu)·v``; otherwise forward columns."""
+        generator = torch.Generator().manual_seed(3)
+        u = torch.randn(pushed.shape, generator=generator, dtype=torch.float64).to(pushed.device, pushed.dtype)
+        expected = (u * pushed).sum(dim=1)
+        size = u.norm(dim=1) * pushed.norm(dim=1)
+        for names in dict.fromkeys([(), route.kernels, ("math attention",), ("no mkldnn",)]):
+            candidate = replace(route, reverse="reverse", reverse_kernels=names)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    pulled = candidate.vjp(self.call, self.z, u)[1]
+            except Exception as error:
+                reason = " ".join(str(error).split())[:160]
+                continue
+            gap = ((pulled * self.v).sum(dim=1) - expected).abs()
+            if bool((gap <= (1e-4 if u.dtype == torch.float32 else 1e-8) * size).all()):
+                return candidate
+            reason = "gives zero without a word" if bool((pulled == 0).all()) else "disagrees with forward mode"
+        self.reasons.append(f"reverse mode {reason}: Jᵀu is taken by forward columns")
+        return replace(route, reverse="columns")
+
+    def _last_resort(self, output_shape: tuple[int, ...], row_bytes: int, notes: list[str]) -> Found:
+        roughness = float(self.reference.error.norm() / self.reference.value.norm().clamp_min(1e-300))
+        if roughness > 0.3:
+            raise DecoderError(
+                "the decoder has no derivative that can be trusted: automatic differentiation fails "
+                f"({self._reasons()[0]}) and finite differences of two steps differ by {roughness:.0%}. "
+                "Rebuild it in torch operations, or let it compute in float64."
+            )
+        smooth = self.reference_call
+        route = Route(forward="differences", reverse="columns", shrink=self.shrink)
+        digits = "float64" if smooth.dtype == torch.float64 else "float32, about four digits and fewer near kinks"
+        warning = (
+            f"derivatives of this decoder come from finite differences in {digits}, because automatic "
+            f"differentiation fails ({self._reasons()[0]}). Rebuild it in torch operations for speed and accuracy."
+        )
+        return Found(self.call, smooth, route, output_shape, row_bytes, (*notes, *self._reasons()), warning)
+
+    def _say(self, route: Route, reason: str) -> None:
+        kernels = f" with {' and '.join(route.kernels)}" if route.kernels else ""
+        self.reasons.append(f"{route.forward}{kernels}: {reason}")
+
+    def _reasons(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self.reasons))

@@ -1,0 +1,102 @@
+"""Routes: one choice of how values are pushed forward, pulled back and gathered into a Jacobian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from . import derivatives
+from .finite import difference
+
+Function = Callable[[Tensor], Tensor]
+
+#: what `describe` says of each way to push a tangent forward, best first
+FORWARD_WAYS = {
+    "forward": "forward-mode AD of the batch",
+    "per row": "forward-mode AD of one row at a time (vmap)",
+    "double backward": "reverse-mode AD twice",
+    "differences": "finite differences",
+}
+REVERSE_WAYS = {
+    "reverse": "reverse-mode AD",
+    "columns": "d forward columns",
+}
+
+
+@dataclass(frozen=True)
+class Route:
+    """How derivatives are taken.
+
+    Attributes:
+        forward: a key of :data:`FORWARD_WAYS`.
+        reverse: a key of :data:`REVERSE_WAYS`.
+        mapped: columns of the Jacobian share one evaluation of the function under ``vmap``.
+        kernels: see :data:`~posthoc_metric.decoder.derivatives.KERNELS`; for ``forward`` and ``reverse``.
+        reverse_kernels: the same for ``reverse``.
+        shrink: divides the step of finite differences.
+    """
+
+    forward: str = "forward"
+    reverse: str = "reverse"
+    mapped: bool = False
+    kernels: tuple[str, ...] = ()
+    reverse_kernels: tuple[str, ...] = ()
+    shrink: float = 1.0
+
+    def jvp(self, function: Function, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """``f(z)`` and ``J(z) v``, each (B, D)."""
+        with derivatives.kernels(self.kernels):
+            return self._push(function, z, v)
+
+    def _push(self, function: Function, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if self.forward == "forward":
+            return derivatives.forward(function, z, v)
+        if self.forward == "per row":
+            return derivatives.per_row(function, z, v)
+        if self.forward == "double backward":
+            return derivatives.double_backward(function, z, v)
+        with torch.no_grad():
+            return function(z), difference(function, z, v, self.shrink).value
+
+    def columns(self, function: Function, z: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """``f(z)`` (B, D) and columns ``first`` to ``last`` of ``J(z)``, (last - first, B, D)."""
+        with derivatives.kernels(self.kernels):
+            if self.mapped:
+                return derivatives.columns_by_vmap(function, z, first, last)
+            if self.forward == "differences":
+                push = partial(_difference_only, shrink=self.shrink)
+                with torch.no_grad():
+                    value = function(z)
+                return value, derivatives.columns_by_tiling(push, function, z, first, last)[1]
+            return derivatives.columns_by_tiling(self._push, function, z, first, last)
+
+    def vjp(self, function: Function, z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """``f(z)`` (B, D) and ``J(z)ᵀ u`` (B, d)."""
+        if self.reverse == "reverse":
+            with derivatives.kernels(self.reverse_kernels):
+                return derivatives.reverse(function, z, u)
+        value, columns = self.columns(function, z, 0, z.shape[1])
+        return value, torch.einsum("kbo,bo->bk", columns, u)
+
+    @property
+    def evaluations(self) -> int:
+        """Rows of ``f`` that one forward derivative costs beside its own; counted as values."""
+        return 4 if self.forward == "differences" else 0
+
+
+def _difference_only(function: Function, z: Tensor, v: Tensor, shrink: float) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        pushed = difference(function, z, v, shrink).value
+    return pushed, pushed
+
+
+def forward_candidates() -> Iterator[Route]:
+    """Routes by AD, the quickest first; finite differences are no candidate but what is left."""
+    choices: tuple[tuple[str, ...], ...] = ((), ("math attention",), ("no mkldnn",), ("math attention", "no mkldnn"))
+    for way in ("forward", "per row", "double backward"):
+        for kernels in choices:
+            yield Route(forward=way, kernels=kernels)

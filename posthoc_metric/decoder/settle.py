@@ -1,0 +1,236 @@
+"""From a model and its options to a call that runs: the part, the width, the precision, the shape."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._arrays import describe
+from ..errors import DecoderError, InvalidArgumentError
+from .call import Call
+from .frozen import EvalMode
+from .parts import Method, Part, find_parts, refuse_unready, width_candidates
+
+_HALF = (torch.float16, torch.bfloat16)
+#: rows of the first call; not 1, 2 or 3, which models mistake for channels or an absent batch
+ROWS = 4
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A call that runs, and how it was found.
+
+    Attributes:
+        call: runs on latents (B, latent_dim).
+        latent_dim: d.
+        notes: what was inferred, for :meth:`Decoder.describe`.
+    """
+
+    call: Call
+    latent_dim: int
+    notes: tuple[str, ...]
+
+
+def probe_latents(rows: int, dim: int, like: Call, seed: int = 0) -> Tensor:
+    """Standard normal latents (rows, d) from a generator of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, dim, generator=generator, dtype=torch.float64).to(like.device, like.dtype)
+
+
+def settle(
+    model: Any,
+    *,
+    latent_dim: int | None,
+    method: Method,
+    output: Any,
+    condition: Any,
+    latent_shape: tuple[int, ...] | None,
+) -> Settled:
+    """The first combination of part, width, precision and shape with which ``model`` runs.
+
+    Raises:
+        InvalidArgumentError: an option is malformed, or ``latent_dim`` can be read off nothing.
+        DecoderError: the model cannot be called, with the words of its own error.
+    """
+    latent_dim, latent_shape = _check_width(latent_dim, latent_shape)
+    parts = find_parts(model, method)
+    for part in parts:
+        refuse_unready(part)
+    widths = list(_widths(model, parts, latent_dim, latent_shape))
+    if not widths:
+        raise InvalidArgumentError(
+            f"`latent_dim` cannot be read off {parts[0].name}: it has no attribute such as latent_dim and no layer "
+            "that tells. Pass latent_dim=, the number of columns of its latents, or latent_shape= where they have axes."
+        )
+    attempts = _Attempts(output, condition)
+    for part in parts:
+        found = attempts.run(part, widths, given=latent_dim is not None)
+        if found is not None:
+            if len(parts) > 1:
+                _refuse_ambiguous(found, part, parts, attempts, widths)
+            return found
+    raise attempts.failure(parts[0], widths)
+
+
+def _check_width(dim: Any, shape: Any) -> tuple[int | None, tuple[int, ...] | None]:
+    if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or dim < 1):
+        raise InvalidArgumentError(f"`latent_dim` must be a positive integer; got {describe(dim)}.")
+    if shape is None:
+        return dim, None
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    if not shape or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape):
+        raise InvalidArgumentError(
+            f"`latent_shape` must be the shape of one latent without the batch axis, such as (100, 1, 1); "
+            f"got {shape!r}."
+        )
+    if dim is not None and math.prod(shape) != dim:
+        raise InvalidArgumentError(
+            f"`latent_shape` {shape} holds {math.prod(shape)} numbers, but `latent_dim` is {dim}. Drop one of the two."
+        )
+    return math.prod(shape), shape
+
+
+def _widths(
+    model: Any, parts: list[Part], dim: int | None, shape: tuple[int, ...] | None
+) -> Iterator[tuple[int, tuple[int, ...] | None, str]]:
+    if shape is not None:
+        yield math.prod(shape), shape, "`latent_shape`"
+        return
+    suggested = list(dict.fromkeys(width for part in parts for width in width_candidates(model, part)))
+    if dim is not None:
+        yield dim, None, "`latent_dim`"
+        yield from (width for width in suggested if width[0] == dim and width[1] is not None)
+        return
+    for width, shaped, source in suggested:
+        yield width, None, source
+        if shaped is not None:
+            yield width, shaped, source
+
+
+class _Attempts:
+    """Tries combinations and keeps the first failure, which is that of the likeliest one."""
+
+    def __init__(self, output: Any, condition: Any):
+        self.output = output
+        self.condition = condition
+        self.first: Exception | None = None
+        self.informative: DecoderError | None = None
+
+    def run(self, part: Part, widths: list[tuple[int, tuple[int, ...] | None, str]], given: bool) -> Settled | None:
+        for dim, shape, source in widths:
+            for call, note in self._calls(part, shape):
+                tried = self._try(call, dim)
+                if tried is None:
+                    continue
+                call, value = tried
+                if not call.roots and call.dtype == torch.float64 and value.dtype == torch.float32:
+                    call = replace(call, dtype=torch.float32)  # it computes in single precision whatever comes
+                notes = [f"calls {part.name}"]
+                if not given:
+                    notes.append(f"latent dimension {dim} from {source}")
+                if shape is not None and source != "`latent_shape`":
+                    notes.append(f"latents are handed over as (B, {', '.join(map(str, shape))})")
+                if note:
+                    notes.append(note)
+                if call.batch is not None:
+                    notes.append(f"takes batches of {call.batch} rows only; others are padded or cut up")
+                return Settled(call, dim, tuple(notes))
+        return None
+
+    def _calls(self, part: Part, shape: tuple[int, ...] | None) -> Iterator[tuple[Call, str]]:
+        tensors = [t for root in part.roots for t in (*root.parameters(), *root.buffers()) if t.is_floating_point()]
+        device = tensors[0].device if tensors else torch.device("cpu")
+        plain = Call(part.target, part.roots, self.output, self.condition, shape, device=device)
+        dtypes = list(dict.fromkeys(t.dtype for t in tensors)) or [torch.float64, torch.float32]
+        if dtypes[0] in _HALF:
+            try:
+                copied = plain.copied(torch.float32)
+            except Exception as error:
+                raise DecoderError(
+                    f"the decoder computes in {dtypes[0]}, too coarse for derivatives, and cannot be copied to float32 "
+                    f"({_words(error)}). Convert it with .float() before wrapping it."
+                ) from error
+            yield copied, f"a float32 copy stands in for {dtypes[0]}"
+            return
+        for dtype in dtypes:
+            yield replace(plain, dtype=dtype), ""
+        if not part.roots:
+            for dtype in dtypes:
+                yield replace(plain, dtype=dtype, as_numpy=True), "is handed NumPy arrays"
+
+    def _try(self, call: Call, dim: int) -> tuple[Call, Tensor] | None:
+        """``call`` and its value, in the batch size that its own error names where it takes no other."""
+        value = self._once(call, dim)
+        if isinstance(value, Tensor):
+            return call, value
+        for batch in _batches(value):
+            padded = replace(call, batch=batch)
+            value = self._once(padded, dim)
+            if isinstance(value, Tensor):
+                return padded, value
+        return None
+
+    def _once(self, call: Call, dim: int) -> Tensor | Exception:
+        try:
+            with EvalMode(call.roots)(), torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return call(probe_latents(ROWS, dim, call))
+        except Exception as error:  # a caller's model may raise anything; what it said is reported
+            self.first = self.first or error
+            if isinstance(error, DecoderError):
+                self.informative = self.informative or error
+            return error
+
+    def failure(self, part: Part, widths: list[tuple[int, tuple[int, ...] | None, str]]) -> DecoderError:
+        if self.informative is not None:
+            return self.informative
+        tried = ", ".join(dict.fromkeys(f"{dim} ({source})" for dim, _, source in widths))
+        error = DecoderError(
+            f"{part.name} cannot be called on {ROWS} latents; latent dimension tried: {tried}. "
+            f"It says: {_words(self.first)}. Check latent_dim=; say with method= which part decodes, with condition= "
+            "what it needs beside z, with latent_shape= which axes a latent has."
+        )
+        error.__cause__ = self.first
+        return error
+
+
+def _batches(error: Exception) -> list[int]:
+    """Batch sizes that the words of an error suggest: exported programs name the only one they take."""
+    numbers = dict.fromkeys(int(number) for number in re.findall(r"(?<![\w.])\d{1,4}(?![\w.]\d)", str(error)))
+    return [n for n in numbers if 0 < n <= 1024 and n != ROWS][:8]
+
+
+def _words(error: Exception | None) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}{'...' if len(text) > 300 else ''}"
+
+
+def _refuse_ambiguous(
+    found: Settled, part: Part, parts: list[Part], attempts: _Attempts, widths: list[tuple[int, Any, str]]
+) -> None:
+    """Refuse where ``.decode`` and ``.decoder`` both run and do not give the same numbers."""
+    halves = [p for p in parts if p.name.endswith((".decode", ".decoder"))]
+    if part not in halves:
+        return
+    z = probe_latents(ROWS, found.latent_dim, found.call)
+    for other in halves:
+        if other is part:
+            continue
+        rival = attempts.run(other, [w for w in widths if w[0] == found.latent_dim], given=True)
+        if rival is None:
+            continue
+        with EvalMode(found.call.roots)(), torch.no_grad():
+            ours, theirs = found.call(z), rival.call(z)
+        if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6, equal_nan=True):
+            raise DecoderError(
+                f"{part.name} and {other.name} both run and give different outputs (shapes {tuple(ours.shape)} and "
+                f"{tuple(theirs.shape)}). Say which one is meant with method='{part.name.rsplit('.', 1)[1]}' or "
+                f"method='{other.name.rsplit('.', 1)[1]}'."
+            )
