@@ -65,7 +65,7 @@ def _seeded(train: Callable[..., Member]) -> Callable[..., Member]:
 
 
 @_seeded
-def vae(latent_dim: int, activation=nn.Tanh, conv: bool = False, beta: float = 0.2, steps: int = 1500, seed: int = 0):
+def vae(latent_dim: int, activation=nn.Tanh, conv: bool = False, beta: float = 0.2, steps: int = 600, seed: int = 0):
     data = digits()
     encoder = mlp([64, 128, 2 * latent_dim], activation)
     decoder = TransposedConv(latent_dim) if conv else mlp([latent_dim, 64, 128, 64], activation, nn.Sigmoid)
@@ -86,7 +86,7 @@ def vae(latent_dim: int, activation=nn.Tanh, conv: bool = False, beta: float = 0
 
 
 @_seeded
-def autoencoder(latent_dim: int, activation=nn.ReLU, noise: float = 0.0, steps: int = 1200, seed: int = 0):
+def autoencoder(latent_dim: int, activation=nn.ReLU, noise: float = 0.0, steps: int = 600, seed: int = 0):
     data = digits()
     encoder = mlp([64, 128, latent_dim], activation)
     decoder = mlp([latent_dim, 128, 64], activation)
@@ -102,7 +102,7 @@ def autoencoder(latent_dim: int, activation=nn.ReLU, noise: float = 0.0, steps: 
 
 
 @_seeded
-def gan(latent_dim: int, conv: bool = False, steps: int = 1000, seed: int = 0):
+def gan(latent_dim: int, conv: bool = False, steps: int = 500, seed: int = 0):
     """A generator without encoder or data: its latents are samples of the prior."""
     data = digits()
     generator = TransposedConv(latent_dim) if conv else mlp([latent_dim, 128, 64], nn.ReLU, nn.Sigmoid)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+
+from posthoc_metric.errors import InvalidArgumentError
+from posthoc_metric.support import Support
+
+
+@pytest.mark.parametrize("dim", [2, 30])
+def test_distance_and_offset_are_those_of_their_definition(dim):
+    latents = torch.randn(300, dim, generator=torch.Generator().manual_seed(0))
+    support = Support(latents)
+    z = 3 * torch.randn(50, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    nearest = cdist(z.numpy(), support.training.numpy()).min(1)
+    held_out = cdist(support.calibration.numpy(), support.training.numpy()).min(1)
+    radius = math.sqrt(latents.double().var(0, correction=0).sum())
+    expected = (nearest - np.quantile(held_out, 0.95)) / radius
+    np.testing.assert_allclose(support.offset(z).numpy(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_the_split_is_disjoint_complete_and_seeded():
+    latents = torch.arange(200.0)[:, None].repeat(1, 2)
+    support = Support(latents, seed=3)
+    parts = torch.cat([support.audit, support.calibration, support.training])
+    assert sorted(parts[:, 0].tolist()) == latents[:, 0].tolist()
+    assert torch.equal(support.latents, latents.double())
+    assert torch.equal(latents[support.training_rows].double(), support.training)
+    assert torch.equal(Support(latents, seed=3).audit, support.audit)
+    assert not torch.equal(Support(latents, seed=4).audit, support.audit)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 40])
+@pytest.mark.parametrize("offset", [0.25, 1.0, 1000.0])
+def test_shells_have_the_offset_they_say(dim, offset):
+    support = Support(torch.randn(400, dim, generator=torch.Generator().manual_seed(0)))
+    reached = support.offset(support.shell(offset, 60))
+    assert float((reached - offset).abs().max()) < 2e-3
+
+
+def test_gaps_lie_off_the_data():
+    generator = torch.Generator().manual_seed(0)
+    blobs = torch.cat([torch.randn(200, 2, generator=generator) * 0.2 + shift for shift in (-3, 3)])
+    support = Support(blobs)
+    gaps = support.gaps(50)
+    assert len(gaps) == 50
+    assert float(support.offset(gaps).min()) > 0
+
+
+def test_drawn_points_move_with_the_latents():
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(300, 3, dtype=torch.float64, generator=generator).exp()
+    rotation, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=generator))
+    moved = Support(latents @ rotation.T * 50 + 1e4)
+    expected = Support(latents).shell(1.0, 20) @ rotation.T * 50 + 1e4
+    torch.testing.assert_close(moved.shell(1.0, 20), expected, rtol=1e-7, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("latents", "words"), [(torch.randn(5, 2), "at least 20 points"), (torch.ones(50, 2), "all rows are equal")]
+)
+def test_latents_that_cannot_be_split_are_refused(latents, words):
+    with pytest.raises(InvalidArgumentError, match=words):
+        Support(latents)
