@@ -96,6 +96,7 @@ def _difference_only(function: Function, z: Tensor, v: Tensor, shrink: float) ->
 
 def forward_candidates() -> Iterator[Route]:
     """Routes by AD, the quickest first; finite differences are no candidate but what is left."""
+    yield Route(kernels=("direct linear maps",))
     choices: tuple[tuple[str, ...], ...] = ((), ("math attention",), ("no mkldnn",), ("math attention", "no mkldnn"))
     for way in ("forward", "per row", "double backward"):
         for kernels in choices:
