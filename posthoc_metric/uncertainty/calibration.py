@@ -17,6 +17,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -176,7 +177,7 @@ def calibrate(model: UncertaintyModel, measured: Measured, knobs: Knobs) -> Gate
         raise FitError("the uncertainty model's score must be finite on and off the data; it is NaN or infinite.")
     edge = float(torch.quantile(known, knobs.support_quantile, interpolation="higher"))
     floor = _floor(measured, knobs)
-    candidates = [_gate(model, measured, knobs, known, void, edge, floor, end) for end in _RISE_ENDS]
+    candidates = [_gate(model, measured, knobs, known, edge, floor, top) for top in _tops(edge, void)]
     # the widest rise that passes; failing that, the one that falls least
     shortfalls = [_shortfall(gate, measured, void) for gate in candidates]
     best = min(range(len(candidates)), key=lambda i: (max(shortfalls[i], 0.0), i))
@@ -190,6 +191,24 @@ def calibrate(model: UncertaintyModel, measured: Measured, knobs: Knobs) -> Gate
     return candidates[best]
 
 
+def _tops(edge: float, void: Tensor) -> list[float]:
+    """Scores at which the rise may end, widest first: those that 95 % of the points at an offset exceed."""
+    low = torch.quantile(void, 0.05, dim=1)
+    # nearer than the first shell, the score is taken to grow evenly from the edge
+    scores = np.interp(_RISE_ENDS, (0.0, *VOID_OFFSETS), (edge, *low.tolist()))
+    tops = [float(score) for score in scores if score > edge + 1e-9 * abs(edge)]
+    if tops:
+        return tops
+    warnings.warn(
+        f"the uncertainty model scarcely tells the data from the void: its score at offset {_RISE_ENDS[0]} "
+        f"({scores[0]:.3g}) is no higher than on held-out latents ({edge:.3g}). Try more centres or more latents.",
+        CalibrationWarning,
+        stacklevel=4,
+    )
+    beyond = float(torch.quantile(void[VOID_OFFSETS.index(1.0)], 0.5))
+    return [edge + max(0.1 * abs(beyond - edge), 1e-6 * abs(edge), 1e-12)]
+
+
 def _floor(measured: Measured, knobs: Knobs) -> float:
     """The smallest constant ε with κ(JᵀJ + εI) ≤ κ_max² at every sampled data point."""
     values = torch.cat([measured.data, measured.support])
@@ -198,27 +217,9 @@ def _floor(measured: Measured, knobs: Knobs) -> float:
 
 
 def _gate(
-    model: UncertaintyModel,
-    measured: Measured,
-    knobs: Knobs,
-    known: Tensor,
-    void: Tensor,
-    edge: float,
-    floor: float,
-    end: float,
+    model: UncertaintyModel, measured: Measured, knobs: Knobs, known: Tensor, edge: float, floor: float, top: float
 ) -> Gate:
-    """The gate whose rise ends at offset ``end``, with the least depth that leaves the data alone."""
-    first = torch.tensor(VOID_OFFSETS)
-    after = void[int((first - max(end, VOID_OFFSETS[0])).abs().argmin())]
-    top = edge + (float(torch.quantile(after, 0.05)) - edge) * min(end / VOID_OFFSETS[0], 1.0)
-    if not top > edge:
-        warnings.warn(
-            "the uncertainty model scarcely tells the data from the void around them: its score is as high on "
-            f"held-out latents ({edge:.3g}) as at offset {end} ({top:.3g}). Try more centres or more latents.",
-            CalibrationWarning,
-            stacklevel=4,
-        )
-        top = edge + 0.05 * max(float((void[2] - edge).mean()), 1e-3 * abs(edge) + 1e-12)
+    """The gate that rises from score ``edge`` to ``top``, with the least depth that leaves the data alone."""
     ceiling = knobs.inflation**2 * measured.costliest / _sigmoid(_SATURATION)
     low, high = 1.0, _MOST_DEPTH
     for _ in range(40):
@@ -230,8 +231,7 @@ def _gate(
         else:
             low = depth
     width = (top - edge) / (high + _SATURATION)
-    gate = Gate(model, edge + high * width, width, ceiling, floor)
-    return Gate(model, gate.middle, width, ceiling * _raise(gate, measured, void), floor)
+    return Gate(model, edge + high * width, width, ceiling * _raise(ceiling, measured), floor)
 
 
 def _fidelity_met(eigenvalues: Tensor, weight: Tensor, floor: float, knobs: Knobs) -> bool:
@@ -248,14 +248,14 @@ def _log_volume_change(eigenvalues: Tensor, weight: Tensor) -> Tensor:
     return 0.5 * torch.log1p(weight[:, None] / eigenvalues.clamp_min(tiny)).mean(1)
 
 
-def _raise(gate: Gate, measured: Measured, void: Tensor) -> float:
+def _raise(ceiling: float, measured: Measured) -> float:
     """By how much the ceiling must exceed the inflation's own so that the void stays well conditioned.
 
     A decoder can be far steeper off the data than on them; κ(J) ≤ 10 there needs ``λ_max ≤ 99 w``.
     """
     beyond = [index for index, offset in enumerate(VOID_OFFSETS) if offset >= 1]
     largest = torch.stack([torch.quantile(measured.void[index, :, -1], 0.95) for index in beyond]).max()
-    return max(1.0, float(largest) / (50.0 * gate.ceiling))
+    return max(1.0, float(largest) / (50.0 * ceiling))
 
 
 def _shortfall(gate: Gate, measured: Measured, void: Tensor) -> float:
