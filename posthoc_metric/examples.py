@@ -73,7 +73,7 @@ def digits_vae() -> tuple[DigitsDecoder, DigitsEncoder]:
     Raises:
         CheckpointError: the package's own file is missing, so the installation is broken.
     """
-    asset = files(__package__).joinpath("assets", ASSET)
+    asset = files(__package__) / "assets" / ASSET
     try:
         content = asset.read_bytes()
     except OSError:

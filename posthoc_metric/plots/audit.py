@@ -54,8 +54,16 @@ def _by_offset(ax: Axes, audit: Audit, quantity: str, line: str, band: tuple[str
             found = np.array([getattr(row.metrics[name], f"{quantity}_{statistic}") for row in rows])
             return np.where(np.isfinite(found), found, np.nan)
 
-        style = {"color": trace.colour, "linestyle": trace.style, "marker": trace.marker, "label": trace.label}
-        ax.plot(position, values(line), markersize=4.5, linewidth=1.8, **style)
+        ax.plot(
+            position,
+            values(line),
+            color=trace.colour,
+            linestyle=trace.style,
+            linewidth=1.8,
+            marker=trace.marker,
+            markersize=4.5,
+            label=trace.label,
+        )
         if band is not None:
             ax.fill_between(position, values(band[0]), values(band[1]), color=trace.colour, alpha=0.15, linewidth=0)
     ax.set_xticks(position, ["data" if row.name == "data" else f"{row.offset:g}" for row in rows])

@@ -32,13 +32,14 @@ def draw_curves(
         ax.contourf(*plane.ticks(len(region)), region, [min(region.min(), 0) - 1, 0], cmap=ground, zorder=0)
     flat = plane.project(torch.as_tensor(curves).flatten(0, 1)).reshape(*np.shape(curves)[:2], 2)
     if latents is not None:
-        ax.scatter(*plane.project(latents).T, s=4, c=FAINT, linewidths=0, zorder=1)
+        x, y = plane.project(latents).T
+        ax.scatter(x, y, s=4, c=FAINT, linewidths=0, zorder=1)
     pieces = np.stack([flat[:, :-1], flat[:, 1:]], axis=2)
     away = (0.5 * (offset[:, :-1] + offset[:, 1:])) > 0
     ax.add_collection(LineCollection(list(pieces[~away]), colors=ON_DATA, linewidths=1.1, alpha=0.75, zorder=2))
     ax.add_collection(LineCollection(list(pieces[away]), colors=OFF_DATA, linewidths=1.9, capstyle="round", zorder=3))
-    ends = np.concatenate([flat[:, 0], flat[:, -1]])
-    ax.scatter(*ends.T, s=11, c=INK, linewidths=0.6, edgecolors="white", zorder=4)
+    x, y = np.concatenate([flat[:, 0], flat[:, -1]]).T
+    ax.scatter(x, y, s=11, c=INK, linewidths=0.6, edgecolors="white", zorder=4)
     ax.set(xlim=plane.window[:2], ylim=plane.window[2:], aspect="equal")
     ax.set(xlabel=plane.axis_labels[0], ylabel=plane.axis_labels[1])
     return tidy(ax)

@@ -89,7 +89,8 @@ def draw_field(
     kind = _quantity(quantity)
     norm = norm or shared_norm([field], quantity)
     # a singular metric has log volume -inf and condition number inf: the ends of the scale, not holes
-    shown = np.nan_to_num(field, nan=norm.vmax, posinf=norm.vmax, neginf=norm.vmin)
+    low, high = float(norm.vmin or 0.0), float(norm.vmax or 1.0)
+    shown = np.nan_to_num(field, nan=high, posinf=high, neginf=low)
     ax.imshow(
         shown,
         origin="lower",
@@ -101,9 +102,9 @@ def draw_field(
     )
     dots = plane.anchors if latents is None else latents
     if dots is not None and len(dots):
-        flat = plane.project(dots)
-        many = len(flat) > 50
-        ax.scatter(*flat.T, s=3 if many else 22, c="white", alpha=0.55 if many else 1, linewidths=0, zorder=2)
+        x, y = plane.project(dots).T
+        many = len(x) > 50
+        ax.scatter(x, y, s=3 if many else 22, c="white", alpha=0.55 if many else 1, linewidths=0, zorder=2)
     if offset is not None:
         x, y = plane.ticks(len(field))
         for level, style in ((0.0, "-"), (1.0, (0, (4, 3)))):

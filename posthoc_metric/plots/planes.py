@@ -75,7 +75,7 @@ def latent_plane(latents: ArrayLike, *, through: ArrayLike | None = None, margin
     radius = float((points - points.mean(0)).square().sum(1).mean().sqrt())
     if dim == 2 and through is None:
         axes = torch.eye(2, dtype=torch.float64, device=points.device)
-        return Plane(torch.zeros_like(axes[0]), *axes, _window(points, margin * radius), ("$z_1$", "$z_2$"))
+        return Plane(torch.zeros_like(axes[0]), axes[0], axes[1], _window(points, margin * radius), ("$z_1$", "$z_2$"))
     if through is None:
         rows = _spread_rows(points, seed)
         anchors = points[rows]

@@ -49,10 +49,18 @@ def tidy(ax: Axes, *, grid: bool = False) -> Axes:
 
 def heading(ax: Axes, title: str, subtitle: str = "") -> Axes:
     """Title at the left, and a quieter second line under it."""
-    ax.set_title(title, loc="left", size=10.5, weight="bold", color=INK, pad=21 if subtitle else 8)
-    if subtitle:
+    lines = [(title, 10.5, "bold", INK)] + ([(subtitle, 8.5, "normal", MUTED)] if subtitle else [])
+    for height, (text, size, weight, colour) in zip((6, 21), reversed(lines), strict=False):
+        # annotations, because a layout engine makes no room for a padded title over axes of equal aspect
         ax.annotate(
-            subtitle, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", size=8.5, color=MUTED
+            text,
+            (0, 1),
+            (0, height),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            size=size,
+            weight=weight,
+            color=colour,
         )
     return ax
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -98,7 +98,8 @@ def geodesics(repaired: RepairedMetric, before: Solution, after: Solution) -> Pi
     plane = plots.principal_plane(latents)
     finite = _finite(before) & _finite(after)
     chosen = torch.nonzero(finite).flatten()[:_MOST_CURVES]
-    figure = _figure(5.3, "compressed")
+    # over axes of equal aspect with a legend outside, the layout forgets the headings
+    figure = _figure(5.1, rect=(0, 0, 1, 0.95))
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
     region = (
         repaired.geometry.offset(plane.grid(_GRID)).reshape(_GRID, _GRID).cpu().numpy() if repaired.dim == 2 else None
@@ -110,6 +111,7 @@ def geodesics(repaired: RepairedMetric, before: Solution, after: Solution) -> Pi
         plots.draw_curves(ax, curves, offset.cpu().numpy(), plane, latents=shown, region=region)
         share = float(share_off_data(curves, repaired.geometry).mean()) if len(chosen) else float("nan")
         plots.heading(ax, name, f"{share:.1%} of the length of these curves is off the data")
+        ax.set_anchor("S")  # spare height goes above, where the heading is
         ax.label_outer()
     handles = [
         Line2D([], [], color=plots.ON_DATA, linewidth=1.4, label="over the data (offset ≤ 0)"),
@@ -187,11 +189,9 @@ def criteria(audit: Audit) -> Picture:
     return Picture("audit", "The audit at a glance", caption, figure)
 
 
-def _figure(height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Figure:
-    figure = Figure(figsize=(WIDTH, height), layout=layout)
-    engine = figure.get_layout_engine()
-    assert engine is not None
-    engine.set(w_pad=0.08, h_pad=0.1)
+def _figure(height: float, layout: Literal["constrained", "compressed"] = "constrained", **space: Any) -> Figure:
+    figure = Figure(figsize=(WIDTH, height))
+    figure.set_layout_engine(layout, w_pad=0.08, h_pad=0.1, **space)
     return figure
 
 

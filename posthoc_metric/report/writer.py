@@ -72,7 +72,8 @@ def write_report(
             picture.figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
             inlined.append(Inlined(picture.name, picture.title, picture.caption, buffer.getvalue()))
             (draft / f"{picture.name}.png").write_bytes(buffer.getvalue())
-        np.savez_compressed(draft / "geodesics.npz", **_curves(before, "before"), **_curves(after, "after"))
+        curves: dict[str, Any] = {**_curves(before, "before"), **_curves(after, "after")}
+        np.savez_compressed(draft / "geodesics.npz", **curves)
         (draft / "audit.json").write_text(to_json(facts), encoding="utf-8")
         (draft / "report.html").write_text(render(facts, inlined, title), encoding="utf-8")
     return facts
