@@ -1,0 +1,254 @@
+"""A Gaussian process over the decoder's outputs, and the posterior of its Jacobian."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._arrays import describe
+from ..errors import FitError, InvalidArgumentError, NotFittedError
+from ..smooth_map import SmoothMap
+from ..support import FEWEST, Support
+from .base import UncertaintyModel
+from .centres import place_centres, squared_distances
+from .gp_evidence import ENTRIES, Hyperparameters, cholesky, largest_length_scale, maximise, outputs, reduce
+
+#: up to this many latents nothing is approximated
+EXACT_UP_TO = 1000
+_EVIDENCE_ROWS = 10_000
+_LONGEST = 2.0
+#: one data radius beyond the support, at least this share of the prior must be back in every direction
+_FORGOTTEN = 0.8
+#: this share of the prior is never given up, which keeps rounding from making a variance negative
+_KEPT = 1e-6
+_CHUNK = 2**22
+
+
+class GaussianProcess(UncertaintyModel):
+    """A GP with one squared-exponential kernel ``k`` for all outputs, conditioned on the latents.
+
+    With the posterior's Jacobian ``J_m`` and covariance, the expected metric is
+    ``E[JᵀJ] = J_mᵀJ_m + D (σ²/ℓ²) S(z)``, where
+
+        ``S(z) = I - ℓ² ∂k(z, Z) (K + νI)⁻¹ ∂k(Z, z)``
+
+    is the share of the prior covariance of a partial derivative that the latents leave unknown: zero where the
+    derivatives are determined, the identity far away.  Neither the outputs nor the noise enter S, only the
+    hyperparameters depend on them.  :meth:`shape` is S; the score is ``sqrt(-log(1 - tr S / d))``, which is a posterior
+    standard deviation where little is unknown and grows like a distance over ℓ where all is.
+
+    Length scale and noise maximise the marginal likelihood: exactly up to 1,000 latents, above by Titsias' bound with
+    k-means inducing points on at most 10,000 rows (of outputs reduced to 64 principal components, the rest taken as white
+    noise); the posterior is then conditioned on all rows.  The length scale is held between the spacing of the
+    inducing points and the largest at which the prior is back (S ≥ 0.8 I) one data radius beyond the latents:
+    a longer one would claim to know the decoder where there has never been a latent.
+
+    Args:
+        inducing: number of inducing points above 1,000 latents.
+
+    Attributes:
+        hyperparameters: length scale (latent units), noise ratio, variance, evidence.
+        length_scales: the range the length scale was allowed, in latent units.
+        jitter: what had to be added to the inducing points' kernel matrix, relative to its diagonal; 0 if nothing.
+        exact: whether no inducing points were used.
+
+    References:
+        Tosi, Hauberg, Vellido, Lawrence: Metrics for Probabilistic Geometries, UAI 2014.
+        Titsias: Variational Learning of Inducing Variables in Sparse Gaussian Processes, AISTATS 2009.
+    """
+
+    def __init__(self, *, inducing: int = 256):
+        if not isinstance(inducing, int) or isinstance(inducing, bool) or inducing < 2:
+            raise InvalidArgumentError(f"`inducing` must be an integer of at least 2; got {describe(inducing)}.")
+        self.inducing = inducing
+        self._factor: Tensor | None = None
+
+    def fit(self, decoder: SmoothMap, latents: Tensor, data: Any = None, *, seed: int = 0) -> GaussianProcess:
+        """Condition on latents (N, d) and on their data (N, D), or on ``decoder(latents)`` without data.
+
+        Raises:
+            FitError: latents or outputs do not vary, or are not finite.
+        """
+        latents = latents.double()
+        origin = latents.mean(0)
+        radius = (latents - origin).square().sum(1).mean().sqrt()
+        if not float(radius) > 1e-12 * float(origin.norm()):
+            raise FitError("`latents` must differ from each other; all rows coincide. Check the encoder.")
+        self._origin, self._radius = origin, radius
+        points = (latents - origin) / radius
+        self.exact = len(points) <= EXACT_UP_TO
+        rows = _choose_rows(len(points), decoder.output_dim, seed).to(points.device)
+        targets = reduce(outputs(decoder, latents, data, rows), exact=self.exact, seed=seed)
+        seen = points[rows]
+        inducing = None if self.exact else place_centres(points, self.inducing, seed=seed, outliers=16).points
+        sites = seen if inducing is None else inducing
+        low = min(_spacing(sites), 0.25)
+        found = maximise(seen, targets, inducing, (low, _LONGEST))
+        void = _void(points, seed)
+
+        def forgotten(length_scale: float) -> bool:
+            factor, _ = _condition(seen, inducing, length_scale, found.noise)
+            least = torch.linalg.eigvalsh(_shape(void, sites, factor, length_scale))[:, 0]
+            return float(torch.quantile(least, 0.05)) >= _FORGOTTEN
+
+        high = found.length_scale
+        if not forgotten(high):
+            high = max(largest_length_scale(forgotten, low, high), 1.01 * low)
+            found = maximise(seen, targets, inducing, (low, high))
+        self._set(points, sites, inducing, found)
+        self.length_scales = (low * float(radius), high * float(radius))
+        return self
+
+    def _set(self, points: Tensor, sites: Tensor, inducing: Tensor | None, found: Hyperparameters) -> None:
+        self._factor, self.jitter = _condition(points, inducing, found.length_scale, found.noise)
+        self._sites = sites
+        self._length_scale = found.length_scale
+        self.hyperparameters = Hyperparameters(
+            found.length_scale * float(self._radius), found.noise, found.variance, found.evidence
+        )
+        self.fitted = True
+
+    def score(self, z: Tensor) -> Tensor:
+        """``sqrt(-log(1 - tr S(z)/d))``, (B, d) -> (B,)."""
+        return torch.cat([self._score(part, False)[0] for part in self._parts(z)])
+
+    def score_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The score (B,) and its gradient (B, d), both in closed form."""
+        found = [self._score(part, True) for part in self._parts(z)]
+        return torch.cat([score for score, _ in found]), torch.cat([gradient for _, gradient in found])
+
+    def shape(self) -> Callable[[Tensor], Tensor]:
+        """``S``: (B, d) -> (B, d, d), eigenvalues in [1e-6, 1]."""
+
+        def evaluate(z: Tensor) -> Tensor:
+            assert self._factor is not None
+            return torch.cat([_shape(part, self._sites, self._factor, self._length_scale) for part in self._parts(z)])
+
+        return evaluate
+
+    def _parts(self, z: Tensor) -> tuple[Tensor, ...]:
+        if self._factor is None:
+            raise NotFittedError("this GaussianProcess is not fitted; call fit(decoder, latents) first.")
+        points = (z.double() - self._origin) / self._radius
+        return points.split(max(1, _CHUNK // (self._sites.shape[0] * points.shape[1])))
+
+    def _score(self, points: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
+        assert self._factor is not None
+        dim = points.shape[1]
+        kernel, exponent, delta = _kernel(points, self._sites, self._length_scale)
+        known = _push(kernel, delta, self._factor)
+        total = known.square().sum((1, 2))
+        # log of the known share, the kernel's common factor apart so that it cannot underflow
+        log_share = (total * ((1 - _KEPT) / dim)).log() - 2 * exponent
+        score = (-log_share).sqrt()
+        if not gradient:
+            return score, points[:, :0]
+        pulled = kernel[:, None] * (known @ self._factor)
+        along = (pulled * delta).sum(1)
+        slope = torch.einsum("bm,bjm->bj", along, delta) - pulled.sum(2)
+        slope = slope / (total * score * self._length_scale * self._radius)[:, None]
+        return score, -slope
+
+    def settings(self) -> dict[str, Any]:
+        return {"inducing": self.inducing}
+
+    def state(self) -> dict[str, Tensor]:
+        if self._factor is None:
+            return {}
+        found = self.hyperparameters
+        numbers = [self._length_scale, found.noise, found.variance, found.evidence, *self.length_scales, self.jitter]
+        return {
+            "origin": self._origin,
+            "radius": self._radius,
+            "sites": self._sites,
+            "factor": self._factor,
+            "numbers": torch.tensor([*numbers, float(self.exact)], dtype=torch.float64),
+        }
+
+    @classmethod
+    def from_state(cls, settings: dict[str, Any], state: dict[str, Tensor]) -> GaussianProcess:
+        """The fitted model that :meth:`settings` and :meth:`state` describe, bit for bit."""
+        model = cls(**settings)
+        model._origin, model._radius = state["origin"], state["radius"]
+        model._sites, model._factor = state["sites"], state["factor"]
+        model._length_scale, noise, variance, evidence, low, high, model.jitter, exact = state["numbers"].tolist()
+        model.length_scales = (low, high)
+        model.exact = bool(exact)
+        scale = model._length_scale * float(model._radius)
+        model.hyperparameters = Hyperparameters(scale, noise, variance, evidence)
+        model.fitted = True
+        return model
+
+
+def _kernel(points: Tensor, sites: Tensor, length_scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Kernel values (B, M) over their row's largest, minus that one's logarithm (B,), and (z - c)/ℓ (B, d, M)."""
+    delta = (points[:, :, None] - sites.T[None]) / length_scale
+    exponent = 0.5 * delta.square().sum(1)
+    least = exponent.amin(1)
+    return (least[:, None] - exponent).exp(), least, delta
+
+
+def _push(kernel: Tensor, delta: Tensor, factor: Tensor) -> Tensor:
+    """``F ∂k(Z, z)`` (B, d, r), up to sign, in units of ℓ."""
+    return (kernel[:, None] * delta) @ factor.T
+
+
+def _shape(points: Tensor, sites: Tensor, factor: Tensor, length_scale: float) -> Tensor:
+    kernel, exponent, delta = _kernel(points, sites, length_scale)
+    known = _push(kernel, delta, factor) * (-exponent).exp()[:, None, None]
+    return torch.eye(points.shape[1]).to(points) - (1 - _KEPT) * (known @ known.mT)
+
+
+def _condition(points: Tensor, inducing: Tensor | None, length_scale: float, noise: float) -> tuple[Tensor, float]:
+    """``F`` (r, M) with ``FᵀF = (K + νI)⁻¹``, or with inducing points ``K_m⁻¹ - (K_m + K_mn K_nm/ν)⁻¹``; and the jitter.
+
+    The difference is formed from eigenvalues, ``L⁻ᵀ (I - B⁻¹) L⁻¹``, so it cannot become negative.
+    """
+
+    def kernel(left: Tensor, right: Tensor) -> Tensor:
+        # the latents are standardised, so the expanded square loses nothing that matters, and it is one product
+        square = left.square().sum(1, keepdim=True) - 2 * left @ right.T + right.square().sum(1)
+        return square.clamp_min_(0).mul_(-0.5 / length_scale**2).exp_()
+
+    if inducing is None:
+        values, basis = torch.linalg.eigh(kernel(points, points))
+        values = values.clamp_min(0)
+        # an eigenvector explains at most λ/(λ + ν) of any variance
+        kept = values > 1e-12 * noise
+        return (basis[:, kept] / (values[kept] + noise).sqrt()).T.contiguous(), 0.0
+    root, jitter = cholesky(kernel(inducing, inducing))
+    capacity = torch.zeros_like(root)
+    for chunk in points.split(_CHUNK // len(inducing)):
+        white = torch.linalg.solve_triangular(root, kernel(inducing, chunk), upper=False)
+        capacity += white @ white.T
+    values, basis = torch.linalg.eigh(capacity / noise)
+    values = values.clamp_min(0)
+    share = (values / (1 + values)).sqrt()
+    kept = share > 1e-6
+    white = torch.linalg.solve_triangular(root.T, basis[:, kept], upper=True)
+    return (white * share[kept]).T.contiguous(), jitter
+
+
+def _choose_rows(count: int, outputs: int, seed: int) -> Tensor:
+    most = min(_EVIDENCE_ROWS, max(ENTRIES // outputs, EXACT_UP_TO))
+    if count <= most:
+        return torch.arange(count)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].sort().values
+
+
+def _spacing(sites: Tensor) -> float:
+    """Median distance of a site to its nearest other one that is not a duplicate."""
+    square = squared_distances(sites, sites)
+    distance = square.masked_fill_(square < 1e-18, math.inf).amin(1).sqrt()
+    return float(distance[distance.isfinite()].median())
+
+
+def _void(points: Tensor, seed: int) -> Tensor:
+    """Points one data radius beyond the latents."""
+    # a repair may leave a model fewer rows than a split needs; copies change no distance
+    copies = math.ceil(FEWEST / len(points))
+    return Support(points.repeat(copies, 1), seed=seed).shell(1.0, 200, seed=seed)
