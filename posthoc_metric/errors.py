@@ -54,6 +54,10 @@ class NumericalError(PosthocMetricError, ArithmeticError):
     """A computation gave NaN, infinity or a matrix that is not positive definite."""
 
 
+class WorkerError(PosthocMetricError, RuntimeError):
+    """Workers of a parallel computation keep dying."""
+
+
 class PosthocMetricWarning(UserWarning):
     """Base of every warning this library gives."""
 
