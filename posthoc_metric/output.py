@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,20 @@ def staged_folder(out: str | Path) -> Iterator[Path]:
         if not target.exists():
             for folder in reversed(made):
                 folder.rmdir()
+
+
+class _EnoughError(Exception):
+    """Leaves a staged folder without publishing it."""
+
+
+def check_folder(out: str | Path) -> None:
+    """See that :func:`staged_folder` will be able to write, before long work begins; leaves nothing behind.
+
+    Raises:
+        OutputError: it will not.
+    """
+    with suppress(_EnoughError), staged_folder(out):
+        raise _EnoughError
 
 
 def _make_parents(target: Path) -> list[Path]:

@@ -99,7 +99,7 @@ def geodesics(repaired: RepairedMetric, before: Solution, after: Solution) -> Pi
     finite = _finite(before) & _finite(after)
     chosen = torch.nonzero(finite).flatten()[:_MOST_CURVES]
     # over axes of equal aspect with a legend outside, the layout forgets the headings
-    figure = _figure(5.1, rect=(0, 0, 1, 0.95))
+    figure = _figure(5.6, rect=(0, 0, 1, 0.955))
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
     region = (
         repaired.geometry.offset(plane.grid(_GRID)).reshape(_GRID, _GRID).cpu().numpy() if repaired.dim == 2 else None

@@ -1,0 +1,124 @@
+"""Arrays on disk: ``.npy``, ``.npz``, ``.pt``, ``.csv``, and AnnData ``.h5ad`` with the extra; no file is executed."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .errors import CheckpointError, InvalidArgumentError, MissingExtraError
+
+
+def read_array(path: str | Path, name: str, key: str | None = None) -> np.ndarray:
+    """One numeric array from a file; a ``.npy`` is memory-mapped, so that it may exceed memory.
+
+    Args:
+        path: of a file with one of the known endings.
+        name: what the caller's argument is called, for messages.
+        key: which array, in a file with several: the name in an ``.npz`` or in a dictionary in a ``.pt``, or for
+            ``.h5ad`` ``"X"`` or an entry of ``obsm``.
+
+    Raises:
+        InvalidArgumentError: an unknown ending, or no or an unknown ``key`` where several arrays are there.
+        CheckpointError: the file is missing, damaged, or holds no numbers.
+        MissingExtraError: the file needs a package that is not installed.
+    """
+    source = Path(path)
+    reader = _READERS.get(source.suffix.lower())
+    if reader is None:
+        raise InvalidArgumentError(
+            f"`{name}` must be a file that ends in {', '.join(_READERS)}; got {str(source)!r}. Convert it to .npy."
+        )
+    if not source.is_file():
+        what = "is a folder" if source.is_dir() else "does not exist"
+        raise CheckpointError(f"`{name}` must be a file; {str(source)!r} {what}. Check the path.")
+    try:
+        array = reader(source, name, key)
+    except (OSError, ValueError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        if isinstance(error, InvalidArgumentError):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"`{name}` cannot be read from {str(source)!r}: it is no whole {source.suffix} file of numbers "
+            f"({reason:.200}). Write it again, for example with numpy.save."
+        ) from None
+    if array.dtype.kind not in "fiu":
+        raise CheckpointError(
+            f"`{name}` must hold real numbers; {str(source)!r} has dtype {array.dtype}. Convert it to float first."
+        )
+    return array
+
+
+def _npy(path: Path, name: str, key: str | None) -> np.ndarray:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _npz(path: Path, name: str, key: str | None) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as arrays:
+        return arrays[_chosen(arrays.files, path, name, key)]
+
+
+def _pt(path: Path, name: str, key: str | None) -> np.ndarray:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(content, dict):
+        content = content[_chosen([str(k) for k in content], path, name, key)]
+    if not isinstance(content, torch.Tensor):
+        raise ValueError(f"it holds a {type(content).__name__}, not a tensor")
+    return content.detach().numpy()
+
+
+def _csv(path: Path, name: str, key: str | None) -> np.ndarray:
+    with path.open(encoding="utf-8") as lines:
+        first = lines.readline()
+    try:
+        [float(cell) for cell in first.split(",")]
+        header = 0
+    except ValueError:
+        header = 1
+    return np.loadtxt(path, delimiter=",", skiprows=header, ndmin=2, encoding="utf-8")
+
+
+def _h5ad(path: Path, name: str, key: str | None) -> np.ndarray:
+    try:
+        import anndata
+    except ImportError:
+        raise MissingExtraError(
+            f"`{name}` is an .h5ad file, which needs AnnData. Install it with: pip install 'posthoc-metric[anndata]'"
+        ) from None
+    table = anndata.read_h5ad(path)
+    chosen = _chosen(["X", *table.obsm.keys()], path, name, key)
+    array: Any = table.X if chosen == "X" else table.obsm[chosen]
+    return array.toarray() if hasattr(array, "toarray") else np.asarray(array)
+
+
+def _chosen(names: list[str], path: Path, name: str, key: str | None) -> str:
+    if key is None and len(names) == 1:
+        return names[0]
+    if key not in names:
+        asked = f"`{path.name}:{key}` names none of them" if key else "say which"
+        raise InvalidArgumentError(
+            f"`{name}`: {str(path)!r} holds the arrays {', '.join(names[:12])}; {asked}. "
+            f"Write the name after a colon, as in {path.name}:{names[0] if names else 'name'}."
+        )
+    return key
+
+
+_READERS: dict[str, Callable[[Path, str, str | None], np.ndarray]] = {
+    ".npy": _npy,
+    ".npz": _npz,
+    ".pt": _pt,
+    ".csv": _csv,
+    ".h5ad": _h5ad,
+}
+
+
+def read_named(argument: str, name: str) -> np.ndarray:
+    """An array from ``file`` or ``file:key``, as the command line writes it."""
+    path, separator, key = argument.rpartition(":")
+    if separator and not Path(argument).exists() and Path(path).suffix.lower() in _READERS:
+        return read_array(path, name, key)
+    return read_array(argument, name)

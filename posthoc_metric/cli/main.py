@@ -1,0 +1,56 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+import inspect
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import typer
+
+from .demo import demo
+
+_EPILOG = "Exit codes: 0 done; 1 done, but the audit fails or a pair did not converge; 2 a mistake; 130 interrupted."
+COMMANDS: tuple[Callable[..., Any], ...] = (demo,)
+
+app = typer.Typer(
+    name="posthoc-metric",
+    help="Repair the geometry of a trained generative model after training.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _commands() -> None:
+    """Keeps a single command from becoming the whole program."""
+
+
+def _help(command: Callable[..., Any]) -> str:
+    """The docstring with each paragraph on one line, for the terminal to break."""
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+for _command in COMMANDS:
+    app.command(help=_help(_command))(_command)
+
+
+def main() -> None:
+    """Entry point of the ``posthoc-metric`` command."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    app()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """End as Ctrl-C does, so that drafts are cleaned up."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

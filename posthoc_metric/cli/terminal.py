@@ -1,0 +1,113 @@
+"""What the commands say: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ..diagnostics import Audit
+from ..errors import PosthocMetricError, PosthocMetricWarning
+from ..output import jsonable, to_json
+from ..report.page import readable
+
+MISTAKE, NEGATIVE, INTERRUPTED = 2, 1, 130
+VERDICTS = {True: "[green]pass[/]", False: "[red]FAIL[/]", None: "[dim]not judged[/]"}
+
+
+def results() -> Console:
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def notes() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """A user's mistake ends in one message and exit code 2, Ctrl-C in 130; neither shows a stack trace."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", PosthocMetricWarning)
+            default = warnings.showwarning
+
+            def show(message: Any, category: Any, *rest: Any) -> None:
+                if issubclass(category, PosthocMetricWarning):
+                    notes().print(f"[yellow]Note:[/] {escape(str(message))}")
+                else:
+                    default(message, category, *rest)
+
+            warnings.showwarning = show  # type: ignore[assignment]
+            yield
+    except PosthocMetricError as error:
+        notes().print(f"[bold red]Error:[/] {escape(str(error))}")
+        raise typer.Exit(MISTAKE) from None
+    except KeyboardInterrupt:
+        notes().print("Stopped. Nothing half-written was left behind.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+class Stages:
+    """A progress bar over the named stages of a job, on standard error."""
+
+    def __init__(self, progress: Progress, total: int):
+        self._progress = progress
+        self._task = progress.add_task("", total=total)
+        self._begun = False
+
+    def next(self, what: str) -> None:
+        """Begin the next stage."""
+        self._progress.update(self._task, description=what, advance=1 if self._begun else 0)
+        self._begun = True
+
+    def done(self) -> None:
+        self._progress.update(self._task, description="done", advance=1)
+
+
+@contextmanager
+def stages(total: int) -> Iterator[Stages]:
+    """Show how far a job of ``total`` stages has come; gone from the screen when it ends."""
+    columns = (SpinnerColumn(), BarColumn(bar_width=28), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
+    console = notes()
+    with Progress(
+        *columns,
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        bar = Stages(progress, total)
+        yield bar
+        bar.done()
+
+
+def show_json(value: Any) -> None:
+    """One JSON object on standard output and nothing else."""
+    sys.stdout.write(to_json(value))
+
+
+def show_audit(audit: Audit) -> None:
+    """The audit as a table."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("criterion")
+    for name in ("decoder alone", "repaired", "bound"):
+        table.add_column(name, justify="right")
+    table.add_column("verdict")
+    for row in audit.criteria:
+        sign = "≤ " if row.relation == "at most" else "≥ "
+        bound = "" if row.passed is None else sign + readable(_plain(row.bound))
+        table.add_row(row.name, readable(_plain(row.before)), readable(_plain(row.after)), bound, VERDICTS[row.passed])
+    results().print(table)
+
+
+def _plain(value: float) -> Any:
+    return jsonable(float(value))
