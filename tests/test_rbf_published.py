@@ -17,7 +17,7 @@ def _decoder(dim=2, outputs=6, seed=0):
     layers = torch.nn.Sequential(torch.nn.Linear(dim, 16), torch.nn.Tanh(), torch.nn.Linear(16, outputs)).double()
     for parameter in layers.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    return Decoder(layers, dim)
+    return Decoder(layers, latent_dim=dim)
 
 
 def _problem(rows=600, dim=2, outputs=6, seed=0):

@@ -42,8 +42,8 @@ class GaussianProcess(UncertaintyModel):
     standard deviation where little is unknown and grows like a distance over ℓ where all is.
 
     Length scale and noise maximise the marginal likelihood: exactly up to 1,000 latents, above by Titsias' bound with
-    k-means inducing points on at most 10,000 rows (of outputs reduced to 64 principal components, the rest taken as white
-    noise); the posterior is then conditioned on all rows.  The length scale is held between the spacing of the
+    k-means inducing points on at most 10,000 rows (of outputs reduced to 64 principal components, the rest taken as
+    white noise); the posterior is then conditioned on all rows.  The length scale is held between the spacing of the
     inducing points and the largest at which the prior is back (S ≥ 0.8 I) one data radius beyond the latents:
     a longer one would claim to know the decoder where there has never been a latent.
 
@@ -151,7 +151,7 @@ class GaussianProcess(UncertaintyModel):
         along = (pulled * delta).sum(1)
         slope = torch.einsum("bm,bjm->bj", along, delta) - pulled.sum(2)
         slope = slope / (total * score * self._length_scale * self._radius)[:, None]
-        return score, -slope
+        return score, slope
 
     def settings(self) -> dict[str, Any]:
         return {"inducing": self.inducing}
@@ -200,11 +200,13 @@ def _push(kernel: Tensor, delta: Tensor, factor: Tensor) -> Tensor:
 def _shape(points: Tensor, sites: Tensor, factor: Tensor, length_scale: float) -> Tensor:
     kernel, exponent, delta = _kernel(points, sites, length_scale)
     known = _push(kernel, delta, factor) * (-exponent).exp()[:, None, None]
-    return torch.eye(points.shape[1]).to(points) - (1 - _KEPT) * (known @ known.mT)
+    square = known @ known.mT
+    # a batched product is symmetric only up to rounding
+    return torch.eye(points.shape[1]).to(points) - (0.5 - 0.5 * _KEPT) * (square + square.mT)
 
 
 def _condition(points: Tensor, inducing: Tensor | None, length_scale: float, noise: float) -> tuple[Tensor, float]:
-    """``F`` (r, M) with ``FᵀF = (K + νI)⁻¹``, or with inducing points ``K_m⁻¹ - (K_m + K_mn K_nm/ν)⁻¹``; and the jitter.
+    """``F`` (r, M) and the jitter: ``FᵀF = (K + νI)⁻¹``, or ``K_m⁻¹ - (K_m + K_mn K_nm/ν)⁻¹`` with inducing points.
 
     The difference is formed from eigenvalues, ``L⁻ᵀ (I - B⁻¹) L⁻¹``, so it cannot become negative.
     """

@@ -26,8 +26,8 @@ ENTRIES = 2**24
 _COMPONENTS = 64
 _NOISE_RANGE = (1e-4, 1e2)
 _STEPS = 25
-#: in the evidence a row and output, and in its slope
-_TOLERANCES = {"tolerance_change": 1e-6, "tolerance_grad": 1e-5}
+#: in the evidence a row and output
+_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def maximise(
         inner = [low * (high / low) ** share for share in (0.1, 0.35, 0.65, 0.9)]
         place(min(((scale, ratio) for scale in inner for ratio in (0.01, 0.3)), key=place))
     parameters = [*kernel.parameters(), *noise.parameters()]
-    solver = torch.optim.LBFGS(parameters, max_iter=_STEPS, line_search_fn="strong_wolfe", **_TOLERANCES)
+    solver = torch.optim.LBFGS(parameters, max_iter=_STEPS, tolerance_change=_TOLERANCE, line_search_fn="strong_wolfe")
 
     def closure() -> float:
         solver.zero_grad()
@@ -187,10 +187,7 @@ def cholesky(matrix: Tensor) -> tuple[Tensor, float]:
     )
 
 
-Criterion = Callable[[float], bool]
-
-
-def largest_length_scale(accepted: Criterion, low: float, high: float, *, halvings: int = 10) -> float:
+def largest_length_scale(accepted: Callable[[float], bool], low: float, high: float, *, halvings: int = 10) -> float:
     """The largest length scale in ``[low, high]`` that is accepted, by bisection in the logarithm; ``low`` if none."""
     if accepted(high):
         return high
