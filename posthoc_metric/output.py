@@ -65,6 +65,29 @@ def check_folder(out: str | Path) -> None:
         raise _EnoughError
 
 
+def write_file(path: str | Path, content: bytes) -> None:
+    """Replace a file as a whole, or leave it as it was.
+
+    Raises:
+        OutputError: the folder is missing or cannot be written to, or the disk is full.
+    """
+    target = Path(path)
+    draft = ""
+    try:
+        handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        os.chmod(draft, 0o666 & ~_umask())
+        os.replace(draft, target)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {str(target)!r}: {error.strerror}. Check that the folder is there and can be written to."
+        ) from None
+    finally:
+        if draft:
+            Path(draft).unlink(missing_ok=True)
+
+
 def _make_parents(target: Path) -> list[Path]:
     """Make the folders above ``target``; returns those that are new, outermost first."""
     missing = [folder for folder in target.absolute().parents if not folder.exists()]

@@ -16,7 +16,7 @@ from ..output import check_folder
 from ..repair import repair
 from ..report import write_report
 from ..report.page import readable
-from .options import AsJson
+from .shared import AsJson
 from .terminal import NEGATIVE, clear_errors, results, show_audit, show_json, stages
 
 

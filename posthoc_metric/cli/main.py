@@ -10,10 +10,11 @@ from typing import Any
 
 import typer
 
+from .commands import audit, describe, distances, geodesic, repair, report
 from .demo import demo
 
 _EPILOG = "Exit codes: 0 done; 1 done, but the audit fails or a pair did not converge; 2 a mistake; 130 interrupted."
-COMMANDS: tuple[Callable[..., Any], ...] = (demo,)
+COMMANDS: tuple[Callable[..., Any], ...] = (demo, repair, audit, geodesic, distances, report, describe)
 
 app = typer.Typer(
     name="posthoc-metric",

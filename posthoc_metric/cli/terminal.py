@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -104,10 +104,21 @@ def show_audit(audit: Audit) -> None:
     table.add_column("verdict")
     for row in audit.criteria:
         sign = "≤ " if row.relation == "at most" else "≥ "
-        bound = "" if row.passed is None else sign + readable(_plain(row.bound))
-        table.add_row(row.name, readable(_plain(row.before)), readable(_plain(row.after)), bound, VERDICTS[row.passed])
+        bound = "" if row.passed is None else sign + readable(plain(row.bound))
+        table.add_row(row.name, readable(plain(row.before)), readable(plain(row.after)), bound, VERDICTS[row.passed])
     results().print(table)
 
 
-def _plain(value: float) -> Any:
+def show_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """A plain table."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in header:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*row)
+    results().print(table)
+
+
+def plain(value: float) -> Any:
+    """A number as JSON has it, for :func:`posthoc_metric.report.page.readable`."""
     return jsonable(float(value))

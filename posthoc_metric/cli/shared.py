@@ -1,0 +1,155 @@
+"""What several commands need: options, the decoder they name, a repaired metric, points."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import torch
+import typer
+from torch import Tensor
+
+from .._arrays import Rows
+from ..arrays_io import read_named
+from ..decoder import Decoder
+from ..errors import InvalidArgumentError
+from ..repair import RepairedMetric, load
+from .terminal import clear_errors
+
+OpenDecoder = Callable[[], Decoder]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output instead of a summary.")]
+Data = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="What the latents encode, row by row; the files are those of --latents."),
+]
+Repaired = Annotated[
+    Path, typer.Argument(metavar="REPAIRED", help="repaired.safetensors, or the folder that `repair` wrote it into.")
+]
+
+_PANEL = "The decoder"
+
+
+def _open(
+    checkpoint: Annotated[Path, typer.Option(metavar="FILE", help="The trained decoder.", rich_help_panel=_PANEL)],
+    factory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:CLASS",
+            help="What builds the model that the weights go into; imported because you name it.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    factory_args: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help='Keywords for the factory, as {"width": 64}.', rich_help_panel=_PANEL),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Where in the file the weights are, if not found alone.", rich_help_panel=_PANEL)
+    ] = None,
+    prefix: Annotated[
+        str | None, typer.Option(help="Prefix of the decoder's weights, if not found alone.", rich_help_panel=_PANEL)
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Which method of the model decodes, such as decode.", rich_help_panel=_PANEL)
+    ] = None,
+    latent_dim: Annotated[
+        int | None, typer.Option(min=1, help="Latent dimension, if not found alone.", rich_help_panel=_PANEL)
+    ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust", help="Allow files that run code when they are read: only your own.", rich_help_panel=_PANEL
+        ),
+    ] = False,
+) -> Decoder:
+    from ..checkpoint import load_decoder
+
+    given = {"key": key, "prefix": prefix, "method": method, "latent_dim": latent_dim}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if factory_args is not None:
+        options["factory_args"] = _json_object(factory_args)
+    return load_decoder(checkpoint, factory=factory, trust=trust, **options)
+
+
+def with_decoder(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that name a decoder; it gets a function that opens it as its first argument.
+
+    Errors of this library end the command with their message.
+    """
+    shared, own = inspect.signature(_open), inspect.signature(command)
+    hints = get_type_hints(_open, include_extras=True) | get_type_hints(command, include_extras=True)
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:
+        decoder = {name: options.pop(name) for name in shared.parameters}
+        with clear_errors():
+            command(lambda: _open(**decoder), **options)
+
+    first, *rest = own.parameters.values()
+    parameters = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
+        for parameter in [*rest, *shared.parameters.values()]
+    ]
+    # Typer reads the options off the signature and the annotations
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del run.__wrapped__  # type: ignore[attr-defined]
+    return run
+
+
+def open_repaired(open_decoder: OpenDecoder, path: Path, data: str | None = None) -> RepairedMetric:
+    """The metric that ``repair`` wrote, with the data it was fitted on if they are given again."""
+    repaired = load(path / "repaired.safetensors" if path.is_dir() else path, open_decoder())
+    if data is not None:
+        rows = Rows(read_named(data, "data"))
+        expected = (len(repaired.geometry.latents), repaired.decoder.output_dim)
+        if rows.shape != expected:
+            raise InvalidArgumentError(
+                f"`data` must have shape {expected}, the latents' rows and the decoder's outputs; got {rows.shape}. "
+                "Pass the data that the metric was repaired with."
+            )
+        repaired.data = rows.subset(repaired.geometry.training_rows)
+    return repaired
+
+
+def points_of(arguments: list[str], name: str, latents: Tensor) -> Tensor:
+    """Points (n, d) from row numbers of the latents, or coordinates such as ``0.5,-1.2``."""
+    return torch.stack([_point(argument, name, latents) for argument in arguments])
+
+
+def _point(argument: str, name: str, latents: Tensor) -> Tensor:
+    count, dim = latents.shape
+    cells = argument.split(",")
+    try:
+        if len(cells) == 1 and dim > 1:
+            row = int(argument)
+            if not -count <= row < count:
+                raise InvalidArgumentError(f"`{name}` must be a row from 0 to {count - 1}; got {row}. Count from zero.")
+            return latents[row]
+        point = torch.tensor([float(cell) for cell in cells], dtype=latents.dtype, device=latents.device)
+    except ValueError as error:
+        if isinstance(error, InvalidArgumentError):
+            raise
+        point = latents.new_zeros(0)
+    if len(point) != dim:
+        raise InvalidArgumentError(
+            f"`{name}` must be a row number of the latents or {dim} coordinates with commas between; got {argument!r}."
+        )
+    return point
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise InvalidArgumentError(
+            f'`factory-args` must be a JSON object such as {{"width": 64}}; got {text!r}. Put it in single quotes.'
+        )
+    return value

@@ -1,0 +1,200 @@
+"""Pictures: what is drawn, on which scale, and that nothing global is touched."""
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from posthoc_metric import plots
+from posthoc_metric.diagnostics import Audit, Criterion, Shell, ShellRow, Statistics
+from posthoc_metric.errors import InvalidArgumentError
+from posthoc_metric.metric import FunctionMetric
+
+
+def cloud(dim, count=200):
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def bowl():
+    """log volume ‖z‖², condition number 2."""
+    scale = torch.diag(torch.tensor([0.5, 2.0], dtype=torch.float64))
+    return FunctionMetric(lambda z: torch.exp(z.square().sum(1))[:, None, None] * scale.to(z), 2)
+
+
+def axes(rows=1, columns=1):
+    return Figure().subplots(rows, columns)
+
+
+def row(name, offset, level, condition):
+    values = Statistics(level - 1, level, level + 1, condition / 2, condition, 0.1, 1.0, 1.0)
+    points = torch.zeros(1, 2)
+    return ShellRow(Shell(name, offset, points), {"decoder": values, "repaired": values})
+
+
+AUDIT = Audit(
+    criteria=(
+        Criterion("inflation", "a", 0.0, 50.0, 25.0, "at least", True),
+        Criterion("persistence", "b", 5.0, 0.5, 0.05, "at most", False),
+        Criterion("smoothness", "c", float("nan"), 2.0, float("nan"), "at most", None, "no data"),
+    ),
+    shells=(row("data", -0.1, 0.0, 2.0), row("offset 1", 1.0, 3.0, float("inf")), row("gaps", 0.2, 9.0, 4.0)),
+    faithfulness=None,
+    radius=1.0,
+)
+
+
+class TestPlanes:
+    def test_two_dimensions_are_shown_as_they_are(self):
+        latents = cloud(2)
+        plane = plots.latent_plane(latents)
+        assert plane.title == "" and np.allclose(plane.project(latents), latents)
+        left, right, bottom, top = plane.window
+        assert right - left == pytest.approx(top - bottom)
+        assert left < latents[:, 0].min() and top > latents[:, 1].max()
+
+    def test_the_grid_is_rows_upwards_and_columns_to_the_right(self):
+        plane = plots.latent_plane(cloud(2))
+        grid = plane.grid(4).reshape(4, 4, 2)
+        x, y = plane.ticks(4)
+        assert np.allclose(grid[0, :, 0], x) and np.allclose(grid[:, 0, 1], y)
+
+    @pytest.mark.parametrize("dim", [3, 20])
+    def test_more_dimensions_are_cut_through_three_latents(self, dim):
+        latents = cloud(dim)
+        plane = plots.latent_plane(latents)
+        assert f"of a {dim}-dimensional space" in plane.title
+        flat = torch.as_tensor(plane.project(plane.anchors))
+        assert torch.allclose(plane.origin + flat @ torch.stack([plane.first, plane.second]), plane.anchors)
+        assert all((latents == anchor).all(1).any() for anchor in plane.anchors)
+
+    def test_three_chosen_points(self):
+        chosen = torch.eye(5, dtype=torch.float64)[:3]
+        plane = plots.latent_plane(cloud(5), through=chosen)
+        assert torch.equal(plane.anchors, chosen) and "three chosen points" in plane.title
+
+    def test_points_on_a_line_make_no_plane(self):
+        line = torch.arange(3.0)[:, None] * torch.ones(1, 4)
+        with pytest.raises(InvalidArgumentError, match="not on one line"):
+            plots.latent_plane(cloud(4), through=line)
+
+    def test_two_points_make_no_plane(self):
+        with pytest.raises(InvalidArgumentError, match="three points"):
+            plots.latent_plane(cloud(4), through=torch.eye(4)[:2])
+
+    def test_one_dimension_has_no_map(self):
+        with pytest.raises(InvalidArgumentError, match="at least 2 columns"):
+            plots.latent_plane(cloud(1))
+
+    def test_principal_plane_says_how_much_it_shows(self):
+        latents = cloud(4) * torch.tensor([3.0, 2.0, 0.1, 0.1])
+        plane = plots.principal_plane(latents)
+        assert "two principal components, 100%" in plane.title
+        assert abs(float(plane.first[0])) > 0.9
+
+
+class TestFields:
+    def test_values_stand_where_their_points_are(self):
+        plane = plots.latent_plane(cloud(2))
+        field = plots.evaluate(bowl(), plane, "log_volume", 5)
+        x, y = plane.ticks(5)
+        assert np.allclose(field, x[None, :] ** 2 + y[:, None] ** 2)
+        assert np.allclose(plots.evaluate(bowl(), plane, "condition_number", 3), 2)
+
+    def test_an_unknown_quantity_is_refused(self):
+        with pytest.raises(InvalidArgumentError, match="log_volume, condition_number"):
+            plots.evaluate(bowl(), plots.latent_plane(cloud(2)), "volume")
+
+    def test_one_scale_covers_both_fields(self):
+        norm = plots.shared_norm([np.zeros((3, 3)), np.full((3, 3), 4.0)])
+        assert (norm.vmin, norm.vmax) == (0.0, 4.0)
+
+    def test_condition_numbers_have_a_logarithmic_scale_from_one_to_the_ceiling(self):
+        norm = plots.shared_norm([np.array([[2.0, 1e9]])], "condition_number", ceiling=1e3)
+        assert isinstance(norm, LogNorm) and (norm.vmin, norm.vmax) == (1.0, 1e3)
+
+    def test_a_field_without_finite_values_has_no_scale(self):
+        with pytest.raises(InvalidArgumentError, match="finite"):
+            plots.shared_norm([np.full((2, 2), np.inf)])
+
+    def test_singular_places_take_the_end_of_the_scale(self):
+        plane, ax = plots.latent_plane(cloud(2)), axes()
+        field = np.array([[0.0, 1.0], [-np.inf, 2.0]])
+        assert plots.draw_field(ax, field, plane, norm=plots.shared_norm([field])) is ax
+        shown = np.asarray(ax.images[0].get_array())
+        assert np.isfinite(shown).all() and shown[1, 0] == ax.images[0].norm.vmin
+
+    def test_the_map_shows_data_edge_and_units(self):
+        plane, (left, right) = plots.latent_plane(cloud(2)), axes(1, 2)
+        field = plots.evaluate(bowl(), plane, resolution=20)
+        offset = np.linspace(-1, 3, 400).reshape(20, 20)
+        for ax in (left, right):
+            plots.draw_field(ax, field, plane, latents=cloud(2), offset=offset, norm=plots.shared_norm([field]))
+        assert len(left.collections) == 3  # dots and two contour lines
+        assert left.images[0].norm.vmax == right.images[0].norm.vmax
+        bar = plots.colour_bar(right.images[0], [left, right])
+        assert "½ log det M" in bar.get_ylabel() and "nats" in bar.get_ylabel()
+
+
+class TestCurves:
+    def test_pieces_off_the_data_are_drawn_apart(self):
+        ax, plane = axes(), plots.latent_plane(cloud(2))
+        curves = torch.zeros(2, 5, 2, dtype=torch.float64)
+        curves[:, :, 0] = torch.arange(5.0)
+        offset = np.full((2, 5), -1.0)
+        offset[1, 2:] = 1.0
+        assert plots.draw_curves(ax, curves, offset, plane) is ax
+        on, off = ax.collections[:2]
+        assert len(on.get_segments()) == 6 and len(off.get_segments()) == 2
+        assert on.get_linewidth()[0] < off.get_linewidth()[0]
+
+    def test_frames_off_the_data_have_a_thick_border(self):
+        row_of_axes = axes(1, 3)
+        plots.draw_frames(row_of_axes, np.zeros((3, 2, 2)), label="x", off_data=[False, True, False])
+        widths = [ax.spines["left"].get_linewidth() for ax in row_of_axes]
+        assert widths[1] > widths[0] == widths[2]
+        assert row_of_axes[0].get_ylabel() == "x"
+
+    def test_frames_and_axes_must_be_as_many(self):
+        with pytest.raises(ValueError):
+            plots.draw_frames(axes(1, 3), np.zeros((2, 2, 2)), label="x")
+
+
+class TestAuditPictures:
+    def test_log_volume_has_a_line_a_metric_and_no_gaps_shell(self):
+        ax = plots.log_volume_by_offset(AUDIT)
+        assert [list(line.get_ydata()) for line in ax.lines] == [[0, 3], [0, 3]]
+        assert [text.get_text() for text in ax.get_xticklabels()] == ["data", "1"]
+        assert len(ax.collections) == 2
+        assert len({line.get_marker() for line in ax.lines}) == 2
+
+    def test_the_line_breaks_where_the_metric_is_singular(self):
+        ax = plots.condition_by_offset(AUDIT, axes())
+        assert ax.get_yscale() == "log"
+        assert np.isnan(ax.lines[0].get_ydata()[1])
+
+    def test_the_audit_itself_can_be_plotted(self):
+        ax = axes()
+        assert AUDIT.plot(ax=ax) is ax
+
+    def test_panel_places_what_is_met_on_the_right(self):
+        ax = plots.audit_panel(AUDIT)
+        placed = {
+            (round(float(line.get_ydata()[0])), line.get_label()): float(line.get_xdata()[0]) for line in ax.lines
+        }
+        after = {y: x for (y, _), x in placed.items() if x > -4}
+        assert after[2] == pytest.approx(np.log10(2))  # 50 where at least 25 is asked
+        assert after[1] == pytest.approx(-1)  # 0.5 where at most 0.05 is allowed
+        assert any("no data" in text.get_text() for text in ax.texts)
+        assert [text.get_text() for text in ax.get_yticklabels()] == ["smoothness", "persistence", "inflation"]
+
+
+def test_pyplot_and_settings_are_left_alone():
+    settings, open_figures = dict(matplotlib.rcParams), pyplot.get_fignums()
+    plots.audit_panel(AUDIT)
+    plots.log_volume_by_offset(AUDIT)
+    plots.draw_field(axes(), np.eye(4), plots.latent_plane(cloud(2)))
+    assert pyplot.get_fignums() == open_figures
+    assert dict(matplotlib.rcParams) == settings
