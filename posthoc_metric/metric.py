@@ -162,8 +162,8 @@ class Metric(ABC):
         return mean(self, points, **options)
 
     def distances(self, a: ArrayLike, b: ArrayLike | None = None, **options: Any) -> Any:
-        """Matrix of geodesic distances; see :func:`posthoc_metric.geodesic.distances`."""
-        from .geodesic import distances
+        """Matrix of geodesic distances; see :func:`posthoc_metric.distances`."""
+        from .distances import distances
 
         return distances(self, a, b, **options)
 
