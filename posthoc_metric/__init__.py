@@ -5,6 +5,7 @@ Public names, in the order of the pipeline.
 
 from .decoder import Decoder
 from .metric import FunctionMetric, Metric, PullbackMetric
+from .mixup import GeodesicMixup, geodesic_mixup
 from .repair import RepairedMetric, load, repair
 from .uncertainty import UncertaintyModel
 
@@ -13,10 +14,12 @@ __version__ = "0.1.0"
 __all__ = [
     "Decoder",
     "FunctionMetric",
+    "GeodesicMixup",
     "Metric",
     "PullbackMetric",
     "RepairedMetric",
     "UncertaintyModel",
+    "geodesic_mixup",
     "load",
     "repair",
 ]

@@ -1,0 +1,253 @@
+"""Supervised data from paths: a mixup whose mixtures are decoded along geodesics between labelled latents."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._arrays import ArrayLike, check_range, describe, to_points
+from .errors import ConvergenceWarning, InvalidArgumentError, NumericalError
+from .geodesic import Status
+from .metric import Metric
+
+_CURVES = ("geodesic", "straight")
+_PARTNERS = ("any", "same", "other")
+
+
+@dataclass(frozen=True)
+class GeodesicMixup:
+    """A transform for a training loop; made by :func:`geodesic_mixup`.
+
+    Attributes:
+        curves: (P, T, d) float64, at equal steps of Riemannian length.
+        start_labels, end_labels: soft labels at the two ends, (P, C).
+        status: how the work on each of these curves ended, P of them; empty for straight lines.
+        dropped: how many of the pairs drawn have no curve at all and are not here.
+        alpha: of the Beta(alpha, alpha) that positions along the curves are drawn from.
+        share: share of a batch that a call replaces.
+    """
+
+    decoder: Any = field(repr=False)
+    curves: Tensor = field(repr=False)
+    start_labels: Tensor = field(repr=False)
+    end_labels: Tensor = field(repr=False)
+    status: tuple[Status, ...] = field(repr=False)
+    dropped: int
+    alpha: float
+    share: float
+    _generator: np.random.Generator = field(repr=False)
+
+    def sample(self, count: int) -> tuple[Tensor, Tensor]:
+        """Fresh decoded points and their labels, ``(1 - t) y_start + t y_end`` with ``t ~ Beta(alpha, alpha)``.
+
+        Returns:
+            (count, D) in the decoder's dtype and on its device, and (count, C) float32 beside it.
+        """
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise InvalidArgumentError(f"`count` must be a positive integer; got {describe(count)}.")
+        rows = torch.from_numpy(self._generator.integers(len(self.curves), size=count)).to(self.curves.device)
+        t = torch.from_numpy(self._generator.beta(self.alpha, self.alpha, size=count)).to(self.curves)
+        place = t * (self.curves.shape[1] - 1)
+        left = place.floor().clamp_max(self.curves.shape[1] - 2)
+        between = (place - left)[:, None]
+        left = left.long()
+        z = (1 - between) * self.curves[rows, left] + between * self.curves[rows, left + 1]
+        dtype = getattr(self.decoder, "dtype", None) or torch.get_default_dtype()
+        x = self.decoder(z.to(dtype))
+        weight = t[:, None].to(self.start_labels)
+        return x, (1 - weight) * self.start_labels[rows] + weight * self.end_labels[rows]
+
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch of which ``share`` of the rows, drawn at random, are replaced by path samples.
+
+        Args:
+            x: (B, ...), whose trailing axes hold D numbers.
+            y: class indices (B,) or soft labels (B, C).
+
+        Returns:
+            x in its own shape, dtype and device, and soft labels (B, C), fit for ``cross_entropy``.
+
+        Raises:
+            InvalidArgumentError: rows of ``x`` do not hold D numbers, or ``y`` does not fit ``x``.
+        """
+        if not isinstance(x, Tensor) or x.ndim < 2 or x[0].numel() != self.decoder.output_dim:
+            raise InvalidArgumentError(
+                f"`x` must be a batch whose rows hold {self.decoder.output_dim} numbers, as the decoder's output does; "
+                f"got {describe(x)}. Transform the batch before anything that changes its size."
+            )
+        classes = self.start_labels.shape[1]
+        soft = _soft_labels(y, classes).to(x.device)
+        if len(soft) != len(x):
+            raise InvalidArgumentError(
+                f"`y` must have one label for each of the {len(x)} rows of `x`; got {describe(y)}."
+            )
+        count = max(round(self.share * len(x)), 1)
+        rows = torch.from_numpy(self._generator.permutation(len(x))[:count]).to(x.device)
+        mixed, labels = self.sample(count)
+        x, soft = x.clone(), soft.clone()
+        x[rows] = mixed.view(count, *x.shape[1:]).to(x)
+        soft[rows] = labels.to(soft)
+        return x, soft
+
+
+def geodesic_mixup(
+    metric: Metric,
+    latents: ArrayLike,
+    labels: ArrayLike,
+    *,
+    curve: str = "geodesic",
+    partners: str = "any",
+    pairs: int = 256,
+    alpha: float = 1.0,
+    share: float = 0.5,
+    num_classes: int | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> GeodesicMixup:
+    """A mixup transform whose mixtures lie on curves between labelled latents.
+
+    Mixup (Zhang et al. 2018) mixes inputs along straight lines of pixels, manifold mixup (Verma et al. 2019) hidden
+    states along straight lines of a layer; this one decodes points of latent geodesics.  The curves are solved once,
+    here; positions along them are drawn anew in every batch::
+
+        mix = pm.geodesic_mixup(repaired, latents, labels)
+        for x, y in loader:
+            x, y = mix(x, y)                       # y are soft labels now
+            loss = cross_entropy(classifier(x), y)
+
+    Args:
+        metric: one with a decoder: a repaired or a pullback metric.
+        latents: (N, d), of the labelled data.
+        labels: classes (N,), integers from 0, or soft labels (N, C).
+        curve: "geodesic", or "straight" for straight latent lines, decoded in the same way.
+        partners: which two latents make a pair: "any" two, two of the "same" class or each of an "other" class.
+        pairs: how many curves are solved.
+        alpha: positions are drawn from Beta(alpha, alpha): 1 is uniform, small values stay near the ends.
+        share: share of each batch that is replaced.
+        num_classes: C, where the labels do not name every class.
+        seed: of pairs and positions.
+        **options: for the geodesic solver; see :func:`posthoc_metric.geodesic`.
+
+    Raises:
+        InvalidArgumentError: an argument has a wrong shape or value, or no pair of the wanted kind exists.
+        NumericalError: no pair has a curve.
+
+    Warns:
+        ConvergenceWarning: some curves did not converge; those without any finite curve are left out, and the
+            transform's ``dropped`` and ``status`` say how many and why.
+    """
+    decoder = getattr(metric, "decoder", None)
+    if not isinstance(metric, Metric) or decoder is None:
+        raise InvalidArgumentError(
+            f"`metric` must be a metric with a decoder; got {describe(metric)}. "
+            "Pass what pm.repair returned, or pm.PullbackMetric(decoder)."
+        )
+    points, _ = to_points(latents, "latents", metric.dim)
+    soft = _soft_labels(labels, num_classes)
+    if len(soft) != len(points):
+        raise InvalidArgumentError(
+            f"`labels` must have one entry for each of the {len(points)} latents; got {describe(labels)}."
+        )
+    for value, name, known in ((curve, "curve", _CURVES), (partners, "partners", _PARTNERS)):
+        if value not in known:
+            raise InvalidArgumentError(f"`{name}` must be one of {', '.join(known)}; got {describe(value)}.")
+    if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < 1:
+        raise InvalidArgumentError(f"`pairs` must be a positive integer; got {describe(pairs)}.")
+    if curve == "straight" and options:
+        raise InvalidArgumentError(f"straight lines take no solver options; got {', '.join(options)}.")
+    alpha = check_range(alpha, "alpha", 0.0, float("inf"), "the parameter of a Beta distribution")
+    share = check_range(share, "share", 0.0, 1.0 + 1e-12, "the share of a batch that is replaced")
+    generator = np.random.default_rng(seed)
+    first, second = _draw_pairs(soft, partners, pairs, generator)
+    start, end = points[first.to(points.device)].double(), points[second.to(points.device)].double()
+    status: tuple[Status, ...] = ()
+    if curve == "straight":
+        curves = torch.stack([start, end], dim=1)
+    else:
+        solution = metric.geodesic(start, end, **options)
+        curves, status = solution.points, solution.status
+    finite = torch.isfinite(curves).flatten(1).all(1)
+    if not bool(finite.all()) or any(found is not Status.CONVERGED for found in status):
+        _report(status, finite)
+    kept = torch.nonzero(finite).flatten()
+    return GeodesicMixup(
+        decoder=decoder,
+        curves=curves[kept],
+        start_labels=soft[first].to(points.device)[kept],
+        end_labels=soft[second].to(points.device)[kept],
+        status=tuple(status[int(row)] for row in kept) if status else (),
+        dropped=len(curves) - len(kept),
+        alpha=alpha,
+        share=min(share, 1.0),
+        _generator=generator,
+    )
+
+
+def _report(status: tuple[Status, ...], finite: Tensor) -> None:
+    lost = int((~finite).sum())
+    if lost == len(finite):
+        raise NumericalError(
+            f"none of the {lost} pairs has a finite curve: the metric is NaN or infinite around them. "
+            "Check the decoder at these latents."
+        )
+    unsure = sum(found is not Status.CONVERGED for found in status) - lost
+    warnings.warn(
+        f"of {len(finite)} curves {unsure} did not converge and are used as they are, {lost} do not exist and are "
+        "left out; see `status`, and raise `max_spans` or `max_steps`.",
+        ConvergenceWarning,
+        stacklevel=3,
+    )
+
+
+def _soft_labels(labels: Any, classes: int | None) -> Tensor:
+    """Classes (N,) or soft labels (N, C) as soft labels (N, C) float32."""
+    values = labels.detach() if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
+    if values.ndim == 2 and values.is_floating_point():
+        if classes is not None and values.shape[1] != classes:
+            raise InvalidArgumentError(f"soft labels must have {classes} columns; got {describe(labels)}.")
+        return values.float()
+    if values.ndim != 1 or values.is_floating_point() or values.dtype == torch.bool or not len(values):
+        raise InvalidArgumentError(
+            f"labels must be class indices (N,), integers from 0, or soft labels (N, C); got {describe(labels)}."
+        )
+    values = values.long()
+    count = int(values.max()) + 1 if classes is None else classes
+    if int(values.min()) < 0 or int(values.max()) >= count:
+        raise InvalidArgumentError(
+            f"class indices must lie in 0 .. {count - 1}; got {int(values.min())} .. {int(values.max())}. "
+            "Pass `num_classes` if there are more."
+        )
+    return torch.nn.functional.one_hot(values, count).float()
+
+
+def _draw_pairs(soft: Tensor, partners: str, pairs: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Rows of the two ends: anchors at random among those with a partner, partners at random among theirs."""
+    classes = soft.argmax(1).cpu().numpy()
+    rows = np.arange(len(classes))
+    if partners == "any":
+        choices = dict.fromkeys(np.unique(classes), rows)
+    else:
+        choices = {k: rows[(classes == k) if partners == "same" else (classes != k)] for k in np.unique(classes)}
+    fewest = 1 if partners == "other" else 2
+    anchors = rows[[len(choices[k]) >= fewest for k in classes]]
+    if not len(anchors):
+        raise InvalidArgumentError(
+            f"`labels` must hold a pair of the kind partners={partners!r}, and there is none. "
+            "Add labelled data, or choose other `partners`."
+        )
+    first = generator.choice(anchors, size=pairs)
+    second = np.array([_other(choices[classes[row]], row, generator) for row in first])
+    return torch.from_numpy(first), torch.from_numpy(second)
+
+
+def _other(choices: np.ndarray, row: int, generator: np.random.Generator) -> int:
+    """One of the choices that is not the row itself."""
+    while True:
+        found = int(generator.choice(choices))
+        if found != row:
+            return found
