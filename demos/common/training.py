@@ -44,12 +44,15 @@ class Fit:
         return adam, torch.optim.lr_scheduler.CosineAnnealingLR(adam, self.steps(count), 0.02 * self.learning_rate)
 
 
-def fit_vae(model: VAE, data: Tensor, fit: Fit, *, noise: float | None = None, warm_up: float = 0.25) -> None:
+def fit_vae(
+    model: VAE, data: Tensor, fit: Fit, *, noise: float | None = None, warm_up: float = 0.25, divergence: float = 1.0
+) -> None:
     """Maximise the evidence lower bound.
 
     Args:
         noise: standard deviation of a Gaussian likelihood; ``None`` is the Bernoulli likelihood on grey values.
-        warm_up: share of the steps over which the divergence's weight rises to one.
+        warm_up: share of the steps over which the divergence's weight rises.
+        divergence: the weight it rises to; below one the latents spread and leave holes between them.
     """
     optimizer, schedule = fit.optimizer(model, len(data))
     steps = fit.steps(len(data))
@@ -61,9 +64,9 @@ def fit_vae(model: VAE, data: Tensor, fit: Fit, *, noise: float | None = None, w
             likelihood = binary_cross_entropy(output.clamp(1e-6, 1 - 1e-6), x, reduction="none").sum(-1)
         else:
             likelihood = 0.5 * (output - x).square().sum(-1) / noise**2
-        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
-        weight = min(1.0, (step + 1) / (warm_up * steps))
-        _step(optimizer, (likelihood + weight * divergence).mean())
+        from_prior = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
+        weight = divergence * min(1.0, (step + 1) / (warm_up * steps))
+        _step(optimizer, (likelihood + weight * from_prior).mean())
         schedule.step()
 
 
@@ -98,14 +101,19 @@ def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
-def image_vae(study: Study, images: Images, *, seed: int, latent_dim: int = 2) -> VAE:
+def image_vae(
+    study: Study, images: Images, *, seed: int, latent_dim: int = 2, divergence: float = 1.0
+) -> VAE:
     """The VAE that several studies share, trained once and cached."""
     fit = Fit(epochs=100, batch_size=64, learning_rate=5e-3, seed=seed) if study.quick else Fit(seed=seed)
     hidden = (64, 64) if study.quick else (128, 128)
     data_dim = images.pixels.shape[1]
+    settings = {"data": images.source, "count": len(images), "hidden": hidden, "latent_dim": latent_dim, **asdict(fit)}
+    if divergence != 1:
+        settings["divergence"] = divergence
     return study.cached(
         f"vae{latent_dim}-seed{seed}",
-        {"data": images.source, "count": len(images), "hidden": hidden, "latent_dim": latent_dim, **asdict(fit)},
+        settings,
         lambda: VAE(data_dim, latent_dim, hidden=hidden),
-        lambda model: fit_vae(model, images.pixels, fit),
+        lambda model: fit_vae(model, images.pixels, fit, divergence=divergence),
     )
