@@ -187,6 +187,11 @@ class Decoder:
         ]
         return "\n".join(lines)
 
+    def remember(self, *notes: str) -> Decoder:
+        """Put ``notes`` first in :meth:`describe`: where the model came from; returns the decoder itself."""
+        self._notes = (*notes, *self._notes)
+        return self
+
     @contextmanager
     def counting(self) -> Iterator[Work]:
         """Count the rows this decoder evaluates inside the ``with`` block, from any thread."""

@@ -121,8 +121,7 @@ class _DirectLinearMaps(TorchFunctionMode):
 
 
 _LINEAR_MAPS = frozenset(
-    getattr(functional, name)
-    for name in ("linear", *(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)))
+    getattr(functional, name) for name in ("linear", *(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)))
 )
 
 

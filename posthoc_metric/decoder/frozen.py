@@ -24,7 +24,7 @@ class EvalMode:
         with self._lock:
             self._inside += 1
             for module in self._modules:
-                if module.training:
+                if getattr(module, "training", False):  # frozen TorchScript has no such flag
                     self._trained.append(module)
                     module.training = False
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Union
@@ -122,8 +123,9 @@ def _modules_used_by(function: Any) -> tuple[nn.Module, ...]:
     """Modules that a function carries along, so that their mode, dtype and device are known."""
     if isinstance(function, functools.partial):
         held = [function.func, *function.args, *function.keywords.values()]
-        found = [m for value in held if callable(value) and not isinstance(value, nn.Module)
-                 for m in _modules_used_by(value)]
+        found = [
+            m for value in held if callable(value) and not isinstance(value, nn.Module) for m in _modules_used_by(value)
+        ]
         found += [value for value in held if isinstance(value, nn.Module)]
     elif inspect.isfunction(function):
         closure = inspect.getclosurevars(function)
@@ -161,9 +163,14 @@ def width_candidates(model: Any, part: Part) -> Iterator[tuple[int, tuple[int, .
                 if isinstance(value, int) and not isinstance(value, bool) and value > 0:
                     yield value, None, f"attribute `{name}`"
     for root in part.roots:
+        if isinstance(root, torch.fx.GraphModule):
+            yield from _traced_widths(root)
         if root is not part.target and part.name.endswith((".decode", ".sample", ".generate")):
             continue  # the first layer of a whole autoencoder is its encoder's
         for module in root.modules():
+            if getattr(module, "original_name", "") == "Linear":  # a scripted one
+                yield dict(module.named_parameters())["weight"].shape[1], None, "first linear layer"
+                break
             if isinstance(module, _LINEAR):
                 width = module.in1_features if isinstance(module, nn.Bilinear) else module.in_features
                 yield width, None, "first linear layer"
@@ -175,6 +182,17 @@ def width_candidates(model: Any, part: Part) -> Iterator[tuple[int, tuple[int, .
             if isinstance(module, nn.RNNBase):
                 yield module.input_size, None, "first recurrent layer"
                 break
+
+
+def _traced_widths(root: torch.fx.GraphModule) -> Iterator[tuple[int, tuple[int, ...] | None, str]]:
+    """The shape of the first input that a traced or exported graph remembers."""
+    for node in root.graph.nodes:
+        shape = getattr(node.meta.get("val"), "shape", None)
+        if node.op == "placeholder" and shape is not None and len(shape) > 1:
+            sizes = shape[1:]
+            if all(isinstance(n, int) for n in sizes):
+                yield math.prod(sizes), tuple(sizes) if len(sizes) > 1 else None, "the exported input"
+            return
 
 
 def refuse_unready(part: Part) -> None:

@@ -1,0 +1,5 @@
+"""Containers on disk -> Decoder, safe by default."""
+
+from .load import load_decoder
+
+__all__ = ["load_decoder"]

@@ -1,0 +1,93 @@
+"""The caller's own class, imported only because the caller named it."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .._arrays import describe
+from ..errors import CheckpointError, InvalidArgumentError
+
+
+def resolve(factory: Any) -> Callable[..., Any]:
+    """``factory`` as a callable that makes the model.
+
+    Args:
+        factory: a class or function; ``"package.module:Class"`` or ``"path/to/file.py:Class"``; or a module, of which
+            a copy is filled.
+
+    Raises:
+        InvalidArgumentError: it names nothing that can be imported and called.
+    """
+    if isinstance(factory, nn.Module):
+        return lambda: copy.deepcopy(factory)
+    if callable(factory):
+        return factory
+    if not isinstance(factory, str) or ":" not in factory:
+        raise InvalidArgumentError(
+            f"`factory` must be a class, a function or 'package.module:Class'; got {describe(factory)}."
+        )
+    where, _, name = factory.rpartition(":")
+    found: Any = _import(where, factory)
+    for step in name.split("."):
+        found = getattr(found, step, None)
+    if not callable(found):
+        raise InvalidArgumentError(f"`factory` is {factory!r}, but {where} has no class or function {name!r}.")
+    return found
+
+
+def _import(where: str, factory: str) -> Any:
+    try:
+        if where.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+            if spec is None or spec.loader is None:
+                raise ImportError(f"{where} is no Python file")
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            return module
+        return importlib.import_module(where)
+    except (ImportError, OSError) as error:
+        raise InvalidArgumentError(
+            f"`factory` is {factory!r}, which cannot be imported: {error}. Name a module that is installed or on "
+            "PYTHONPATH, or a file as 'path/to/file.py:Class'."
+        ) from error
+
+
+def build(factory: Any, kwargs: Mapping[str, Any] | None, stored: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
+    """The model that ``factory`` makes, and notes on how.
+
+    Args:
+        kwargs: keyword arguments of the caller.
+        stored: keyword arguments that the checkpoint carries (Lightning's ``hyper_parameters``); those that
+            the factory takes are passed on where the caller gives none of the same name.
+
+    Raises:
+        CheckpointError: the factory does not take those arguments.
+    """
+    make = resolve(factory)
+    given = dict(kwargs or {})
+    taken = {name: value for name, value in stored.items() if name not in given and _takes(make, name)}
+    try:
+        model = make(**taken, **given)
+    except TypeError as error:
+        raise CheckpointError(
+            f"`factory` cannot be called with the arguments {sorted({**taken, **given})}: {error}. "
+            "Pass what it needs as factory_kwargs={...}."
+        ) from error
+    notes = (f"made with the checkpoint's own {', '.join(sorted(taken))}",) if taken else ()
+    return model, notes
+
+
+def _takes(make: Callable[..., Any], name: str) -> bool:
+    try:
+        parameter = inspect.signature(make).parameters.get(name)
+    except (TypeError, ValueError):
+        return False
+    return parameter is not None and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)

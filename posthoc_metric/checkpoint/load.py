@@ -1,0 +1,165 @@
+"""``load_decoder``: the front door for files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from .._arrays import describe
+from ..decoder import Decoder
+from ..errors import CheckpointError, InvalidArgumentError
+from . import folders
+from .factory import build
+from .keras_file import read_keras
+from .onnx_file import read_onnx
+from .sklearn_file import read_skops, rebuilt
+from .sniff import Container, sniff
+from .state import at_key, fill, states_in
+from .torch_files import read_exported, read_pickle, read_safetensors, read_torch, read_torchscript
+
+#: containers that hold a model themselves: the reader gives (model, options of the decoder that the file tells)
+READERS: dict[str, Callable[[Container, bool], tuple[Any, dict[str, Any]]]] = {
+    "torchscript": lambda container, trust: (read_torchscript(container, trust), {}),
+    "exported": lambda container, trust: (read_exported(container, trust), {}),
+    "onnx": read_onnx,
+    "skops": lambda container, trust: (read_skops(container, trust), {}),
+    "keras": read_keras,
+    "pythae": folders.read_pythae,
+    "scvi": folders.read_scvi,
+    "diffusers": folders.read_diffusers,
+}
+
+
+def load_decoder(
+    path: str | os.PathLike[str],
+    *,
+    factory: Any = None,
+    factory_kwargs: Mapping[str, Any] | None = None,
+    key: str | None = None,
+    prefix: str | None = None,
+    strict: bool = True,
+    trust: bool = False,
+    latent_dim: int | None = None,
+    method: str | Callable[..., Any] | None = None,
+    output: int | str | Callable[[Any], Any] | None = None,
+    condition: Any = None,
+    latent_shape: tuple[int, ...] | None = None,
+) -> Decoder:
+    """A decoder from a file or folder, whose content says what it is.
+
+    Reads state dicts (``.pt``, ``.pth``, ``.ckpt``, ``.bin``, safetensors, Lightning checkpoints) into the module that
+    ``factory`` makes, and containers that hold a whole model: TorchScript, ``torch.export`` programs, ONNX,
+    Keras 3, a scikit-learn model in skops format, and the model folders of pythae, scvi-tools and diffusers.
+    ``decoder.describe()`` says what was found.
+
+    Nothing in the file is executed unless ``trust``: no pickled object is restored but tensors and plain data, and
+    programs are read first and refused when they hold more than arithmetic on tensors.
+
+    Args:
+        path: the file or folder.
+        factory: makes the module that a state dict is loaded into: a class or function, ``"package.module:Class"``,
+            ``"path/to/file.py:Class"`` (imported because you name it), or a module to be copied.
+        factory_kwargs: its keyword arguments.
+        key: where in the file the state dict is, such as ``"netG_state_dict"``; by default it is looked for.
+        prefix: what stands before the module's names in the file, such as ``"model.decoder."``; by default looked for.
+        strict: refuse weights that the module has no place for, other than those of an encoder and the like.
+        trust: the file comes from someone you trust: code in it may run.
+        latent_dim, method, output, condition, latent_shape: as for :class:`~posthoc_metric.Decoder`.
+
+    Raises:
+        CheckpointError: the path holds nothing this library reads, is damaged, or does not fit the module.
+        UnsafeFileError: reading it would run code, and not ``trust``.
+        MissingExtraError: reading it needs a package that is not installed.
+        InvalidArgumentError: ``factory`` cannot be imported, or an option of the decoder is malformed.
+        DecoderError: what was loaded is no smooth decoder.
+    """
+    container = sniff(path)
+    options = {
+        "latent_dim": latent_dim,
+        "method": method,
+        "output": output,
+        "condition": condition,
+        "latent_shape": latent_shape,
+    }
+    if container.kind in READERS and factory is None:
+        model, told = READERS[container.kind](container, trust)
+        notes: tuple[str, ...] = ()
+        # what the caller says about the part and its latents overrides all that the file tells of them
+        if latent_dim is not None or latent_shape is not None or method is not None:
+            told = {name: value for name, value in told.items() if name not in ("latent_dim", "latent_shape")}
+        options = {name: told.get(name) if value is None else value for name, value in options.items()}
+    else:
+        model, notes = _from_weights(container, factory, factory_kwargs, key, prefix, strict, trust)
+    decoder = Decoder(model, **options)
+    return decoder.remember(f"read from {container.path.name}, {container.looks_like}", *notes)
+
+
+def _from_weights(
+    container: Container,
+    factory: Any,
+    factory_kwargs: Mapping[str, Any] | None,
+    key: str | None,
+    prefix: str | None,
+    strict: bool,
+    trust: bool,
+) -> tuple[Any, tuple[str, ...]]:
+    content = _content(container, trust)
+    if not isinstance(content, Mapping):
+        whole = rebuilt(content)
+        if not callable(whole) and not hasattr(whole, "predict"):
+            raise CheckpointError(
+                f"{container.path} looks like {container.looks_like} and holds {describe(content)}, no model and no "
+                "weights by name. Save the model's state dict."
+            )
+        return whole, ()
+    if key is not None:
+        content_at_key = at_key(content, key, container.path)
+        if isinstance(content_at_key, nn.Module):
+            return content_at_key, (f"the module under the key {key!r}",)
+        states = states_in(content_at_key)
+    else:
+        modules = {name: value for name, value in content.items() if isinstance(value, nn.Module)}
+        if len(modules) == 1 and factory is None:
+            name, module = next(iter(modules.items()))
+            return module, (f"the module under the key {name!r}",)
+        states = states_in(content)
+    if not states:
+        raise CheckpointError(
+            f"{container.path} looks like {container.looks_like} but holds no weights by name; it holds "
+            f"{', '.join(map(repr, list(content)[:8])) or 'nothing'}. Name where they are with key=."
+        )
+    if factory is None:
+        raise CheckpointError(
+            f"{container.path} looks like {container.looks_like} that holds weights and no model: {_sample(states)}. "
+            "Pass factory=, the class they were saved from (and factory_kwargs= for its arguments)."
+        )
+    stored = content.get("hyper_parameters", {}) if isinstance(content, Mapping) else {}
+    model, notes = build(factory, factory_kwargs, stored if isinstance(stored, Mapping) else {})
+    if not isinstance(model, nn.Module):
+        raise InvalidArgumentError(f"`factory` must make a torch module to fill; it made {describe(model)}.")
+    return model, (*notes, *fill(model, states, prefix=prefix, strict=strict, path=container.path))
+
+
+def _content(container: Container, trust: bool) -> Any:
+    if container.kind == "safetensors":
+        return read_safetensors(container)
+    if container.kind == "torch":
+        return read_torch(container, trust)
+    if container.kind == "pickle":
+        return read_pickle(container, trust)
+    if container.kind in ("pythae", "scvi", "diffusers"):
+        return _content(folders.weights(container), trust)
+    raise InvalidArgumentError(
+        f"`factory` is for weights, but {container.path} looks like {container.looks_like}, which holds its own model. "
+        "Leave factory= out."
+    )
+
+
+def _sample(states: Mapping[str, Mapping[str, Any]]) -> str:
+    name, state = max(states.items(), key=lambda item: len(item[1]))
+    shown = ", ".join(f"{entry} {tuple(tensor.shape)}" for entry, tensor in list(state.items())[:3])
+    where = f" under {name!r}" if name else ""
+    return f"{len(state)} tensors{where} ({shown}{', ...' if len(state) > 3 else ''})"

@@ -1,0 +1,199 @@
+"""Which tensors of a checkpoint belong to a module: nested keys and prefixes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+
+State = dict[str, Tensor]
+
+_WRAPPERS = re.compile(r"(^|(?<=\.))(module|_orig_mod)\.")
+_AVERAGED = re.compile(r"(^|[._])(ema|averaged|shadow)([._]|$)|ema_|_ema")
+_OTHER_PARTS = re.compile(r"enc|disc|critic|loss|lpips|ema|teacher|prior|posterior|quant|class|metric|netd|^mu$|logvar")
+_DEPTH = 3
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Weights that fit: the key and prefix they are found under, and the tensors by the module's names."""
+
+    key: str
+    prefix: str
+    tensors: State
+
+    def __str__(self) -> str:
+        return f"key {self.key!r}, prefix {self.prefix!r}"
+
+    def rank(self) -> tuple[bool, bool]:
+        """Averaged weights and encoders come last."""
+        where = f"{self.key}.{self.prefix}".lower()
+        return bool(_AVERAGED.search(where)), "encoder" in self.prefix.lower()
+
+
+def states_in(content: Any) -> dict[str, State]:
+    """Every state dict in ``content``, by the key that leads to it; ``""`` is the content itself."""
+    return dict(_states(content, "", _DEPTH))
+
+
+def _states(content: Any, name: str, depth: int) -> Iterator[tuple[str, State]]:
+    if not isinstance(content, Mapping) or depth < 0:
+        return
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if tensors and len(tensors) >= len(content) / 2:
+        yield name, tensors
+        return
+    for key, value in content.items():
+        yield from _states(value, f"{name}.{key}" if name else str(key), depth - 1)
+
+
+def at_key(content: Any, key: str, path: Any) -> Any:
+    """What ``key`` leads to: a key as it stands, or keys joined by dots.
+
+    Raises:
+        CheckpointError: nothing of that name.
+    """
+    if isinstance(content, Mapping):
+        if key in content:
+            return content[key]
+        for head in sorted((k for k in content if isinstance(k, str)), key=len, reverse=True):
+            if key.startswith(head + ".") and isinstance(content[head], Mapping):
+                return at_key(content[head], key[len(head) + 1 :], path)
+    known = ", ".join(map(repr, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
+    raise CheckpointError(f"`key` is {key!r}, which is not in {path}; it holds {known}.")
+
+
+def fill(
+    module: nn.Module, states: Mapping[str, State], *, prefix: str | None, strict: bool, path: Any
+) -> tuple[str, ...]:
+    """Load the state dict that fits ``module`` and return notes on what was found.
+
+    Args:
+        states: by the key that leads to each.
+        prefix: what stands before the module's names in the file; ``None`` to find it.
+        strict: refuse weights beside the module's that belong to no encoder, discriminator or the like.
+
+    Raises:
+        CheckpointError: none fits, or several do.
+    """
+    wanted = module.state_dict()
+    fits: list[_Fit] = []
+    for name, state in states.items():
+        for found in [prefix] if prefix is not None else _prefixes(wanted, state):
+            tensors = _fit(wanted, state, found, strict)
+            if tensors is not None and not any(_same(tensors, fit.tensors) for fit in fits):
+                fits.append(_Fit(name, found, tensors))
+    if not fits:
+        raise CheckpointError(_why_not(wanted, states, prefix, path))
+    best = _choose(fits, path)
+    tensors = best.tensors
+    precisions = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if precisions == {torch.float64}:
+        module.double()
+    module.load_state_dict(tensors, strict=False)
+    notes = []
+    if best.key:
+        notes.append(f"weights under the key {best.key!r}")
+    if best.prefix:
+        notes.append(f"prefix {best.prefix!r} taken off their names")
+    others = [str(fit) for fit in fits if fit is not best]
+    if others:
+        notes.append(f"other weights fit too and were left: {'; '.join(others)}")
+    return tuple(notes)
+
+
+def _same(one: State, other: State) -> bool:
+    """Whether two ways of naming lead to the very same tensors."""
+    return one.keys() == other.keys() and all(one[name] is other[name] for name in one)
+
+
+def _bare(name: str) -> str:
+    return _WRAPPERS.sub("", name)
+
+
+def _prefixes(wanted: Mapping[str, Tensor], state: State) -> list[str]:
+    """Prefixes with which a name of the module ends a name in the file."""
+    if not wanted:
+        return []
+    probe = max(wanted, key=lambda name: (name.count("."), len(name)))
+    found = [key[: -len(probe)] for key in state if key == probe or key.endswith("." + probe)]
+    found += [bare[: -len(probe)] for bare in map(_bare, state) if bare == probe or bare.endswith("." + probe)]
+    return list(dict.fromkeys(found))
+
+
+def _fit(wanted: Mapping[str, Tensor], state: State, prefix: str, strict: bool) -> State | None:
+    """The tensors for each name of the module, or ``None``; wrappers inside the names are looked through."""
+    inner = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    for names in (inner, _without_wrappers(state, prefix)):
+        missing = [n for n in wanted if n not in names and not n.endswith("num_batches_tracked")]
+        extra = [n for n in names if strict and n not in wanted and not _is_other_part(n)]
+        shapes_agree = all(names[n].shape == wanted[n].shape for n in wanted if n in names)
+        if not missing and not extra and shapes_agree:
+            return {n: names[n] for n in wanted if n in names}
+    return None
+
+
+def _without_wrappers(state: State, prefix: str) -> State:
+    bare = {_bare(key): value for key, value in state.items()}
+    start = _bare(prefix)
+    return {key[len(start) :]: value for key, value in bare.items() if key.startswith(start)}
+
+
+def _is_other_part(name: str) -> bool:
+    """Whether an extra name belongs to a part that a decoder goes without."""
+    return name == "n_averaged" or _OTHER_PARTS.search(name.split(".", 1)[0].lower()) is not None
+
+
+def _choose(fits: list[_Fit], path: Any) -> _Fit:
+    """The likeliest of several: not averaged, a decoder rather than an encoder, named as the module names it."""
+    best = min(fit.rank() for fit in fits)
+    left = [fit for fit in fits if fit.rank() == best]
+    left = [fit for fit in left if fit.prefix == ""] or left
+    if len(left) == 1:
+        return left[0]
+    choices = "; ".join(map(str, left))
+    raise CheckpointError(f"several sets of weights in {path} fit the module: {choices}. Choose with key= or prefix=.")
+
+
+def _why_not(wanted: Mapping[str, Tensor], states: Mapping[str, State], prefix: str | None, path: Any) -> str:
+    """Names and shapes of the nearest candidate, so that the wrong class or size is seen at once."""
+    candidates = [
+        _Fit(name, found, {key[len(found) :]: value for key, value in state.items() if key.startswith(found)})
+        for name, state in states.items()
+        for found in ([prefix] if prefix is not None else [*_prefixes(wanted, state), "", *_heads(state)])
+    ]
+    if not candidates:
+        return f"{path} holds no weights by name. Pass key= where they are nested deeply."
+    nearest = max(candidates, key=lambda fit: _likeness(wanted, fit.tensors))
+    inner = nearest.tensors
+    missing = [n for n in wanted if n not in inner]
+    extra = [n for n in inner if n not in wanted]
+    shapes = [
+        f"{n} is {tuple(inner[n].shape)} and the module's {tuple(wanted[n].shape)}"
+        for n in wanted
+        if n in inner and inner[n].shape != wanted[n].shape
+    ]
+    parts = [f"{len(missing)} missing ({', '.join(missing[:3])})" if missing else ""]
+    parts.append(f"{len(extra)} unexpected ({', '.join(extra[:3])})" if extra else "")
+    parts.append(f"{len(shapes)} of another shape ({'; '.join(shapes[:2])})" if shapes else "")
+    return (
+        f"the weights in {path} do not fit the module that `factory` makes: nearest is {nearest}, with "
+        f"{', '.join(part for part in parts if part)}. Check the class and factory_kwargs=, name key= and prefix=, or "
+        "pass strict=False to leave unexpected ones out."
+    )
+
+
+def _likeness(wanted: Mapping[str, Tensor], inner: State) -> tuple[int, int, int]:
+    named = [name for name in wanted if name in inner]
+    return sum(inner[name].shape == wanted[name].shape for name in named), len(named), -len(inner)
+
+
+def _heads(state: State) -> list[str]:
+    heads = dict.fromkeys(key.split(".", 1)[0] + "." for key in state if "." in key)
+    return list(heads)[:20]

@@ -1,0 +1,152 @@
+"""Files that torch writes: state dicts and whole modules, TorchScript, exported programs."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import pathlib
+import pickle
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import CheckpointError, UnsafeFileError
+from . import vet
+from .sniff import Container
+
+
+def read_torch(container: Container, trust: bool) -> Any:
+    """What a ``torch.save`` file holds: tensors, containers of them and plain data, unless ``trust``.
+
+    Raises:
+        UnsafeFileError: it holds other Python objects, and the caller has not said ``trust=True``.
+        CheckpointError: it is damaged.
+    """
+    path = container.path
+    try:
+        with torch.serialization.safe_globals(_plain_data()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not trust:
+            raise UnsafeFileError(
+                f"{path} looks like {container.looks_like} that holds Python objects beside tensors"
+                f"{_unknown(path, error)}: reading them runs code in the file. Save the state dict alone, with "
+                "torch.save(model.state_dict(), ...) or safetensors, and pass factory=; or pass trust=True if you "
+                "trust where the file comes from."
+            ) from None
+    except Exception as error:  # torch reports damage in many ways
+        raise _damaged(container, error) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # a trusted pickle runs its own code, which may raise anything
+        raise CheckpointError(
+            f"{path} cannot be unpickled ({type(error).__name__}: {error}). The classes it names must be importable "
+            "under the names they had when it was saved."
+        ) from error
+
+
+def _plain_data() -> list[Any]:
+    """Types that hold data and run nothing, which training frameworks leave in their checkpoints."""
+    numpy: Any = np
+    multiarray = numpy._core.multiarray if hasattr(np, "_core") else numpy.core.multiarray
+    dtypes = [type(np.dtype(code)) for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")]
+    dtypes += [type(np.dtype("O")), type(np.dtype("U1")), type(np.dtype("S1"))]
+    arrays: list[Any] = [multiarray.scalar, multiarray._reconstruct, np.ndarray, np.dtype, *dtypes]
+    # the same functions under the module names of other NumPy versions
+    arrays += [(multiarray.scalar, f"{core}.multiarray.scalar") for core in ("numpy.core", "numpy._core")]
+    arrays += [(multiarray._reconstruct, f"{core}.multiarray._reconstruct") for core in ("numpy.core", "numpy._core")]
+    paths = [pathlib.PurePosixPath, pathlib.PosixPath, pathlib.PureWindowsPath]
+    return [*arrays, *paths, argparse.Namespace, collections.defaultdict, dict, set]
+
+
+def _unknown(path: pathlib.Path, error: Exception) -> str:
+    try:
+        names = list(torch.serialization.get_unsafe_globals_in_checkpoint(path))[:3]
+    except Exception:  # only for the message; a damaged or older file has no such list
+        names = []
+    return f" ({', '.join(names)})" if names else ""
+
+
+def _damaged(container: Container, error: Exception) -> CheckpointError:
+    words = " ".join(str(error).split())[:200]
+    return CheckpointError(
+        f"{container.path} looks like {container.looks_like} but cannot be read as one: it was cut short or damaged "
+        f"({type(error).__name__}: {words}). Save or download it again."
+    )
+
+
+def read_pickle(container: Container, trust: bool) -> Any:
+    """A pickle outside ``torch.save``, such as joblib's of a scikit-learn model.
+
+    Raises:
+        UnsafeFileError: always, unless ``trust``.
+    """
+    if not trust:
+        raise UnsafeFileError(
+            f"{container.path} looks like {container.looks_like}: reading it runs code in the file. Save weights as "
+            "safetensors or with torch.save(model.state_dict(), ...), a scikit-learn model with skops; or pass "
+            "trust=True if you trust where the file comes from."
+        )
+    import joblib
+
+    try:
+        return joblib.load(container.path)
+    except Exception as error:  # a trusted pickle runs its own code, which may raise anything
+        raise _damaged(container, error) from error
+
+
+def read_torchscript(container: Container, trust: bool) -> nn.Module:
+    """A TorchScript archive whose code does nothing but arithmetic on tensors, unless ``trust``.
+
+    Raises:
+        UnsafeFileError: its code reaches files or is not understood, and the caller has not said ``trust=True``.
+        CheckpointError: it is damaged.
+    """
+    source: Any = str(container.path) if trust else vet.torchscript(container)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return torch.jit.load(source, map_location="cpu")
+    except Exception as error:  # torch reports damage in many ways
+        raise _damaged(container, error) from error
+
+
+def read_exported(container: Container, trust: bool) -> nn.Module:
+    """An exported program whose graph names nothing but tensor operators, unless ``trust``.
+
+    Raises:
+        UnsafeFileError: it holds pickles, strings that would be evaluated, or other operators, and the caller has
+            not said ``trust=True``.
+        CheckpointError: it is damaged.
+    """
+    source: Any = str(container.path) if trust else vet.exported(container)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.load(source)
+        return program.module()
+    except Exception as error:  # torch reports damage and other versions in many ways
+        raise _damaged(container, error) from error
+
+
+def read_safetensors(container: Container) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, which can hold nothing else.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(container.path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(container, error) from error
+
+
