@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,12 +71,14 @@ def readable(value: Any, style: str = "number") -> str:
         return f"{value:,}".replace(",", "\u202f")
     if value == 0:
         return "0"
-    size = math.floor(math.log10(abs(value)))
+    mantissa, exponent = f"{value:.2e}".split("e")
+    size = int(exponent)
     if -3 <= size < 5:
         text = f"{value:,.{max(2 - size, 0)}f}".replace(",", "\u202f")
         text = text.rstrip("0").rstrip(".") if "." in text else text
         return text.replace("-", "−")
-    return f"{value / 10**size:.2f}".replace("-", "−") + " × 10" + str(size).translate(_SUPERSCRIPT)
+    digits = mantissa.rstrip("0").rstrip(".").replace("-", "−")
+    return f"{digits} × 10{str(size).translate(_SUPERSCRIPT)}"
 
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

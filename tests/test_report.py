@@ -1,0 +1,254 @@
+"""The report: its numbers are those of audit.json, it stands alone, and it is written whole or not at all."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+
+import posthoc_metric as pm
+from posthoc_metric.errors import InvalidArgumentError, OutputError
+from posthoc_metric.examples import digits, digits_vae
+from posthoc_metric.output import check_folder, jsonable, staged_folder, to_json, write_file
+from posthoc_metric.report import pair_statistics, write_report, writer
+from posthoc_metric.report.page import readable
+
+FILES = {
+    "report.html",
+    "audit.json",
+    "geodesics.npz",
+    "maps.png",
+    "geodesics.png",
+    "frames.png",
+    "profile.png",
+    "audit.png",
+}
+
+
+class Page(HTMLParser):
+    """What a browser would load from elsewhere, and the numbers with their places."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.sources, self.numbers, self.texts, self._open = [], [], [], None
+        self.tags = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append(tag)
+        self.sources += [attributes[name] for name in ("src", "href", "srcset") if name in attributes]
+        if tag == "data":
+            self._open = attributes
+
+    def handle_data(self, text):
+        if self._open is not None:
+            self.numbers.append((self._open["data-path"], self._open["value"], self._open["data-style"], text))
+            self._open = None
+        self.texts.append(text)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_pictures():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "DPI", 50)
+        yield
+
+
+@pytest.fixture(scope="module")
+def job():
+    """A small repair of the shipped decoder, with geodesics before and after and its audit."""
+    module, encoder = digits_vae()
+    data = digits().data[:500]
+    latents = encoder(data).double()
+    repaired = pm.repair(pm.Decoder(module, latent_dim=2), latents, data)
+    start, end = latents[:4], latents[4:8]
+    before = repaired.decoder_metric.geodesic(start, end)
+    return repaired, before, repaired.geodesic(start, end), repaired.audit(points=24, pairs=2)
+
+
+@pytest.fixture(scope="module")
+def written(job, tmp_path_factory):
+    out = tmp_path_factory.mktemp("written") / "report"
+    facts = write_report(out, *job, image_shape=(8, 8), title="A <title>", settings={"source": "digits & more"})
+    return out, facts
+
+
+@pytest.fixture(scope="module")
+def page(written):
+    return Page((written[0] / "report.html").read_text(encoding="utf-8"))
+
+
+def lookup(facts, path):
+    for key in path.split("."):
+        facts = facts[int(key)] if isinstance(facts, list) else facts[key]
+    return facts
+
+
+class TestPage:
+    def test_every_file_is_there(self, written):
+        assert {path.name for path in written[0].iterdir()} == FILES
+
+    def test_every_number_is_that_of_audit_json(self, written, page):
+        facts = json.loads((written[0] / "audit.json").read_text(encoding="utf-8"))
+        assert facts == written[1]
+        assert len(page.numbers) > 40
+        for path, value, style, text in page.numbers:
+            found = lookup(facts, path)
+            assert text == readable(found, style)
+            if isinstance(found, (int, float)):
+                assert float(value) == found
+
+    def test_every_criterion_has_its_three_numbers_and_verdict(self, written, page):
+        paths = {path for path, *_ in page.numbers}
+        for index, row in enumerate(written[1]["criteria"]):
+            assert {f"criteria.{index}.{name}" for name in ("before", "after", "bound")} <= paths
+            assert row["description"] in "".join(page.texts)
+        words = [text for text in page.texts if text in ("Pass", "Fail", "Not judged")]
+        expected = {True: "Pass", False: "Fail", None: "Not judged"}
+        assert words == [expected[row["passed"]] for row in written[1]["criteria"]]
+
+    def test_nothing_is_loaded_from_elsewhere(self, written, page):
+        assert page.sources and all(source.startswith("data:image/png;base64,") for source in page.sources)
+        assert "script" not in page.tags and "link" not in page.tags
+        assert not re.search(r"url\(|@import|https?://", (written[0] / "report.html").read_text(encoding="utf-8"))
+
+    def test_what_the_user_wrote_is_escaped(self, written):
+        text = (written[0] / "report.html").read_text(encoding="utf-8")
+        assert "A &lt;title&gt;" in text and "digits &amp; more" in text
+
+    def test_statuses_carry_their_advice(self, written, page):
+        text = "".join(page.texts)
+        for side in ("before", "after"):
+            statuses = written[1]["geodesics"][side]["statuses"]
+            assert sum(status["pairs"] for status in statuses) == 4
+            assert all(status["advice"] in text for status in statuses)
+
+    def test_it_reads_well_in_dark_and_narrow(self, written):
+        text = (written[0] / "report.html").read_text(encoding="utf-8")
+        assert "prefers-color-scheme: dark" in text and "width=device-width" in text
+
+
+class TestFiles:
+    def test_curves_are_those_of_the_solutions(self, job, written):
+        _, before, after, _ = job
+        with np.load(written[0] / "geodesics.npz") as arrays:
+            assert np.array_equal(arrays["after_points"], after.points)
+            assert np.array_equal(arrays["before_length"], before.length)
+            assert arrays["after_status"].tolist() == [status.name for status in after.status]
+
+    def test_statistics_are_of_the_given_curves(self, job):
+        repaired, before, after, _ = job
+        found = pair_statistics(repaired, before, after)
+        assert found.pairs == 4
+        assert found.after.median_length == pytest.approx(float(after.length.median()))
+        assert found.before.converged == int(before.converged.sum())
+        assert 0 <= found.after.off_data_mean <= 1
+
+    def test_written_again_it_replaces_and_keeps_what_is_not_its_own(self, job, tmp_path):
+        (tmp_path / "mine.txt").write_text("keep")
+        (tmp_path / "audit.json").write_text("old")
+        write_report(tmp_path, *job)
+        assert (tmp_path / "mine.txt").read_text() == "keep"
+        assert json.loads((tmp_path / "audit.json").read_text())["geodesics"]["pairs"] == 4
+        assert not (tmp_path / "frames.png").exists()
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("drawing failed")])
+    def test_an_error_half_way_leaves_nothing_behind(self, job, tmp_path, monkeypatch, error):
+        def stop(*args):
+            raise error
+
+        monkeypatch.setattr(writer, "pictures", stop)
+        with pytest.raises(type(error) if isinstance(error, Exception) else error):
+            write_report(tmp_path / "new" / "out", *job)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_wrong_image_shape_is_refused_before_anything_is_written(self, job, tmp_path):
+        for shape in ((8, 9), (64,), (4, 4, 4)):
+            with pytest.raises(InvalidArgumentError, match="`image_shape` must be"):
+                write_report(tmp_path / "out", *job, image_shape=shape)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_solutions_of_other_pairs_are_refused(self, job, tmp_path):
+        repaired, before, after, audit = job
+        fewer = repaired.geodesic(after.points[:1, 0], after.points[:1, -1])
+        with pytest.raises(InvalidArgumentError, match="same pairs"):
+            write_report(tmp_path / "out", repaired, before, fewer, audit)
+
+
+@pytest.mark.filterwarnings("ignore::posthoc_metric.errors.CalibrationWarning")
+def test_more_than_two_dimensions_are_said_to_be_cut(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(3, 6, generator=generator)
+    latents = torch.randn(120, 3, generator=generator, dtype=torch.float64)
+    repaired = pm.repair(pm.Decoder(lambda z: torch.tanh(z @ weights.to(z)), latent_dim=3), latents)
+    start, end = latents[:2], latents[2:4]
+    solutions = repaired.decoder_metric.geodesic(start, end), repaired.geodesic(start, end)
+    write_report(tmp_path / "out", repaired, *solutions, repaired.audit(points=24, pairs=2))
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "The picture shows the plane through latents" in text and "3-dimensional space" in text
+
+
+class TestOutput:
+    def test_a_folder_appears_whole(self, tmp_path):
+        with staged_folder(tmp_path / "a" / "b") as draft:
+            (draft / "file").write_text("x")
+            assert not (tmp_path / "a" / "b").exists()
+        assert (tmp_path / "a" / "b" / "file").read_text() == "x"
+        assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+
+    def test_a_file_in_the_way_is_named(self, tmp_path):
+        (tmp_path / "out").write_text("mine")
+        with pytest.raises(OutputError, match="is a file"), staged_folder(tmp_path / "out"):
+            pass
+        with pytest.raises(OutputError, match="cannot write to `out`"):
+            check_folder(tmp_path / "out" / "below")
+        assert (tmp_path / "out").read_text() == "mine"
+
+    def test_checking_a_folder_leaves_nothing(self, tmp_path):
+        check_folder(tmp_path / "a" / "b")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_full_disk_is_one_clear_error(self, tmp_path):
+        with pytest.raises(OutputError, match="No space left"), staged_folder(tmp_path / "out"):
+            raise OSError(28, "No space left on device")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_single_file_is_replaced_whole(self, tmp_path):
+        write_file(tmp_path / "x", b"new")
+        assert (tmp_path / "x").read_bytes() == b"new"
+        with pytest.raises(OutputError, match="Check that the folder"):
+            write_file(tmp_path / "missing" / "x", b"new")
+        assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+    def test_json_has_no_nan(self):
+        values = {"a": float("nan"), "b": [float("inf"), -float("inf")], "c": (1, 0.5, True, None, "x")}
+        assert jsonable(values) == {"a": None, "b": ["Infinity", "-Infinity"], "c": [1, 0.5, True, None, "x"]}
+        assert json.loads(to_json(values)) == jsonable(values)
+
+
+@pytest.mark.parametrize(
+    ("value", "style", "text"),
+    [
+        (None, "number", "–"),
+        ("Infinity", "number", "∞"),
+        (0.0, "number", "0"),
+        (1797, "number", "1\u202f797"),
+        (0.99, "number", "0.99"),
+        (89.54, "number", "89.5"),
+        (1000.0, "number", "1\u202f000"),
+        (-2.5, "number", "−2.5"),
+        (12576.4, "number", "12\u202f576"),
+        (1.84e-4, "number", "1.84 × 10⁻⁴"),
+        (0.999999, "number", "1"),
+        (99999.9, "number", "1 × 10⁵"),
+        (9.999e-5, "number", "1 × 10⁻⁴"),
+        (0.2046, "percent", "20.5 %"),
+        (0.0, "percent", "0 %"),
+        (1.0, "percent", "100 %"),
+    ],
+)
+def test_numbers_read_in_three_digits(value, style, text):
+    assert readable(value, style) == text
