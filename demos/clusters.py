@@ -54,7 +54,7 @@ class Size:
     checked_pairs: int = 15
 
 
-QUICK = Size(SUBSETS[:1], 1, 30, 25, ("decoder", "rbf"), 24, 2)
+QUICK = Size(SUBSETS[:1], 1, 30, 60, ("decoder", "rbf"), 30, 2)
 
 
 def k_medoids(distances: np.ndarray, count: int, *, seed: int, restarts: int = 20) -> np.ndarray:

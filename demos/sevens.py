@@ -154,8 +154,8 @@ def main(
         f"The classifier saw none of the VAEs' images; on those it is right for {judge_by.accuracy(training):.1%}."
     )
     headline = (
-        f"Run on {images.source}: VAEs with 2-D latents on {len(training)} images, {size.seeds} seeds, the classifier on "
-        f"the others. The picture shows the pair of the first VAE {'with spread latents ' if len(tables) > 1 else ''}"
+        f"Run on {images.source}: VAEs with 2-D latents on {len(training)} images, {size.seeds} seeds, the classifier "
+        f"on the others. The picture: of the first VAE {'with spread latents ' if len(tables) > 1 else ''}the pair "
         "whose straight line is called a seven least often."
     )
     assert figure is not None
