@@ -1,0 +1,312 @@
+"""Latents for data when there is no encoder: batched non-linear least squares from many starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._arrays import ArrayLike, check_range, describe, to_points, to_tensor
+from .errors import DecoderError, InvalidArgumentError
+from .smooth_map import SmoothMap
+
+#: entries of Jacobians, outputs or d x d matrices that are held at once
+_ENTRIES = 2**24
+#: a row is stationary when a step predicts or brings a smaller relative decrease of the squared residual
+_STATIONARY = 1e-8
+#: refinement ends here whatever the tolerance: float32 decoders are no more exact
+_EXACT = 1e-6
+_FIRST_DAMPING = 1e-3
+_LEAST_DAMPING, _MOST_DAMPING = 1e-12, 1e12
+
+
+class InversionStatus(Enum):
+    """How the work on one row ended.  ``str(status)`` is the advice."""
+
+    REPRODUCED = "The decoder reproduces the row to the tolerance asked for."
+    BEST_FIT = (
+        "The latent is stationary, yet the decoder does not reproduce the row to the tolerance. Either the row lies "
+        "off the decoder's range, and `residual` says how far, or this is a local minimum: raise `tries` or `starts`."
+    )
+    UNFINISHED = (
+        "The residual was still falling, at the step limit or by less than a tenth over a sixth of the steps allowed: "
+        "raise `max_steps`, or take `residual` as it is. Also where the Jacobian is not finite at the latent reached."
+    )
+    NOT_FINITE = (
+        "The decoder's output or Jacobian is NaN or infinite at every start tried for this row, so its latent is NaN. "
+        "Give `prior` latents at which the decoder is defined."
+    )
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.value}"
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """Latents for data; the first axis of everything is the batch.
+
+    Attributes:
+        latents: (B, d), in the kind and dtype of the data.
+        residual: ``‖f(z) - x‖ / ‖x‖`` (B,) at these latents; for a row of zeros over the rows' root mean square norm.
+        status: how the work on each row ended, with advice.
+        converged: (B,) whether the latent is stationary or reproduces its row.
+        steps: Jacobians evaluated for each row, over all its starts (B,).
+        starts: from how many starts each row was refined (B,).
+    """
+
+    latents: Any
+    residual: Any
+    status: tuple[InversionStatus, ...]
+    converged: Any
+    steps: Any
+    starts: Any
+
+
+def invert(
+    decoder: SmoothMap,
+    data: ArrayLike,
+    *,
+    prior: ArrayLike | None = None,
+    starts: int = 2048,
+    tries: int = 8,
+    max_steps: int = 60,
+    tolerance: float = 1e-2,
+    seed: int = 0,
+) -> Inversion:
+    """Find latents whose outputs are closest to the data.
+
+    Many random starts are compared with each row by the distance of their outputs, and the best few are refined,
+    the best first, by Levenberg-Marquardt (Gauss-Newton with a damping of each row's own, updated after Nielsen
+    1999) until one of them reproduces the row.  Rows are independent of each other.  Least squares have local minima:
+    a row that lies in the decoder's range may still be missed, and ``residual`` says so.
+
+    Args:
+        decoder: a :class:`~posthoc_metric.Decoder`, or anything with its methods.
+        data: (B, D) or (B, ...), in the form that the decoder gives.
+        prior: latents (S, d) that starts are drawn from; by default standard normal samples.
+        starts: how many starts are compared with every row.
+        tries: how many of them are refined, at most, for a row that is not yet reproduced.
+        max_steps: Levenberg-Marquardt steps from one start, at most.
+        tolerance: relative residual at which a row counts as reproduced and no further start is tried.  Each start is
+            refined until it is stationary or falls too slowly, whatever the tolerance.
+        seed: of the starts.
+
+    Raises:
+        InvalidArgumentError: an argument has a wrong shape or range, or rows of the data are not finite.
+
+    References:
+        Madsen, Nielsen, Tingleff: Methods for Non-Linear Least Squares Problems, 2004, section 3.2.
+    """
+    for name, value in {"starts": starts, "tries": tries, "max_steps": max_steps}.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InvalidArgumentError(f"`{name}` must be a positive integer; got {describe(value)}.")
+    tolerance = check_range(tolerance, "tolerance", 0.0, 1.0, "the relative residual of a reproduced row")
+    rows, restore = to_tensor(data, "data")
+    if rows.ndim < 2:
+        raise InvalidArgumentError(f"`data` must have shape (B, D) or (B, ...); got {describe(data)}. Add an axis.")
+    rows, _ = to_points(rows.flatten(1), "data")
+    if rows.shape[1] != decoder.output_dim:
+        raise InvalidArgumentError(
+            f"`data` must have {decoder.output_dim} values a row, as the decoder's output; got {rows.shape[1]}. "
+            "Bring the data into the form that the decoder gives."
+        )
+    candidates = _starts(decoder.latent_dim, prior, starts, seed).to(rows.device)
+    norm = rows.double().norm(dim=1)
+    norm = torch.where(norm > 0, norm, norm.square().mean().sqrt()).clamp_min(1e-300)
+    order = _screen(decoder, candidates, rows, min(tries, len(candidates)))
+    block = max(1, _ENTRIES // (decoder.latent_dim**2 + decoder.output_dim))
+    pieces = [
+        _best_of(decoder, rows[part], candidates[order[part]], norm[part], tolerance, max_steps)
+        for part in torch.arange(len(rows), device=rows.device).split(block)
+    ]
+    latents, square, state, steps, used = (torch.cat(column) for column in zip(*pieces, strict=True))
+    kinds = tuple(InversionStatus)
+    status = tuple(kinds[code] for code in state.tolist())
+    residual = torch.where(square.isfinite(), square.sqrt() / norm, torch.nan)
+    return Inversion(
+        latents=restore(latents.to(rows.dtype)),
+        residual=restore(residual.to(rows.dtype)),
+        status=status,
+        converged=restore(state <= kinds.index(InversionStatus.BEST_FIT)),
+        steps=restore(steps),
+        starts=restore(used),
+    )
+
+
+_REPRODUCED, _BEST_FIT, _UNFINISHED, _NOT_FINITE = range(len(InversionStatus))
+
+
+def _starts(dim: int, prior: ArrayLike | None, count: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if prior is None:
+        return torch.randn(count, dim, generator=generator, dtype=torch.float64)
+    points, _ = to_points(prior, "prior", dim)
+    if not len(points):
+        raise InvalidArgumentError(f"`prior` must hold at least one latent; got {describe(prior)}.")
+    return points[torch.randperm(len(points), generator=generator)[:count].to(points.device)].double()
+
+
+def _screen(decoder: SmoothMap, candidates: Tensor, rows: Tensor, keep: int) -> Tensor:
+    """For each row the ``keep`` candidates (B, keep) whose outputs are nearest, nearest first."""
+    best = rows.new_full((len(rows), keep), torch.inf, dtype=torch.float64)
+    index = torch.zeros_like(best, dtype=torch.long)
+    for part in torch.arange(len(candidates), device=rows.device).split(max(1, _ENTRIES // decoder.output_dim)):
+        outputs = _values(decoder, candidates[part]).to(rows)
+        size = outputs.square().sum(1)
+        for block in torch.arange(len(rows), device=rows.device).split(max(1, _ENTRIES // len(part))):
+            # the row's own norm is left out: it ranks nothing
+            distance = (size - 2 * rows[block] @ outputs.T).double().nan_to_num_(torch.inf, torch.inf, torch.inf)
+            merged = torch.cat([best[block], distance], dim=1)
+            ranked = merged.topk(keep, dim=1, largest=False)
+            names = torch.cat([index[block], part.expand(len(block), -1)], dim=1)
+            best[block], index[block] = ranked.values, names.gather(1, ranked.indices)
+    return index
+
+
+def _best_of(
+    decoder: SmoothMap, target: Tensor, starts: Tensor, norm: Tensor, tolerance: float, max_steps: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Refine each row's starts (B, tries, d) in turn until its residual is below ``tolerance`` of its ``norm``."""
+    latents = torch.full_like(starts[:, 0], torch.nan)
+    square = torch.full_like(norm, torch.inf)
+    enough = (tolerance * norm).square()
+    state = torch.full_like(norm, _NOT_FINITE, dtype=torch.long)
+    steps, used = torch.zeros_like(state), torch.zeros_like(state)
+    for attempt in range(starts.shape[1]):
+        open_rows = torch.nonzero(state != _REPRODUCED).flatten()
+        if not len(open_rows):
+            break
+        exact = (_EXACT * norm[open_rows]).square()
+        found = _refine(decoder, target[open_rows], starts[open_rows, attempt], exact, max_steps)
+        steps[open_rows] += found[3]
+        used[open_rows] += 1
+        better = found[1] < square[open_rows]
+        chosen = open_rows[better]
+        latents[chosen], square[chosen], state[chosen] = found[0][better], found[1][better], found[2][better]
+        state[square <= enough] = _REPRODUCED
+    return latents, square, state, steps, used
+
+
+def _refine(
+    decoder: SmoothMap, target: Tensor, start: Tensor, exact: Tensor, max_steps: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Levenberg-Marquardt from one start a row: latents, squared residual, state, Jacobians evaluated."""
+    count, dim = start.shape
+    latents = start.clone()
+    normal = start.new_zeros(count, dim, dim)
+    slope = torch.zeros_like(start)
+    square, size = exact.new_full((count,), torch.inf), torch.zeros_like(exact)
+    damping, growth = torch.full_like(exact, _FIRST_DAMPING), torch.full_like(exact, 2.0)
+    state = torch.full_like(exact, _UNFINISHED, dtype=torch.long)
+    steps = torch.zeros_like(state)
+    moved = torch.ones_like(state, dtype=torch.bool)
+    slow = torch.zeros_like(moved)
+    window, mark = max(max_steps // 6, 1), square.clone()
+    for index in range(max_steps):
+        stale = torch.nonzero(moved & (state == _UNFINISHED) & ~slow).flatten()
+        # an empty tensor splits into one empty part
+        for part in stale.split(max(1, _ENTRIES // (decoder.output_dim * dim))) if len(stale) else ():
+            normal[part], slope[part], reached = _normal_equations(decoder, latents[part], target[part])
+            square[part] = torch.where(reached.isfinite(), reached, square[part])
+            steps[part] += 1
+        size[stale] = normal[stale].diagonal(dim1=1, dim2=2).amax(1)
+        broken = stale[~(square[stale] + size[stale] + slope[stale].sum(1)).isfinite()]
+        # past the first step there is a finite latent to keep, only no way on from it
+        slow[broken] = True
+        if index == 0:
+            state[broken] = _NOT_FINITE
+        state[stale[square[stale] <= exact[stale]]] = _REPRODUCED
+        if index % window == window - 1:
+            slow |= square > 0.8 * mark
+            mark = square.clone()
+        running = torch.nonzero((state == _UNFINISHED) & ~slow).flatten()
+        if not len(running):
+            break
+        step, predicted = _solve(normal[running], slope[running], damping[running] * size[running])
+        small = predicted <= _STATIONARY * square[running]
+        # a tiny step under a heavy damping says nothing of the slope
+        state[running[small & (damping[running] <= 1)]] = _BEST_FIT
+        trial = latents[running] + step
+        reached = _residual(decoder, trial, target[running])
+        gain = (square[running] - reached) / predicted.clamp_min(1e-300)
+        accepted = gain > 0
+        taken, refused = running[accepted], running[~accepted]
+        flat = square[taken] - reached[accepted] <= _STATIONARY * square[taken]
+        latents[taken], square[taken] = trial[accepted], reached[accepted]
+        state[taken[flat & (damping[taken] <= 1)]] = _BEST_FIT
+        shrink = (1 - (2 * gain[accepted] - 1).pow(3)).clamp(1 / 3, 2)
+        damping[taken] = (damping[taken] * shrink).clamp_min(_LEAST_DAMPING)
+        growth[taken] = 2.0
+        damping[refused] *= growth[refused]
+        growth[refused] *= 2
+        state[refused[damping[refused] > _MOST_DAMPING]] = _BEST_FIT
+        moved[:] = False
+        moved[taken] = True
+    return latents, torch.where(state == _NOT_FINITE, torch.inf, square), state, steps
+
+
+def _normal_equations(decoder: SmoothMap, z: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``JᵀJ`` (B, d, d), ``Jᵀr`` (B, d) and ``‖r‖²`` (B,) of the residual ``r = f(z) - x``."""
+    shapes = ((decoder.output_dim,), (decoder.output_dim, z.shape[1]))
+    value, jacobian = _guarded(decoder.value_and_jacobian, z, shapes)
+    residual = value - target.to(value)
+    return (
+        jacobian.mT @ jacobian,
+        (residual[:, None] @ jacobian).squeeze(1),
+        residual.square().sum(1),
+    )
+
+
+def _residual(decoder: SmoothMap, z: Tensor, target: Tensor) -> Tensor:
+    """``‖f(z) - x‖²`` (B,), infinite where the decoder is not finite."""
+    size = max(1, _ENTRIES // decoder.output_dim)
+    found = []
+    for part, wanted in zip(z.split(size), target.split(size), strict=True):
+        value = _values(decoder, part)
+        found.append((value - wanted.to(value)).square().sum(1).nan_to_num_(torch.inf, torch.inf))
+    return torch.cat(found)
+
+
+def _values(decoder: SmoothMap, z: Tensor) -> Tensor:
+    return _guarded(lambda points: (decoder(points),), z, ((decoder.output_dim,),))[0]
+
+
+def _solve(normal: Tensor, slope: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """The damped step (B, d) and the decrease of ``‖r‖²`` (B,) that the linear model predicts for it."""
+    eye = torch.eye(normal.shape[1]).to(normal)
+    # a saturated decoder has JᵀJ = 0, whose step is zero whatever the damping
+    root, failed = torch.linalg.cholesky_ex(normal + damping.clamp_min(1e-300)[:, None, None] * eye)
+    step = -torch.cholesky_solve(slope[:, :, None], root).squeeze(2)
+    step[failed > 0] = 0
+    predicted = (step * (damping[:, None] * step - slope)).sum(1)
+    # where rounding beat the damping, refuse the step so that the damping grows
+    return step, torch.where(failed > 0, torch.inf, predicted)
+
+
+def _guarded(
+    function: Callable[[Tensor], tuple[Tensor, ...]], z: Tensor, shapes: tuple[tuple[int, ...], ...]
+) -> tuple[Tensor, ...]:
+    """``function(z)`` with NaN in the rows that the decoder refuses, so that they do not take the others with them."""
+    kept = torch.arange(len(z), device=z.device)
+    while len(kept):
+        try:
+            found = function(z[kept])
+        except DecoderError as error:
+            if not error.rows:
+                raise
+            mask = torch.ones_like(kept, dtype=torch.bool)
+            mask[list(error.rows)] = False
+            kept = kept[mask]
+            continue
+        if len(kept) == len(z):
+            return found
+        break
+    filled = tuple(z.new_full((len(z), *shape), torch.nan) for shape in shapes)
+    if len(kept):
+        for full, part in zip(filled, found, strict=True):
+            full[kept] = part.to(full)
+    return filled
