@@ -4,6 +4,7 @@ Public names, in the order of the pipeline.
 """
 
 from .decoder import Decoder
+from .invert import invert
 from .metric import FunctionMetric, Metric, PullbackMetric
 from .mixup import GeodesicMixup, geodesic_mixup
 from .repair import RepairedMetric, load, repair
@@ -20,6 +21,7 @@ __all__ = [
     "RepairedMetric",
     "UncertaintyModel",
     "geodesic_mixup",
+    "invert",
     "load",
     "repair",
 ]
