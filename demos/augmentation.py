@@ -39,11 +39,11 @@ ROWS = {
 @dataclass(frozen=True)
 class Size:
     labelled: tuple[int, ...] = (100, 300, 1000)
-    seeds: int = 5
+    seeds: int = 3
     latent_dim: int = 8
-    pairs: int = 100
-    steps: int = 400
-    tested: int = 2500
+    pairs: int = 80
+    steps: int = 300
+    tested: int = 2000
 
 
 QUICK = Size((60,), 1, 2, 6, 30, 200)

@@ -46,7 +46,7 @@ NEIGHBOURS = 5
 @dataclass(frozen=True)
 class Size:
     subsets: tuple[tuple[int, ...], ...] = SUBSETS
-    seeds: int = 5
+    seeds: int = 4
     points: int = 200
     epochs: int = 60
     names: tuple[str, ...] = METRICS

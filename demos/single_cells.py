@@ -30,10 +30,10 @@ _COMPONENTS = 20
 @dataclass(frozen=True)
 class Size:
     latent_dims: tuple[int, ...] = (2, 8)
-    seeds: int = 5
+    seeds: int = 3
     pairs: int = 60
     frames: int = 33
-    epochs: int = 200
+    epochs: int = 120
     names: tuple[str, ...] = ("decoder", "rbf-published", "rbf", "gp")
 
 

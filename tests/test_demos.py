@@ -1,4 +1,4 @@
-"""Every script in demos/ runs in its quick form and gives finite tables; what the studies compute by themselves is right."""
+"""Every script in demos/ runs in its quick form, the studies give finite tables, and what they compute is right."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import posthoc_metric as pm
 from posthoc_metric.errors import MissingExtraError
@@ -41,13 +42,24 @@ def test_quick_run(name, tmp_path, capsys):
     main = imported(name).main
     taken = inspect.signature(main).parameters
     assert "quick" in taken
+    options = {"out": tmp_path / name} if "out" in taken else {}
+    if "source" in taken:
+        options["source"] = _pictures(tmp_path / "source")
     state = torch.get_rng_state()
-    tables = main(quick=True, **({"out": tmp_path / name} if "out" in taken else {}))
-    assert capsys.readouterr().out.strip()
+    tables = main(quick=True, **options)
+    assert capsys.readouterr().out.strip() or tables
     assert torch.equal(state, torch.get_rng_state())
     if (tmp_path / name / f"{name}.md").exists():
         _check_tables(tables, (tmp_path / name / f"{name}.md").read_text(encoding="utf-8"))
         assert 1_000 < (tmp_path / name / f"{name}.png").stat().st_size <= 120_000
+
+
+def _pictures(folder):
+    """What a demo that takes pictures may be given."""
+    folder.mkdir()
+    for name in ("maps.png", "geodesics.png"):
+        Image.fromarray(np.zeros((40, 90, 3), np.uint8)).save(folder / name)
+    return folder
 
 
 def _check_tables(tables, text):
@@ -75,7 +87,8 @@ def test_missing_scanpy_names_its_extra(monkeypatch, tmp_path):
 def test_grid_distances_agree_with_a_closed_form():
     """The half plane: ds² = (dx² + dy²) / y², whose distance is known."""
     metric = pm.FunctionMetric(lambda z: torch.eye(2, dtype=z.dtype) / z[:, 1, None, None] ** 2, 2)
-    points = torch.rand(12, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + torch.tensor([0.0, 1.0])
+    points = torch.rand(12, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    points[:, 1] += 1
     found = imported("common").grid_distances(metric, points, resolution=80, margin=0.3)
     difference = points[:, None] - points[None]
     true = torch.acosh(1 + difference.square().sum(-1) / (2 * points[:, None, 1] * points[None, :, 1])).numpy()
@@ -141,7 +154,8 @@ def test_idx_files_are_read(tmp_path):
     import gzip
 
     pixels = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4)
-    for name, values in (("t10k-images-idx3-ubyte.gz", pixels), ("t10k-labels-idx1-ubyte.gz", np.array([7, 1], np.uint8))):
+    files = {"t10k-images-idx3-ubyte.gz": pixels, "t10k-labels-idx1-ubyte.gz": np.array([7, 1], np.uint8)}
+    for name, values in files.items():
         head = bytes([0, 0, 8, values.ndim]) + b"".join(n.to_bytes(4, "big") for n in values.shape)
         (tmp_path / name).write_bytes(gzip.compress(head + values.tobytes()))
     images = imported("common").load_images(tmp_path)
