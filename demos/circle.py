@@ -45,12 +45,12 @@ _SAMPLES = 100
 @dataclass(frozen=True)
 class Size:
     seeds: int = 5
-    pairs: int = 60
+    pairs: int = 40
     points: int = 200
     data_dim: int = 1000
     epochs: int = 400
     names: tuple[str, ...] = tuple(LABELS)
-    panels: int = 12
+    panels: int = 10
 
 
 QUICK = Size(1, 5, 80, 40, 60, ("decoder", "vae", "rbf"), 3)
@@ -198,7 +198,10 @@ def main(
             x = x + 0.1 * torch.randn(x.shape, generator=generator)
             trained = train(study, x, size, seed, own_latents=own_latents)
             drawn = torch.randperm(size.points, generator=generator)
+            # those farthest apart around the circle first, for the picture
             first, second = drawn[: size.pairs], drawn[-size.pairs :]
+            apart = (angles[first] - angles[second]).cos().argsort()
+            first, second = first[apart], second[apart]
             arcs = [circle.arc(float(a), float(b)) for a, b in zip(angles[first], angles[second], strict=True)]
             truth = np.array([polyline(arc) for arc in arcs])
             shown: dict[str, tuple[Any, Any]] = {}

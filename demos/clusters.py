@@ -48,7 +48,7 @@ class Size:
     subsets: tuple[tuple[int, ...], ...] = SUBSETS
     seeds: int = 4
     points: int = 200
-    epochs: int = 60
+    epochs: int = 50
     names: tuple[str, ...] = METRICS
     resolution: int = 90
     checked_pairs: int = 15
@@ -107,7 +107,7 @@ def agreement(metric: Any, points: torch.Tensor, distances: np.ndarray, pairs: i
 
 
 def vae_on(study: Study, images: Images, digits: tuple[int, ...], seed: int, epochs: int) -> VAE:
-    fit = Fit(epochs=epochs, batch_size=64, seed=seed)
+    fit = Fit(epochs=epochs, batch_size=64 if study.quick else 128, seed=seed)
     width = 32 if study.quick else 128
     name = "".join(map(str, digits))
     dim = images.pixels.shape[1]

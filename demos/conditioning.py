@@ -185,9 +185,11 @@ def words(results: dict[tuple, dict[str, dict[str, float]]]) -> Table:
 
 def picture(study: Study, chosen: dict[str, Trained], resolution: int) -> Figure:
     """Maps of both quantities, before and after, one family a column pair."""
-    figure = Figure(figsize=(12.5, 6.6), layout="constrained")
-    axes = figure.subplots(2, 6)
-    for row, quantity in enumerate(("log_volume", "condition_number")):
+    figure = Figure(figsize=(13, 5.4), layout="constrained")
+    titles = {"log_volume": "magnification factor ½ log det M (nats)", "condition_number": "condition number κ(J)"}
+    for part, (quantity, title) in zip(figure.subfigures(2, 1), titles.items(), strict=True):
+        axes = part.subplots(1, 6)
+        part.suptitle(title, size=10)
         for column, (family, trained) in enumerate(chosen.items()):
             repaired = study.repair(trained.decoder, trained.latents, trained.data)
             plane = plots.latent_plane(trained.latents, margin=1.0)
@@ -196,15 +198,13 @@ def picture(study: Study, chosen: dict[str, Trained], resolution: int) -> Figure
             fields = [plots.evaluate(metric, plane, quantity, resolution) for metric in pair]
             norm = plots.shared_norm(fields, quantity)
             for side, field in enumerate(fields):
-                ax = axes[row, 2 * column + side]
-                plots.draw_field(ax, field, plane, quantity=quantity, norm=norm, latents=None, offset=offset)
-                ax.set(xlabel="", ylabel="")
-                if row == 0:
-                    ax.set_title(f"{family}, {'repaired' if side else 'decoder alone'}", size=10)
-            bar = figure.colorbar(ax.images[0], ax=list(axes[row, 2 * column : 2 * column + 2]), shrink=0.6, aspect=18)
-            bar.ax.tick_params(labelsize=7)
-        axes[row, 0].set_ylabel(("magnification factor (nats)", "condition number κ(J)")[row], size=10)
-    figure.suptitle("Lines: edge of the data (solid) and one data radius beyond (dashed)", size=9)
+                ax = axes[2 * column + side]
+                plots.draw_field(ax, field, plane, quantity=quantity, norm=norm, offset=offset)
+                ax.set(xlabel="", ylabel="", xticks=[], yticks=[])
+                ax.set_title(f"{family}, {'repaired' if side else 'decoder alone'}", size=9)
+            bar = part.colorbar(ax.images[0], ax=list(axes[2 * column : 2 * column + 2]), shrink=0.7, aspect=18)
+            bar.ax.tick_params(labelsize=7, which="both")
+    figure.suptitle("lines: edge of the data (solid), one data radius beyond (dashed)", size=9)
     return figure
 
 

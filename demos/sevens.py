@@ -96,21 +96,24 @@ def sevens_of(images: Images, latents: Tensor, pairs: int, seed: int) -> tuple[T
 
 def picture(repaired: pm.RepairedMetric, found: dict[str, Paths], pair: int, images: Images, size: Size) -> Figure:
     """The latent plane with the curves of one pair, and a strip of decoded frames for each."""
-    figure = Figure(figsize=(12, 4.8), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.75))
+    figure = Figure(figsize=(12.5, 4.2), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.9))
     latents = repaired.geometry.latents
     plane = plots.latent_plane(latents, margin=0.3)
     ax = left.add_subplot()
     field = plots.evaluate(repaired, plane, "log_volume", size.resolution)
     offset = repaired.offset(plane.grid(size.resolution)).reshape(field.shape).numpy()
-    plots.draw_field(ax, field, plane, latents=latents[images.labels == DIGIT], offset=offset)
-    colours = {"straight": "#ffffff", "decoder": "#D55E00", "rbf-published": "#E69F00", "rbf": "#56B4E9"}
+    ax.imshow(field, origin="lower", extent=plane.window, cmap="Greys", alpha=0.6)
+    ax.contour(*plane.ticks(len(offset)), offset, [0.0], colors="#888888", linewidths=0.8)
+    ax.scatter(*latents[images.labels == DIGIT].T.numpy(), s=3, c="#009E73", linewidths=0)
+    colours = {"straight": "black", "decoder": "#D55E00", "rbf-published": "#CC79A7", "rbf": "#0072B2"}
     for name, paths in found.items():
-        ax.plot(*paths.points[pair].T.numpy(), color=colours[name], linewidth=2.2, label=LABELS[name])
+        ax.plot(*paths.points[pair].T.numpy(), color=colours[name], linewidth=2, label=LABELS[name])
     ends = found["straight"].points[pair][[0, -1]].numpy()
     ax.scatter(*ends.T, s=30, c="white", edgecolors="black", zorder=5)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=8, frameon=False)
-    ax.set_title("magnification factor, repaired; dots: sevens", size=10)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, fontsize=8, frameon=False)
+    ax.set(xlim=plane.window[:2], ylim=plane.window[2:], xticks=[], yticks=[])
+    ax.set_title("latents of sevens over the repaired\nmagnification factor; line: edge of the data", size=9)
     shown = list(range(0, size.frames, max(size.frames // 12, 1)))
     axes = right.subplots(len(found), len(shown))
     for row, (name, paths) in enumerate(found.items()):
