@@ -178,9 +178,7 @@ class _Roll(Embedding):
     def derivative(self, z: Tensor) -> Tensor:
         angle = z[:, 0]
         one, zero = torch.ones_like(angle), torch.zeros_like(angle)
-        by_angle = torch.stack(
-            [angle.cos() - angle * angle.sin(), zero, angle.sin() + angle * angle.cos()], dim=-1
-        )
+        by_angle = torch.stack([angle.cos() - angle * angle.sin(), zero, angle.sin() + angle * angle.cos()], dim=-1)
         return torch.stack([by_angle, torch.stack([zero, one, zero], dim=-1)], dim=-1)
 
 
@@ -242,4 +240,3 @@ def _rowwise(function: Any, a: ArrayLike, b: ArrayLike, dim: int) -> Any:
     if len(left) != len(right):
         raise InvalidArgumentError(f"`b` must have as many rows as `a` ({len(left)}); got {describe(b)}.")
     return restore(function(left.double(), right.double()).to(left.dtype))
-

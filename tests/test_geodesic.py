@@ -91,3 +91,86 @@ def test_bad_input_is_named():
     ]:
         with pytest.raises(InvalidArgumentError, match=words):
             geodesic(*arguments, **options)
+
+
+def test_a_pair_without_a_metric_touches_no_neighbour():
+    space, a, b = ORACLES["half-plane"]
+    bad = b.clone()
+    bad[7, 1] = -1.0
+    alone = geodesic(space, torch.cat([a[:7], a[8:]]), torch.cat([b[:7], b[8:]]))
+    solution = geodesic(space, a, bad)
+    rest = torch.arange(20) != 7
+    assert solution.status[7] is Status.NOT_FINITE and not solution.converged[7]
+    assert torch.isnan(solution.length[7]) and torch.isnan(solution.points[7]).all()
+    for name in ("points", "length", "length_error", "residual", "steps", "evaluations", "converged"):
+        assert torch.equal(getattr(solution, name)[rest], getattr(alone, name)), name
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_a_pair_has_the_same_geodesic_alone(name):
+    space, a, b = ORACLES[name]
+    together = geodesic(space, a, b)
+    for i in (0, 11):
+        alone = geodesic(space, a[i : i + 1], b[i : i + 1])
+        torch.testing.assert_close(alone.points[0], together.points[i], rtol=0, atol=1e-9)
+        assert alone.spans[0] == together.spans[i]
+
+
+def test_inputs_are_not_modified():
+    space, a, b = ORACLES["sphere"]
+    a, b = a.clone(), b.clone()
+    before = a.clone(), b.clone(), torch.get_rng_state()
+    geodesic(space, a, b)
+    assert torch.equal(a, before[0]) and torch.equal(b, before[1]) and torch.equal(torch.get_rng_state(), before[2])
+
+
+def test_an_empty_batch_gives_an_empty_solution():
+    solution = geodesic(Sphere(), torch.zeros(0, 2), torch.zeros(0, 2))
+    assert len(solution) == 0 and solution.points.shape == (0, 33, 2)
+
+
+def test_lengths_err_with_the_fourth_power_of_the_spacing():
+    # fixed numbers of spans: the relaxation may not refine further, and its own residual is out of the way
+    space, a, b = ORACLES["half-plane"]
+    exact = space.distance(a, b)
+    errors = []
+    spans = (8, 16, 32)
+    for number in spans:
+        solution = geodesic(space, a, b, spans=number, max_spans=number, tol=1e-8, rtol=1e-15, starts="straight")
+        errors.append(float(((solution.length - exact).abs() / exact).median()))
+    slope = np.polyfit(np.log(spans), np.log(errors), 1)[0]
+    assert -4.8 < slope < -3.5, (slope, errors)
+
+
+def test_a_length_that_cannot_be_confirmed_is_said_to_be_so():
+    roll = SwissRoll()
+    a, b = torch.tensor([[2.0, 0.0]]), torch.tensor([[14.0, 1.0]])
+    solution = geodesic(roll, a, b, spans=8, max_spans=8)
+    assert solution.status == (Status.UNRESOLVED,) and not solution.converged.any()
+    assert solution.length_error > 1e-4 * solution.length
+    assert "max_spans" in str(solution.status[0])
+
+
+def test_step_limit_is_said():
+    space, a, b = ORACLES["half-plane"]
+    solution = geodesic(space, a, b, max_steps=1, max_spans=16)
+    assert Status.STEP_LIMIT in solution.status
+
+
+def test_decode_and_plot():
+    space, a, b = ORACLES["Swiss roll"]
+    solution = geodesic(space, a, b)
+    frames = solution.decode(5)
+    assert frames.shape == (20, 5, 3)
+    torch.testing.assert_close(frames[:, 0], space.embedding(a))
+    with pytest.raises(InvalidArgumentError, match="decoder"):
+        geodesic(Sphere(), a[:1] - 6, b[:1] - 8).decode(5)
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    assert len(solution.plot().lines) == 20
+
+
+def test_times_outside_the_curve_are_refused():
+    space, a, b = ORACLES["sphere"]
+    with pytest.raises(InvalidArgumentError, match=r"\[0, 1\]"):
+        geodesic(space, a[:1], b[:1])(1.5)

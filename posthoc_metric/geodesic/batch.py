@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 B = TypeVar("B", bound="Batch")
@@ -16,6 +17,11 @@ class Batch:
     def take(self: B, index: Tensor) -> B:
         """The rows that ``index`` (indices or mask) picks, copied."""
         return type(self)(**{name: _take(value, index) for name, value in self._items()})
+
+    @classmethod
+    def join(cls: type[B], parts: list[B]) -> B:
+        """One record of the rows of several."""
+        return cls(**{f.name: _join([getattr(part, f.name) for part in parts]) for f in fields(cls)})  # type: ignore
 
     def put(self, mask: Tensor, other: Any) -> None:
         """Overwrite the rows in ``mask`` by the same rows of ``other``."""
@@ -32,6 +38,12 @@ class Batch:
 
     def _items(self) -> list[tuple[str, Any]]:
         return [(field.name, getattr(self, field.name)) for field in fields(self)]  # type: ignore[arg-type]
+
+
+def _join(values: list[Any]) -> Any:
+    if values[0] is None:
+        return None
+    return torch.cat(values) if isinstance(values[0], Tensor) else type(values[0]).join(values)
 
 
 def _take(value: Any, index: Tensor) -> Any:

@@ -7,14 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .batch import Batch
 from .quadrature import FRACTIONS
 from .spline import Spline
-
-
-def straight(start: Tensor, end: Tensor, spans: int) -> tuple[Tensor, Tensor]:
-    """Knots (P, n+1) and nodes (P, n+1, d) of straight lines."""
-    knots = torch.linspace(0, 1, spans + 1, dtype=start.dtype, device=start.device).expand(len(start), -1)
-    return knots.contiguous(), start[:, None] + knots[..., None] * (end - start)[:, None]
 
 
 def invert(grid: Tensor, values: Tensor, targets: Tensor) -> Tensor:
@@ -39,16 +34,12 @@ def respace(spline: Spline, density: Tensor, spans: int) -> tuple[Tensor, Tensor
     return knots, nodes
 
 
-@dataclass(frozen=True)
-class Clock:
+@dataclass
+class Clock(Batch):
     """When a curve is where: knots' time ``times`` (P, m) against the share of the length run by then (P, m)."""
 
     times: Tensor
     shares: Tensor
-
-    def take(self, index: Tensor) -> Clock:
-        """The curves that ``index`` (indices or mask) picks."""
-        return Clock(self.times[index], self.shares[index])
 
     def at(self, shares: Tensor) -> Tensor:
         """Times (P, k) at which the given shares (P, k) of the length have been run."""
@@ -67,9 +58,7 @@ def make_clock(spline: Spline, speeds: Tensor) -> Clock:
     ticks = torch.linspace(0, 1, _TICKS + 1, dtype=speeds.dtype, device=speeds.device)
     powers = torch.arange(5, dtype=speeds.dtype, device=speeds.device)
     nodes = torch.tensor(FRACTIONS, dtype=speeds.dtype, device=speeds.device)
-    integrate = torch.linalg.solve(
-        (nodes[:, None] ** powers).mT, (ticks[:, None] ** (powers + 1) / (powers + 1)).mT
-    )
+    integrate = torch.linalg.solve((nodes[:, None] ** powers).mT, (ticks[:, None] ** (powers + 1) / (powers + 1)).mT)
     h = spline.knots.diff(dim=1)[..., None]
     run = (speeds @ integrate) * h
     count, spans, _ = run.shape

@@ -20,6 +20,9 @@ from ..metric import MetricParts
 from .batch import Batch
 from .field import FieldDerivative
 
+#: share of the energy that may be rounding error before chords are taken from Jacobians
+_CANCELLED = 1e-4
+
 
 @dataclass
 class Model(Batch):
@@ -42,8 +45,10 @@ class Linearisation(Batch):
         gradient: with respect to the inner nodes (P, n-1, d).
         convex: the Gauss-Newton model, positive semi-definite.
         rest: what the first derivatives at hand tell of the rest of the Hessian; indefinite.
-        values, jacobians: ``F`` at the nodes (P, n+1, D), ``J_F`` at the inner nodes (P, n-1, D, d).
+        values, jacobians: ``F`` (P, n+1, D) and ``J_F`` (P, n+1, D, d) at the nodes.
+        squares: ``J_FᵀJ_F`` there (P, n+1, d, d).
         bend: ``r_{k-1}/h_{k-1} - r_k/h_k`` at the inner nodes, ``r`` the chords (P, n-1, D).
+        grain: rounding error of the energy that comes from the precision of ``F`` (P,).
     """
 
     nodes: Tensor
@@ -53,7 +58,9 @@ class Linearisation(Batch):
     rest: Model
     values: Tensor | None = None
     jacobians: Tensor | None = None
+    squares: Tensor | None = None
     bend: Tensor | None = None
+    grain: Tensor | None = None
 
 
 class CurveEnergy:
@@ -67,7 +74,7 @@ class CurveEnergy:
     def linearise(self, nodes: Tensor, h: Tensor, before: Linearisation | None = None) -> Linearisation:
         """Energy, gradient and models at ``nodes`` (P, n+1, d) with time steps ``h`` (P, n).
 
-        ``before``, the same curves at earlier nodes, lends ``F`` at the two ends, which never move.
+        ``before``, the same curves at earlier nodes, lends what is known of the two ends, which never move.
         """
         count, total, dim = nodes.shape
         zeros = nodes.new_zeros
@@ -79,7 +86,8 @@ class CurveEnergy:
             rest=Model(zeros(count, total - 2, dim, dim), zeros(count, total - 3, dim, dim)),
         )
         if self.embedding is not None:
-            self._add_chords(out, h, None if before is None else before.values)
+            self._embed(out, before)
+            self._add_chords(out, h)
         middle, step = (nodes[:, 1:] + nodes[:, :-1]) / 2, nodes.diff(dim=1)
         if self.weight is not None:
             self._add_weight(out, middle, step, h)
@@ -87,22 +95,40 @@ class CurveEnergy:
             self._add_field(out, middle, step, h)
         return out
 
-    def _add_chords(self, out: Linearisation, h: Tensor, ends: Tensor | None) -> None:
+    def _embed(self, out: Linearisation, before: Linearisation | None) -> None:
+        """Values and Jacobians at the nodes."""
         assert self.embedding is not None
         count, total, dim = out.nodes.shape
-        inner, jacobians = self.embedding.value_and_jacobian(out.nodes[:, 1:-1].reshape(-1, dim))
-        if ends is None:
-            ends = self.embedding(out.nodes[:, [0, -1]].reshape(-1, dim)).view(count, 2, -1)
-        values = torch.cat([ends[:, :1], inner.view(count, total - 2, -1), ends[:, -1:]], dim=1)
-        jacobians = jacobians.view(count, total - 2, -1, dim)
-        r = values.diff(dim=1)
+        if before is None:
+            values, jacobians = self.embedding.value_and_jacobian(out.nodes.reshape(-1, dim))
+            out.values, out.jacobians = values.view(count, total, -1), jacobians.view(count, total, -1, dim)
+            return
+        assert before.values is not None and before.jacobians is not None
+        values, jacobians = self.embedding.value_and_jacobian(out.nodes[:, 1:-1].reshape(-1, dim))
+        out.values, out.jacobians = torch.empty_like(before.values), torch.empty_like(before.jacobians)
+        for whole, inner, old in ((out.values, values, before.values), (out.jacobians, jacobians, before.jacobians)):
+            whole[:, 1:-1] = inner.view_as(whole[:, 1:-1])
+            whole[:, 0], whole[:, -1] = old[:, 0], old[:, -1]
+
+    def _add_chords(self, out: Linearisation, h: Tensor) -> None:
+        assert out.values is not None and out.jacobians is not None
+        r = out.values.diff(dim=1)
+        size = r.square().sum(-1)
+        out.grain = 2 * _rounding(out.values) * (size.sqrt() / h).sum(1)
+        close = out.grain > _CANCELLED * (size / h).sum(1)
+        if bool(close.any()):
+            # the values of near nodes agree in most of their digits; their derivatives do not lose any
+            mean = (out.jacobians[close, :-1] + out.jacobians[close, 1:]) / 2
+            r[close] = (mean @ out.nodes[close].diff(dim=1)[..., None])[..., 0]
+            size = r.square().sum(-1)
         bend = r[:, :-1] / h[:, :-1, None] - r[:, 1:] / h[:, 1:, None]
-        out.values, out.jacobians, out.bend = values, jacobians, bend
-        out.energy += (r.square().sum(-1) / h).sum(1)
-        transposed = jacobians.mT
-        out.gradient += 2 * (transposed @ bend[..., None])[..., 0]
-        out.convex.diagonal += (2 / h[:, :-1] + 2 / h[:, 1:])[..., None, None] * (transposed @ jacobians)
-        out.convex.coupling -= (2 / h[:, 1:-1])[..., None, None] * (transposed[:, :-1] @ jacobians[:, 1:])
+        out.bend = bend
+        out.energy += (size / h).sum(1)
+        transposed = out.jacobians.mT
+        out.squares = transposed @ out.jacobians
+        out.gradient += 2 * (transposed[:, 1:-1] @ bend[..., None])[..., 0]
+        out.convex.diagonal += (2 / h[:, :-1] + 2 / h[:, 1:])[..., None, None] * out.squares[:, 1:-1]
+        out.convex.coupling -= (2 / h[:, 1:-1])[..., None, None] * (transposed[:, 1:-2] @ out.jacobians[:, 2:-1])
 
     def _add_weight(self, out: Linearisation, middle: Tensor, step: Tensor, h: Tensor) -> None:
         assert self.weight is not None
@@ -163,3 +189,10 @@ def _add_segments(
         model.diagonal += base[:, :-1] + across[:, :-1] + base[:, 1:] - across[:, 1:]
         link = bowl[:, 1:-1] + share * skew[:, 1:-1]
         model.coupling += link - stiffness[:, 1:-1] if model is out.convex else link
+
+
+def _rounding(values: Tensor) -> Tensor:
+    """Absolute rounding error of a chord (P,), by whether the values of a curve are those of a float32 map."""
+    single = (values.float().double() == values).flatten(1).all(1)
+    unit = torch.where(single, torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps)
+    return unit.to(values) * values[:, 0].norm(dim=-1)

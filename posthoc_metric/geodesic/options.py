@@ -32,7 +32,7 @@ class RelaxationOptions:
     """
 
     rtol: float = 1e-4
-    tol: float = 1e-3
+    tol: float = 5e-3
     spans: int = 16
     max_spans: int = 256
     max_steps: int = 60
@@ -42,9 +42,9 @@ class RelaxationOptions:
 
     def __post_init__(self) -> None:
         for name in ("rtol", "tol"):
-            _positive(getattr(self, name), name)
+            check_positive(getattr(self, name), name)
         for name, low in (("spans", 4), ("max_spans", 4), ("max_steps", 1), ("num_points", 2), ("memory_limit", 1)):
-            _integer(getattr(self, name), name, low)
+            check_integer(getattr(self, name), name, low)
         starts = (self.starts,) if isinstance(self.starts, str) else tuple(self.starts)
         unknown = [name for name in starts if name not in START_NAMES]
         if unknown or not starts:
@@ -73,11 +73,13 @@ def make_options(kind: type[O], options: dict[str, Any]) -> O:
     return kind(**options)
 
 
-def _positive(value: Any, name: str) -> None:
+def check_positive(value: Any, name: str) -> None:
+    """Raise unless ``value`` is a positive finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         raise InvalidArgumentError(f"`{name}` must be a positive number; got {describe(value)}.")
 
 
-def _integer(value: Any, name: str, low: int) -> None:
+def check_integer(value: Any, name: str, low: int) -> None:
+    """Raise unless ``value`` is an integer of at least ``low``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise InvalidArgumentError(f"`{name}` must be an integer of at least {low}; got {describe(value)}.")

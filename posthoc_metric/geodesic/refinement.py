@@ -1,4 +1,4 @@
-"""From start curves to a confirmed geodesic: coarse to fine, the best start kept, nodes where they are needed."""
+"""From start curves to confirmed geodesics: coarse to fine, the best start kept, nodes where they are needed."""
 
 from __future__ import annotations
 
@@ -12,122 +12,202 @@ from .batch import Batch
 from .curves import Clock, make_clock, pad, respace
 from .energy import CurveEnergy
 from .options import RelaxationOptions
-from .quadrature import POINTS_A_SPAN, measure
+from .quadrature import confirm, measure
 from .relaxation import relax
 from .spline import Spline, interpolate
+from .starts import StartCurves
 from .status import Status
 
 #: coarse curves are compared before they are stationary to the tolerance asked for
-_COARSE_TOL = 3e-2
+_COARSE_TOL = 5e-2
+#: and are taken as they are after so many steps: finer nodes make the rest easier
+_COARSE_STEPS = 12
+#: chords that together are shorter than this share of the curve they stand for have jumped over something
+_CHORD_SHARE = 0.9
+#: most spans at which a start curve is given up to what it is
+_MOST_COARSE = 64
+
+STATUSES = tuple(Status)
+_CODE = {status: code for code, status in enumerate(STATUSES)}
 
 
 @dataclass
 class Facts(Batch):
-    """What is known of P curves; see :class:`~posthoc_metric.geodesic.Solution`."""
+    """What is known of P curves; see :class:`~posthoc_metric.geodesic.Solution`.  ``status`` indexes ``STATUSES``."""
 
     length: Tensor
     energy: Tensor
     residual: Tensor
     length_error: Tensor
     speed_variation: Tensor
+    spans: Tensor
+    status: Tensor
+    chord_length: Tensor
+
+
+@dataclass
+class Curves(Batch):
+    """P measured curves of equal numbers of spans: which pair, which start, the curve, and where it deserves nodes."""
+
+    pair: Tensor
+    kind: Tensor
+    facts: Facts
+    spline: Spline
+    clock: Clock
+    density: Tensor
+
+
+@dataclass
+class Refined:
+    """B geodesics with their facts, and the work done on each pair."""
+
+    facts: Facts
+    kind: Tensor
+    spline: Spline
+    clock: Clock
     steps: Tensor
     evaluations: Tensor
-    spans: Tensor
-    candidate: Tensor
-    status: Tensor
 
 
-STATUSES = tuple(Status)
+class Refiner:
+    """One solve: the metric, the options, and the work counted for each of ``count`` pairs."""
+
+    def __init__(self, parts: MetricParts, starts: StartCurves, count: int, options: RelaxationOptions):
+        self.parts = parts
+        self.starts = starts
+        self.count = count
+        self.options = options
+        probe = starts.nodes[:, ::16].flatten(0, 1)
+        self.energy = CurveEnergy(parts, probe[torch.isfinite(probe).all(1)][:512])
+        self.steps = torch.zeros(count, dtype=torch.long, device=probe.device)
+        self.evaluations = torch.zeros_like(self.steps)
+
+    def run(self) -> Refined:
+        """Relax every start coarsely, keep the shortest of each pair, refine it until its length is confirmed."""
+        waiting: dict[tuple[int, int], list[Curves]] = {}
+        done: list[Curves] = []
+
+        def queue(curves: Curves, spans: int) -> None:
+            if len(curves.pair) == 0:
+                return
+            if spans > self.options.max_spans:
+                done.append(curves)
+            else:
+                waiting.setdefault((spans, _spans(curves)), []).append(curves)
+
+        for curves in self._keep_shortest(self._coarse()):
+            queue(curves, 2 * _spans(curves))
+        while waiting:
+            key = min(waiting)
+            base = Curves.join(waiting.pop(key))
+            better, finished, rejected = self._refine(base, key[0])
+            done.append(better.take(finished))
+            queue(better.take(~finished & ~rejected), 2 * key[0])
+            queue(base.take(rejected), 2 * key[0])
+        return self._assemble([curves for curves in done if len(curves.pair)])
+
+    def _coarse(self) -> list[Curves]:
+        pending, found = self.starts, []
+        spans = max(4, self.options.spans // 2)
+        while len(pending.pair):
+            knots, nodes = pending.sample(spans)
+            curves = self._relax(knots, nodes, pending.pair, pending.kind, _COARSE_TOL)
+            # nothing coarse is final: should no refinement be better, it is this that is said of it
+            broken = curves.facts.status == _CODE[Status.NOT_FINITE]
+            curves.facts.status[~broken] = _CODE[Status.UNRESOLVED]
+            curves.facts.length_error = torch.maximum(
+                curves.facts.length_error, (curves.facts.length - curves.facts.chord_length).abs()
+            )
+            jumped = curves.facts.chord_length < _CHORD_SHARE * curves.facts.length
+            if 2 * spans > min(_MOST_COARSE, self.options.max_spans):
+                jumped = torch.zeros_like(jumped)
+            found.append(curves.take(~jumped))
+            pending = pending.take(jumped)
+            spans *= 2
+        return found
+
+    def _keep_shortest(self, found: list[Curves]) -> list[Curves]:
+        best = self.evaluations.new_full((self.count,), -1)
+        shortest = torch.full((self.count,), float("inf"), dtype=torch.float64, device=best.device)
+        offset = 0
+        for curves in found:
+            # equal lengths, and curves that have none, go to the first that came
+            for row, (pair, length) in enumerate(
+                zip(curves.pair.tolist(), curves.facts.length.nan_to_num(nan=float("inf")).tolist(), strict=True)
+            ):
+                if best[pair] < 0 or length < shortest[pair]:
+                    best[pair], shortest[pair] = offset + row, length
+            offset += len(curves.pair)
+        kept, offset = [], 0
+        for curves in found:
+            index = torch.arange(offset, offset + len(curves.pair), device=best.device)
+            kept.append(curves.take(best[curves.pair] == index))
+            offset += len(curves.pair)
+        return kept
+
+    def _refine(self, base: Curves, spans: int) -> tuple[Curves, Tensor, Tensor]:
+        """Curves of ``spans`` spans from ``base``; which of them are final; which went wrong."""
+        knots, nodes = respace(base.spline, base.density, spans)
+        better = self._relax(knots, nodes, base.pair, base.kind, self.options.tol)
+        facts, rtol = better.facts, self.options.rtol
+        # the length of the interpolated curve errs with the fourth power of the spacing
+        facts.length_error = facts.length_error + (facts.length - base.facts.length).abs() / 30
+        confirmed = facts.length_error <= rtol * facts.length
+        broken = facts.status == _CODE[Status.NOT_FINITE]
+        facts.status[~confirmed & ~broken] = _CODE[Status.UNRESOLVED]
+        converged = facts.status == _CODE[Status.CONVERGED]
+        # no curve is given up for one whose chords have jumped over what its interpolation crosses
+        jumped = facts.chord_length < _CHORD_SHARE * facts.length
+        rejected = ~torch.isfinite(facts.length) | (jumped & (facts.length > base.facts.length))
+        rejected &= torch.isfinite(base.facts.length)
+        return better, ((converged & confirmed) | broken) & ~rejected, rejected
+
+    def _relax(self, knots: Tensor, nodes: Tensor, pair: Tensor, kind: Tensor, tol: float) -> Curves:
+        steps = self.options.max_steps if tol <= self.options.tol else min(_COARSE_STEPS, self.options.max_steps)
+        relaxed = relax(self.energy, nodes, knots, tol=tol, max_steps=steps)
+        spline = interpolate(knots, relaxed.nodes)
+        measured = measure(self.parts, spline, relaxed.squares)
+        spans = knots.shape[1] - 1
+        self.steps.index_add_(0, pair, relaxed.steps)
+        self.evaluations.index_add_(0, pair, relaxed.evaluations + spans)
+        status = torch.tensor([_CODE[status] for status in relaxed.status], device=knots.device)
+        # the chords of a curve fall short of it by a share of order h², its discretisation error by the square of that
+        chords = relaxed.energy.clamp_min(0).sqrt()
+        shortfall = (1 - chords / measured.length.clamp_min(1e-300)).square() * 3 + relaxed.residual.square() / 4
+        worth = torch.isfinite(measured.length) & (shortfall <= self.options.rtol)
+        error = measured.length * shortfall
+        if bool(worth.any()):
+            sure = confirm(self.parts, spline.take(worth), measured.take(worth))
+            measured.put_rows(worth, sure)
+            self.evaluations.index_add_(0, pair[worth], torch.full_like(pair[worth], 2 * spans))
+        # Simpson's rule, which the difference judges, is the worse of the two by far more than this
+        doubt = torch.maximum(error, 2 * self.options.rtol * measured.length)
+        error = torch.where(worth, error + measured.errors.sum(1) / 5, doubt)
+        speeds = measured.squares.sqrt()
+        facts = Facts(
+            length=measured.length,
+            energy=measured.energy,
+            residual=relaxed.residual,
+            length_error=error,
+            speed_variation=(speeds.amax((1, 2)) - speeds.amin((1, 2))) / speeds.mean((1, 2)).clamp_min(1e-300),
+            spans=torch.full_like(relaxed.steps, spans),
+            status=status,
+            chord_length=chords,
+        )
+        density = _density(spline, measured.lengths, measured.errors)
+        return Curves(pair, kind, facts, spline, make_clock(spline, speeds), density)
+
+    def _assemble(self, done: list[Curves]) -> Refined:
+        rows = [curves.pair for curves in done]
+        spline, clock = pad([curves.spline for curves in done], [curves.clock for curves in done], rows, self.count)
+        order = torch.cat(rows).argsort()
+        facts = Facts.join([curves.facts for curves in done]).take(order)
+        kind = torch.cat([curves.kind for curves in done])[order]
+        return Refined(facts, kind, spline, clock, self.steps, self.evaluations)
 
 
-def refine(
-    parts: MetricParts, candidates: list[tuple[Tensor, Tensor]], options: RelaxationOptions, noise: float
-) -> tuple[Facts, Spline, Clock]:
-    """Geodesics of B pairs from lists of start curves.
-
-    Args:
-        candidates: for every kind of start, its knots (B, n+1) and nodes (B, n+1, d), n the coarsest number of spans.
-        noise: relative rounding error of the embedding's values.
-    """
-    count = len(candidates[0][0])
-    device = candidates[0][0].device
-    probe = torch.cat([nodes.flatten(0, 1) for _, nodes in candidates])
-    energy = CurveEnergy(parts, probe[torch.isfinite(probe).all(1)][:512])
-    knots, nodes = (torch.cat([candidate[i] for candidate in candidates]) for i in (0, 1))
-    curves = _relax_and_measure(parts, energy, knots, nodes, options, _COARSE_TOL, noise)
-    best, facts = _keep_shortest(curves[0], count, len(candidates))
-    spline = curves[1].take(best)
-    density = curves[2][best]
-    done: list[tuple[Tensor, Spline, Clock]] = []
-    rows = torch.arange(count, device=device)
-    final = facts.take(rows)
-    spans = knots.shape[1] - 1
-    while len(rows):
-        spans *= 2
-        knots, nodes = respace(spline, density, spans)
-        present, spline, density, clock = _relax_and_measure(parts, energy, knots, nodes, options, options.tol, noise)
-        before = final.take(rows)
-        # the length of the interpolated curve errs with the third to fourth power of the spacing
-        change = (present.length - before.length).abs() / 7
-        shortfall = present.length * present.residual.square()
-        present.length_error = present.length_error + change + shortfall
-        present.steps += before.steps
-        present.evaluations += before.evaluations
-        present.candidate = before.candidate
-        confirmed = present.length_error <= options.rtol * present.length
-        converged = present.status == STATUSES.index(Status.CONVERGED)
-        present.status[converged & ~confirmed] = STATUSES.index(Status.UNRESOLVED)
-        broken = present.status == STATUSES.index(Status.NOT_FINITE)
-        leave = (converged & confirmed) | broken | (spans * 2 > options.max_spans)
-        final.put_rows(rows, present)
-        if bool(leave.any()):
-            done.append((rows[leave], spline.take(leave), clock.take(leave)))
-        rows, spline, density = rows[~leave], spline.take(~leave), density[~leave]
-    joined, clock = pad([item[1] for item in done], [item[2] for item in done], [item[0] for item in done], count)
-    return final, joined, clock
-
-
-def _keep_shortest(facts: Facts, count: int, kinds: int) -> tuple[Tensor, Facts]:
-    """Indices of the shortest finite candidate of every pair, and its facts with the work of all of them."""
-    lengths = facts.length.view(kinds, count).nan_to_num(nan=float("inf"))
-    winner = lengths.argmin(dim=0)
-    index = winner * count + torch.arange(count, device=winner.device)
-    kept = facts.take(index)
-    kept.candidate = winner
-    kept.steps = facts.steps.view(kinds, count).sum(0)
-    kept.evaluations = facts.evaluations.view(kinds, count).sum(0)
-    return index, kept
-
-
-def _relax_and_measure(
-    parts: MetricParts,
-    energy: CurveEnergy,
-    knots: Tensor,
-    nodes: Tensor,
-    options: RelaxationOptions,
-    tol: float,
-    noise: float,
-) -> tuple[Facts, Spline, Tensor, Clock]:
-    relaxed = relax(energy, nodes, knots, tol=tol, max_steps=options.max_steps, noise=noise)
-    spline = interpolate(knots, relaxed.nodes)
-    measured = measure(parts, spline)
-    mean = measured.speeds.mean((1, 2)).clamp_min(1e-300)
-    spans = knots.shape[1] - 1
-    facts = Facts(
-        length=measured.length,
-        energy=measured.energy,
-        residual=relaxed.residual,
-        length_error=measured.error,
-        speed_variation=(measured.speeds.amax((1, 2)) - measured.speeds.amin((1, 2))) / mean,
-        steps=relaxed.steps,
-        evaluations=relaxed.evaluations + POINTS_A_SPAN * spans + 1,
-        spans=torch.full_like(relaxed.steps, spans),
-        candidate=torch.zeros_like(relaxed.steps),
-        status=torch.tensor([STATUSES.index(status) for status in relaxed.status], device=knots.device),
-    )
-    lost = ~torch.isfinite(facts.length) & (facts.status == STATUSES.index(Status.CONVERGED))
-    facts.status[lost] = STATUSES.index(Status.UNRESOLVED)
-    return facts, spline, _density(spline, measured.spans, measured.span_errors), make_clock(spline, measured.speeds)
+def _spans(curves: Curves) -> int:
+    return curves.spline.knots.shape[1] - 1
 
 
 def _density(spline: Spline, lengths: Tensor, errors: Tensor) -> Tensor:
@@ -136,9 +216,8 @@ def _density(spline: Spline, lengths: Tensor, errors: Tensor) -> Tensor:
     Where the metric is small a curve crosses much latent space in little length, and what it crosses
     goes unseen unless the nodes count latent length too.
     """
-    latent = (spline.nodes[:, 1:] - spline.nodes[:, :-1]).norm(dim=-1)
-    root = errors.pow(0.2)
-    shares = [part / part.sum(1, keepdim=True).clamp_min(1e-300) for part in (lengths, latent, root)]
+    latent = spline.nodes.diff(dim=1).norm(dim=-1)
+    shares = [part / part.sum(1, keepdim=True).clamp_min(1e-300) for part in (lengths, latent, errors.pow(0.2))]
     density = 0.5 * shares[0] + 0.25 * shares[1] + 0.25 * shares[2]
     usable = torch.isfinite(density).all(1, keepdim=True) & (density.sum(1, keepdim=True) > 0)
     return torch.where(usable, density, spline.knots.diff(dim=1))

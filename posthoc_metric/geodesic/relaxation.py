@@ -1,9 +1,10 @@
-"""Damped Gauss-Newton steps with a structured secant correction, all curves at once, each for itself.
+"""Trust-region Gauss-Newton steps with a structured secant correction, all curves at once, each for itself.
 
 The Gauss-Newton model of the discrete energy is block tridiagonal and positive semi-definite.  What it lacks is
 block diagonal for the chords (the decoder's second derivative along the curve's bend), and is learnt from
-Jacobians at successive nodes as in NL2SOL (Dennis, Gay & Welsch 1981), node by node.  Every curve has its own
-Levenberg-Marquardt damping (Marquardt 1963) and leaves the batch when it is done.
+Jacobians at successive nodes as in NL2SOL (Dennis, Gay & Welsch 1981), node by node.  Every curve has a trust
+radius of its own, in the metric's L² norm, held by Levenberg-Marquardt damping (Moré 1978), and leaves the batch
+when it is done.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .energy import CurveEnergy, Linearisation, Model
+from .batch import Batch
+from .energy import CurveEnergy, Linearisation
 from .linear import solve_block_tridiagonal
 from .status import Status
 
-#: damping at which a step is below rounding
-_MU_MAX = 1e12
+#: trust radius, relative to the curve's own length, at which no step is possible
+_SMALLEST = 1e-9
+#: share of the predicted decrease that a step must bring
+_ENOUGH = 1e-3
 
 
-@dataclass(frozen=True)
+@dataclass
 class Relaxed:
     """What :func:`relax` made of P curves.
 
@@ -29,22 +33,41 @@ class Relaxed:
         nodes: (P, n+1, d).
         energy: (P,).
         residual: ``sqrt(gᵀ H⁻¹ g / E)`` (P,): twice the relative energy still to be gained, as a root.
+        squares: ``J_FᵀJ_F`` at the nodes (P, n+1, d, d), where there is an embedding.
         status: P of them.
         steps: accepted and rejected steps (P,).
-        evaluations: points at which the metric was linearised, (P,).
+        evaluations: points at which the metric was linearised (P,).
     """
 
     nodes: Tensor
     energy: Tensor
     residual: Tensor
+    squares: Tensor | None
     status: list[Status]
     steps: Tensor
     evaluations: Tensor
 
 
-def relax(
-    energy: CurveEnergy, nodes: Tensor, knots: Tensor, *, tol: float, max_steps: int, noise: float = 0.0
-) -> Relaxed:
+@dataclass
+class _Active(Batch):
+    """The curves still at work."""
+
+    row: Tensor
+    here: Linearisation
+    h: Tensor
+    radius: Tensor
+    secant: Tensor
+
+
+@dataclass
+class _Step(Batch):
+    move: Tensor
+    predicted: Tensor
+    residual: Tensor
+    size: Tensor
+
+
+def relax(energy: CurveEnergy, nodes: Tensor, knots: Tensor, *, tol: float, max_steps: int) -> Relaxed:
     """Minimise the discrete energy over the inner nodes.
 
     Args:
@@ -52,110 +75,134 @@ def relax(
         knots: their times (P, n+1).
         tol: residual at which a curve is done.
         max_steps: steps for each curve.
-        noise: relative rounding error of the embedding's values.
     """
-    count, total, dim = nodes.shape
-    here = energy.linearise(nodes.clone(), knots.diff(dim=1))
-    final = Relaxed(
-        here.nodes.clone(), here.energy.clone(), torch.full_like(here.energy, float("inf")),
-        [Status.STEP_LIMIT] * count, torch.zeros(count, dtype=torch.long, device=nodes.device),
-        torch.full((count,), total, device=nodes.device),
-    )
-    active = torch.arange(count, device=nodes.device)
+    count, total, _ = nodes.shape
     h = knots.diff(dim=1)
-    mu = torch.full_like(here.energy, 1e-2)
-    secant = torch.zeros_like(here.convex.diagonal)
-    residual = torch.full_like(here.energy, float("inf"))
-
-    def leave(done: Tensor, why: Status) -> None:
-        """Write the curves of mask ``done`` into the result and drop them."""
-        nonlocal active, here, h, mu, secant, residual
-        rows = active[done]
-        final.nodes[rows], final.energy[rows] = here.nodes[done], here.energy[done]
-        final.residual[rows] = residual[done]
-        for row in rows.tolist():
-            final.status[row] = why
-        keep = ~done
-        active, here, h, mu = active[keep], here.take(keep), h[keep], mu[keep]
-        secant, residual = secant[keep], residual[keep]
-
+    here = energy.linearise(nodes.clone(), h)
+    row = torch.arange(count, device=nodes.device)
+    final = Relaxed(
+        here.nodes.clone(),
+        here.energy.clone(),
+        torch.full_like(here.energy, float("inf")),
+        None if here.squares is None else here.squares.clone(),
+        [Status.STEP_LIMIT] * count,
+        torch.zeros_like(row),
+        torch.full_like(row, total),
+    )
+    active = _Active(row, here, h, torch.full_like(here.energy, float("inf")), torch.zeros_like(here.convex.diagonal))
     broken = ~_finite(here)
-    if bool(broken.any()):
-        leave(broken, Status.NOT_FINITE)
-    for _ in range(max_steps + 1):
-        if len(active) == 0:
-            return final
-        step, predicted, decrement, mu = _damped_step(here, h, secant, mu)
-        residual = (decrement / here.energy.clamp_min(1e-300)).clamp_min(0).sqrt()
-        # near the smallest energy that the embedding's precision can tell apart there is nothing left to gain
-        floor = noise * here.energy
-        done = (residual <= tol) | (decrement <= floor) | (here.energy <= 0)
-        if bool(done.any()):
-            leave(done, Status.CONVERGED)
-            step, predicted = step[~done], predicted[~done]
-        stuck = mu >= _MU_MAX
-        if bool(stuck.any()):
-            leave(stuck, Status.STALLED)
-            step, predicted = step[~stuck], predicted[~stuck]
-        if len(active) == 0:
-            return final
-        moved = here.nodes.clone()
-        moved[:, 1:-1] += step
-        there = energy.linearise(moved, h, here)
-        final.steps[active] += 1
-        final.evaluations[active] += total - 2
-        gain = (here.energy - there.energy) / predicted.clamp_min(1e-300)
-        accept = _finite(there) & (gain > 1e-4)
-        mu = torch.where(accept, mu * torch.where(gain > 0.7, 0.1, torch.where(gain > 0.25, 0.5, 2.0)), mu * 8)
-        mu = torch.where(accept, mu, mu.clamp_min(1e-2)).clamp(1e-8, _MU_MAX)
-        secant = _update_secant(secant, here, there, step, accept)
-        if bool(accept.all()):
-            here = there
-        else:
-            here.put(accept, there)
-    final.nodes[active], final.energy[active], final.residual[active] = here.nodes, here.energy, residual
+    _leave(final, active.take(broken), Status.NOT_FINITE)
+    active = active.take(~broken)
+    for number in range(max_steps + 1):
+        if len(active.row) == 0:
+            break
+        step = _trust_region_step(active)
+        final.residual[active.row] = step.residual
+        done = (step.residual <= tol) | (active.here.energy <= 0)
+        stuck = ~done & (active.radius < _SMALLEST)
+        _leave(final, active.take(done), Status.CONVERGED)
+        _leave(final, active.take(stuck), Status.STALLED)
+        if number == max_steps:
+            _leave(final, active.take(~done & ~stuck), Status.STEP_LIMIT)
+            break
+        if bool((done | stuck).any()):
+            active, step = active.take(~done & ~stuck), step.take(~done & ~stuck)
+        if len(active.row):
+            active = _advance(energy, active, step, final, tol)
     return final
+
+
+def _advance(energy: CurveEnergy, active: _Active, step: _Step, final: Relaxed, tol: float) -> _Active:
+    """Try the steps; curves whose step is lost in rounding error leave."""
+    here = active.here
+    moved = here.nodes.clone()
+    moved[:, 1:-1] += step.move
+    there = energy.linearise(moved, active.h, here)
+    final.steps[active.row] += 1
+    final.evaluations[active.row] += moved.shape[1] - 2
+    gain = here.energy - there.energy
+    ratio = gain / step.predicted.clamp_min(1e-300)
+    accept = _finite(there) & (ratio > _ENOUGH)
+    active.secant = _update_secant(active.secant, here, there, step.move, accept)
+    # where the parabola through energy, slope and new energy has its minimum
+    shrink = (step.predicted / (2 * (step.predicted - gain)).clamp_min(1e-300)).nan_to_num(nan=0.25).clamp(0.1, 0.5)
+    active.radius = torch.where(
+        ratio > 0.7,
+        torch.maximum(active.radius, 2.5 * step.size),
+        torch.where(accept & (ratio > 0.25), active.radius, shrink * step.size),
+    )
+    if bool(accept.all()):
+        active.here = there
+    else:
+        here.put(accept, there)
+    if here.grain is None:
+        return active
+    # a step that should gain less than rounding error and gains nothing cannot be judged; near enough, it is done
+    lost = ~accept & (step.predicted <= 4 * here.grain)
+    near = lost & (step.residual <= 10 * tol)
+    _leave(final, active.take(near), Status.CONVERGED)
+    _leave(final, active.take(lost & ~near), Status.STALLED)
+    return active.take(~lost) if bool(lost.any()) else active
+
+
+def _leave(final: Relaxed, curves: _Active, why: Status) -> None:
+    rows = curves.row
+    final.nodes[rows], final.energy[rows] = curves.here.nodes, curves.here.energy
+    if final.squares is not None and curves.here.squares is not None:
+        final.squares[rows] = curves.here.squares
+    for row in rows.tolist():
+        final.status[row] = why
 
 
 def _finite(state: Linearisation) -> Tensor:
     return torch.isfinite(state.energy) & torch.isfinite(state.gradient).flatten(1).all(1)
 
 
-def _damped_step(here: Linearisation, h: Tensor, secant: Tensor, mu: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Step, decrease of the model, undamped Newton decrement and the damping that made the model convex."""
-    inertia = here.convex.diagonal * (h[:, :-1] * h[:, 1:])[..., None, None]
-    full = Model(here.convex.diagonal + here.rest.diagonal + secant, here.convex.coupling + here.rest.coupling)
-    step = torch.zeros_like(here.gradient)
-    todo = torch.ones_like(mu, dtype=torch.bool)
-    mu = mu.clone()
-    for _ in range(40):
-        rows = todo.nonzero().flatten()
-        matrix = full.diagonal[rows] + mu[rows, None, None, None] * inertia[rows]
-        found, good = solve_block_tridiagonal(matrix, full.coupling[rows], -here.gradient[rows])
-        step[rows[good]] = found[good]
-        todo[rows[good]] = False
-        if not bool(todo.any()):
+def _trust_region_step(active: _Active) -> _Step:
+    """The minimiser of the model in the trust region, nearly: damping is raised until it is inside and convex."""
+    here, h = active.here, active.h
+    inertia = here.convex.diagonal * (h[:, :-1] * h[:, 1:] / here.energy.clamp_min(1e-300)[:, None])[..., None, None]
+    diagonal = here.convex.diagonal + here.rest.diagonal + active.secant
+    coupling = here.convex.coupling + here.rest.coupling
+    move = torch.zeros_like(here.gradient)
+    size = torch.zeros_like(here.energy)
+    mu = torch.zeros_like(here.energy)
+    todo = torch.arange(len(mu), device=mu.device)
+    for _ in range(60):
+        damped = diagonal[todo] + (mu[todo] * here.energy[todo])[:, None, None, None] * inertia[todo]
+        found, convex = solve_block_tridiagonal(damped, coupling[todo], -here.gradient[todo])
+        length = torch.einsum("pki,pkij,pkj->p", found, inertia[todo], found).clamp_min(0).sqrt()
+        inside = convex & (length <= 1.2 * active.radius[todo])
+        move[todo], size[todo] = found, length
+        excess = torch.where(convex, (length / active.radius[todo]).clamp(2.0, 30.0), 10.0)
+        mu[todo] = torch.where(inside, mu[todo], (mu[todo] * excess).clamp_min(1e-2))
+        todo = todo[~inside]
+        if len(todo) == 0:
             break
-        mu[todo] = (mu[todo] * 10).clamp_min(1e-2)
-    slope = -(here.gradient * step).sum((1, 2))
-    damp = mu * torch.einsum("pki,pkij,pkj->p", step, inertia, step)
-    predicted = 0.5 * (slope + damp)
-    # sᵀHs = slope - damp; the undamped decrement is at least slope² / sᵀHs by Cauchy-Schwarz
-    decrement = slope.square() / (slope - damp).clamp_min(1e-12 * slope.abs() + 1e-300)
-    return step, predicted, decrement, mu
+    move[todo] = 0.0
+    slope = -(here.gradient * move).sum((1, 2))
+    damping = mu * here.energy * size.square()
+    # sᵀHs is slope less damping; by Cauchy-Schwarz the undamped decrement is at least slope² / sᵀHs
+    bent = (slope - damping).clamp_min(1e-9 * slope.abs() + 1e-300)
+    decrement = slope.square() / bent
+    residual = (decrement / here.energy.clamp_min(1e-300)).sqrt()
+    # a curve for which no damping gives a step has nothing to be judged by
+    residual[todo] = float("inf")
+    active.radius[todo] = 0.0
+    return _Step(move, 0.5 * (slope + damping), residual, size)
 
 
-def _update_secant(secant: Tensor, here: Linearisation, there: Linearisation, step: Tensor, accept: Tensor) -> Tensor:
+def _update_secant(secant: Tensor, here: Linearisation, there: Linearisation, move: Tensor, accept: Tensor) -> Tensor:
     """Powell's symmetric update in the metric's scale, block by block, where the step was taken."""
     if here.jacobians is None or there.jacobians is None or there.bend is None:
         return secant
-    old = (here.jacobians.mT @ there.bend[..., None])[..., 0]
-    new = (there.jacobians.mT @ there.bend[..., None])[..., 0]
-    miss = 2 * (new - old) - (secant @ step[..., None])[..., 0]
-    weighted = (there.convex.diagonal @ step[..., None])[..., 0]
-    length = (weighted * step).sum(-1).clamp_min(1e-300)[..., None, None]
+    new, old = (state.jacobians[:, 1:-1].mT @ there.bend[..., None] for state in (there, here))  # type: ignore[index]
+    miss = 2 * (new - old)[..., 0] - (secant @ move[..., None])[..., 0]
+    weighted = (there.convex.diagonal @ move[..., None])[..., 0]
+    length = (weighted * move).sum(-1).clamp_min(1e-300)[..., None, None]
     outer = miss[..., :, None] * weighted[..., None, :]
-    along = (miss * step).sum(-1)[..., None, None] * weighted[..., :, None] * weighted[..., None, :]
+    along = (miss * move).sum(-1)[..., None, None] * weighted[..., :, None] * weighted[..., None, :]
     updated = secant + (outer + outer.mT) / length - along / length**2
     usable = accept[:, None, None, None] & torch.isfinite(updated).flatten(2).all(-1)[..., None, None]
     return torch.where(usable, updated, secant)
+

@@ -77,14 +77,26 @@ class Solution:
     def velocity(self, t: ArrayLike | float) -> Any:
         """Latent velocities at times ``t``, shaped like ``solution(t)``, of Riemannian norm ``length``."""
         times, scalar = self._times(t)
+        velocities = self._velocities(times)
+        return self._restore(self._cast(velocities[:, 0] if scalar else velocities))
+
+    def double_velocity(self, t: float) -> Tensor:
+        """Velocities (B, d) at time ``t`` as a float64 tensor, whatever came in."""
+        return self._velocities(self._times(t)[0])[:, 0]
+
+    @property
+    def double_length(self) -> Tensor:
+        """Lengths (B,) as a float64 tensor, whatever came in."""
+        return self._length
+
+    def _velocities(self, times: Tensor) -> Tensor:
         points, velocities = self._spline.at(self._clock.at(times))
         count, moments, dim = points.shape
         flat = velocities.reshape(-1, dim)
         speed = self._metric.parts().inner(points.reshape(-1, dim), flat, flat).clamp_min(0).sqrt()
         length = self._length.repeat_interleave(moments)
         scale = torch.where(speed > 0, length / speed, torch.ones_like(speed))
-        velocities = (flat * scale[:, None]).view(count, moments, dim)
-        return self._restore(self._cast(velocities[:, 0] if scalar else velocities))
+        return (flat * scale[:, None]).view(count, moments, dim)
 
     def _times(self, t: ArrayLike | float) -> tuple[Tensor, bool]:
         number = isinstance(t, (int, float))

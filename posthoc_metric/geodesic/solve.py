@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike, describe, to_points
+from .._arrays import ArrayLike, Restore, describe, to_points
 from ..errors import InvalidArgumentError
-from ..metric import Metric, MetricParts
-from .curves import straight
-from .options import RelaxationOptions, make_options
-from .refinement import STATUSES, refine
+from ..metric import Metric
+from .curves import Clock
+from .options import START_NAMES, RelaxationOptions, make_options
+from .refinement import STATUSES, Refiner
 from .solution import Solution
+from .spline import Spline
+from .starts import make_starts
 from .status import Status
 
 
@@ -57,15 +59,19 @@ def geodesic(
         raise InvalidArgumentError(f"`solver` must be 'relaxation'; got {describe(solver)}.")
     chosen = make_options(RelaxationOptions, options)
     a, b = points.double(), others.to(points.device).double()
+    if len(a) == 0:
+        return _empty(metric, points, restore, chosen)
+    known = metric.support if support is None else to_points(support, "support", metric.dim)[0]
+    latents = None if known is None else known.to(a.device).double()
     parts = metric.parts()
-    kinds = [straight(a, b, chosen.spans // 2)]
     with torch.no_grad():
-        facts, spline, clock = refine(parts, kinds, chosen, 0.0)
+        starts = make_starts(metric, parts, a, b, latents, chosen.starts)
+        refined = Refiner(parts, starts, len(a), chosen).run()
+        facts, spline, clock = refined.facts, refined.spline, refined.clock
         times = torch.linspace(0, 1, chosen.num_points, dtype=a.dtype, device=a.device).expand(len(a), -1)
         curve, _ = spline.at(clock.at(times))
     curve[:, 0], curve[:, -1] = a, b
-    lost = facts.status == STATUSES.index(Status.NOT_FINITE)
-    curve[lost] = float("nan")
+    curve[facts.status == STATUSES.index(Status.NOT_FINITE)] = float("nan")
 
     def out(values: Tensor) -> Any:
         return restore(values.to(points.dtype) if values.is_floating_point() else values)
@@ -78,10 +84,10 @@ def geodesic(
         residual=out(facts.residual),
         length_error=out(facts.length_error),
         speed_variation=out(facts.speed_variation),
-        steps=out(facts.steps),
-        evaluations=out(facts.evaluations),
+        steps=out(refined.steps),
+        evaluations=out(refined.evaluations),
         spans=out(facts.spans),
-        start=("straight",) * len(a),
+        start=tuple(START_NAMES[i] for i in refined.kind.tolist()),
         status=status,
         converged=out(facts.status == STATUSES.index(Status.CONVERGED)),
         _spline=spline,
@@ -93,4 +99,29 @@ def geodesic(
     )
 
 
-__all__ = ["MetricParts", "geodesic"]
+def _empty(metric: Metric, points: Tensor, restore: Restore, options: RelaxationOptions) -> Solution:
+    """The solution of no pairs."""
+    none = restore(points.new_zeros(0))
+    count = restore(torch.zeros(0, dtype=torch.long))
+    knots = torch.zeros(0, 2, dtype=torch.float64)
+    nodes = torch.zeros(0, 2, points.shape[1], dtype=torch.float64)
+    return Solution(
+        points=restore(points.new_zeros(0, options.num_points, points.shape[1])),
+        length=none,
+        energy=none,
+        residual=none,
+        length_error=none,
+        speed_variation=none,
+        steps=count,
+        evaluations=count,
+        spans=count,
+        start=(),
+        status=(),
+        converged=restore(torch.zeros(0, dtype=torch.bool)),
+        _spline=Spline(knots, nodes, nodes),
+        _clock=Clock(knots, knots),
+        _length=torch.zeros(0, dtype=torch.float64),
+        _metric=metric,
+        _restore=restore,
+        _dtype=points.dtype,
+    )

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .batch import Batch
 from .linear import solve_tridiagonal
 
 
-@dataclass(frozen=True)
-class Spline:
+@dataclass
+class Spline(Batch):
     """Cubic Hermite form of P curves.
 
     Attributes:
@@ -50,13 +51,7 @@ class Spline:
             return values.gather(1, (span + offset)[..., None].expand(-1, -1, values.shape[2]))
 
         u = (times - left)[..., None] / h
-        return _hermite(
-            u, h, pick(self.nodes, 0), pick(self.nodes, 1), pick(self.slopes, 0), pick(self.slopes, 1)
-        )
-
-    def take(self, index: Tensor) -> Spline:
-        """The curves that ``index`` (indices or mask) picks."""
-        return Spline(self.knots[index], self.nodes[index], self.slopes[index])
+        return _hermite(u, h, pick(self.nodes, 0), pick(self.nodes, 1), pick(self.slopes, 0), pick(self.slopes, 1))
 
 
 def _hermite(u: Tensor, h: Tensor, a: Tensor, b: Tensor, va: Tensor, vb: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,76 @@
+"""The geodesic equation: the latent acceleration that keeps a curve straight.
+
+For ``M = J_FᵀJ_F + w I + U`` the equation ``d/dt (M v) = ½ ∇(vᵀ M v)`` becomes
+
+    M a = -J_Fᵀ F''(v, v) + ½ ‖v‖² ∇w - (∇w·v) v + ½ ∇(vᵀ U v) - (∂_v U) v,
+
+in which of the embedding's second derivatives only the one along ``v`` is left (the Gauss equation).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..metric import MetricParts
+from .field import FieldDerivative
+
+#: relative size of the eigenvalues of M below which a direction has no length and gets no acceleration
+_NO_LENGTH = 1e-13
+
+
+class Acceleration:
+    """Accelerations under one metric.
+
+    Args:
+        parts: the metric's structure.
+        probe: points (N, d) it will be used near; they set the scale of difference steps.
+    """
+
+    def __init__(self, parts: MetricParts, probe: Tensor):
+        self.parts = parts
+        self.field = None if parts.field is None else FieldDerivative(parts.field, probe)
+        self.step = 0.0
+        if parts.embedding is not None:
+            values = parts.embedding(probe[:4])
+            single = bool((values.float().double() == values).all())
+            spread = float((probe.amax(0) - probe.amin(0)).max()) or 1.0
+            # central differences of a first derivative: the cube root of the precision
+            self.step = spread * (5e-3 if single else 6e-6)
+
+    def __call__(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Accelerations (P, d) and squared speeds (P,) at points and velocities (P, d)."""
+        dim = z.shape[1]
+        force = torch.zeros_like(z)
+        matrix = z.new_zeros(len(z), dim, dim)
+        embedding, weight = self.parts.embedding, self.parts.weight
+        if embedding is not None:
+            _, jacobian = embedding.value_and_jacobian(z)
+            size = v.norm(dim=1, keepdim=True).clamp_min(1e-300)
+            direction = v / size
+            offset = self.step * direction
+            _, ahead = embedding.jvp(z + offset, direction)
+            _, behind = embedding.jvp(z - offset, direction)
+            second = (ahead - behind) * size.square() / (2 * self.step)
+            force -= (jacobian.mT @ second[..., None])[..., 0]
+            matrix += jacobian.mT @ jacobian
+        if weight is not None:
+            w, slope = weight.value_and_gradient(z)
+            force += 0.5 * v.square().sum(1, keepdim=True) * slope - (slope * v).sum(1, keepdim=True) * v
+            matrix += w[:, None, None] * torch.eye(dim, dtype=z.dtype, device=z.device)
+        if self.field is not None:
+            tensors, pushed = self.field(z, v)
+            force += 0.5 * (pushed.mT @ v[..., None])[..., 0] - (pushed @ v[..., None])[..., 0]
+            matrix += tensors
+        squares = torch.einsum("pi,pij,pj->p", v, matrix, v)
+        return _solve(matrix, force), squares
+
+
+def _solve(matrix: Tensor, force: Tensor) -> Tensor:
+    """``matrix⁺ force``; NaN where the matrix is not finite."""
+    bad = ~(torch.isfinite(matrix).flatten(1).all(1) & torch.isfinite(force).all(1))
+    eye = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
+    values, vectors = torch.linalg.eigh(torch.where(bad[:, None, None], eye, matrix))
+    inverse = torch.where(values > _NO_LENGTH * values[:, -1:], 1 / values, torch.zeros_like(values))
+    solved = (vectors @ (inverse[..., None] * (vectors.mT @ force[..., None])))[..., 0]
+    return solved.masked_fill(bad[:, None], float("nan"))

@@ -1,0 +1,252 @@
+"""Exponential and logarithmic map, and the Fréchet mean."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._arrays import ArrayLike, describe, to_points, to_tensor
+from ..errors import ConvergenceWarning, InvalidArgumentError
+from ..metric import Metric
+from .shooting import integrate, shoot
+from .solve import geodesic
+from .status import Status
+
+#: up to this dimension the logarithm is polished: a Newton step costs d + 1 shots
+_POLISH_DIM = 16
+
+
+def exp(metric: Metric, z: ArrayLike, v: ArrayLike, *, rtol: float = 1e-8, max_steps: int = 5000) -> Any:
+    """Exponential map: where the geodesics from ``z`` (B, d) with velocities ``v`` (B, d) are at time one, (B, d).
+
+    :func:`shoot` gives the velocities there, the drift of the conserved speed, the steps and a status as well.
+
+    Warns:
+        ConvergenceWarning: rows that did not arrive; they are NaN.
+    """
+    shot = shoot(metric, z, v, rtol=rtol, max_steps=max_steps)
+    _warn("exp", shot.status, "are NaN; see shoot() for each row's status")
+    return shot.points
+
+
+@dataclass(frozen=True)
+class Logarithm:
+    """Initial velocities of geodesics.
+
+    Attributes:
+        velocities: (B, d); their Riemannian norm is ``length``.
+        length: (B,).
+        miss: latent distance by which the shot with that velocity misses, over that of the pair (B,); NaN where the
+            velocity was not shot.
+        status: B of them; of the relaxed geodesic, or ``UNRESOLVED`` where shooting did not come near.
+        converged: (B,), bool.
+    """
+
+    velocities: Any
+    length: Any
+    miss: Any
+    status: tuple[Status, ...]
+    converged: Any
+
+
+def logarithm(
+    metric: Metric, z0: ArrayLike, z1: ArrayLike, *, polish: bool = True, rtol: float = 1e-8, **options: Any
+) -> Logarithm:
+    """Velocities at ``z0`` (B, d) of the geodesics that reach ``z1`` (B, d) at time one.
+
+    The relaxed geodesic's initial velocity, polished by Newton's method on what it hits: the exponential map's
+    derivative comes from d more shots, so that above 16 dimensions the relaxed velocity is returned as it is.
+
+    Args:
+        polish: shoot.
+        rtol: of the shots.
+        **options: of :func:`geodesic`.
+    """
+    solution = geodesic(metric, z0, z1, **options)
+    start, restore = to_points(z0, "z0", metric.dim)
+    end, _ = to_points(z1, "z1", metric.dim)
+    a, b = start.double(), end.to(start.device).double()
+    velocity = solution.double_velocity(0.0)
+    length = solution.double_length.clone()
+    miss = torch.full_like(length, float("nan"))
+    status = list(solution.status)
+    if polish and metric.dim <= _POLISH_DIM:
+        rows = torch.tensor([s is not Status.NOT_FINITE for s in status], device=a.device).nonzero().flatten()
+        if len(rows):
+            with torch.no_grad():
+                better, off = _polish(metric, a[rows], b[rows], velocity[rows], rtol)
+                velocity[rows], miss[rows] = better, off
+                length[rows] = metric.parts().inner(a[rows], better, better).clamp_min(0).sqrt()
+        for row in (miss > 1e-3).nonzero().flatten().tolist():
+            status[row] = Status.UNRESOLVED
+    cast = start.dtype
+    converged = torch.tensor([s is Status.CONVERGED for s in status], dtype=torch.bool, device=a.device)
+    return Logarithm(
+        restore(velocity.to(cast)), restore(length.to(cast)), restore(miss.to(cast)), tuple(status), restore(converged)
+    )
+
+
+def log(metric: Metric, z0: ArrayLike, z1: ArrayLike, **options: Any) -> Any:
+    """Logarithmic map: velocities at ``z0`` (B, d) whose geodesics reach ``z1`` (B, d) at time one, (B, d).
+
+    :func:`logarithm` gives lengths, misses and a status as well, and takes the same options.
+
+    Warns:
+        ConvergenceWarning: rows whose velocity is not to be trusted.
+    """
+    found = logarithm(metric, z0, z1, **options)
+    _warn("log", found.status, "may be wrong; see logarithm() for each row's status")
+    return found.velocities
+
+
+def _polish(metric: Metric, a: Tensor, b: Tensor, v: Tensor, rtol: float) -> tuple[Tensor, Tensor]:
+    """Newton's method for ``exp(a, v) = b``; a step that hits no nearer is not taken."""
+    count, dim = a.shape
+    apart = (b - a).norm(dim=1).clamp_min(1e-300)
+    best, best_miss = v.clone(), torch.full_like(apart, float("inf"))
+    trial = v.clone()
+    todo = torch.arange(count, device=a.device)
+    for _ in range(8):
+        # every item is shot with its own velocity and with d velocities beside it, all in one batch
+        size = trial[todo].norm(dim=1).clamp_min(1e-300)
+        offsets = torch.cat([a.new_zeros(1, dim), torch.eye(dim, dtype=a.dtype, device=a.device)])
+        velocities = trial[todo, None] + 1e-4 * size[:, None, None] * offsets
+        starts = a[todo, None].expand(-1, dim + 1, -1)
+        hits = integrate(metric, starts.reshape(-1, dim), velocities.reshape(-1, dim), rtol, 2000)[0]
+        hits = hits.view(len(todo), dim + 1, dim)
+        off = b[todo] - hits[:, 0]
+        miss = (off.norm(dim=1) / apart[todo]).nan_to_num(nan=float("inf"))
+        better = miss < best_miss[todo]
+        best[todo[better]], best_miss[todo[better]] = trial[todo[better]], miss[better]
+        derivative = ((hits[:, 1:] - hits[:, :1]) / (1e-4 * size)[:, None, None]).mT
+        usable = better & torch.isfinite(derivative).flatten(1).all(1) & (miss > 10 * rtol)
+        todo, derivative, off = todo[usable], derivative[usable], off[usable]
+        if len(todo) == 0:
+            break
+        change, info = torch.linalg.solve_ex(derivative, off[..., None])
+        trial[todo] = trial[todo] + change[..., 0]
+        todo = todo[(info == 0) & torch.isfinite(trial[todo]).all(1)]
+        if len(todo) == 0:
+            break
+    return best, torch.where(torch.isfinite(best_miss), best_miss, float("nan"))
+
+
+@dataclass(frozen=True)
+class FrechetMean:
+    """A Fréchet mean and how it was found.
+
+    Attributes:
+        point: (d,).
+        distances: of the points to it (N,).
+        variance: weighted mean of the squared distances.
+        gradient_norm: Riemannian norm of the mean logarithm, over the root of the variance; zero at a mean.
+        steps: gradient steps.
+        status: of the geodesic from the mean to every point, N of them.
+        converged: whether ``gradient_norm`` is within the tolerance and every geodesic converged.
+    """
+
+    point: Any
+    distances: Any
+    variance: float
+    gradient_norm: float
+    steps: int
+    status: tuple[Status, ...]
+    converged: bool
+
+
+def frechet_mean(
+    metric: Metric,
+    points: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    tol: float = 1e-3,
+    max_steps: int = 30,
+    **options: Any,
+) -> FrechetMean:
+    """The point with the least weighted mean of squared geodesic distances to ``points`` (N, d).
+
+    Riemannian gradient descent from the nearest of the points to their average (Pennec 2006): a step
+    along the mean of the logarithms, halved while it does not lower the variance.
+
+    Args:
+        weights: (N,) non-negative; equal if not given.
+        tol: ``gradient_norm`` at which it is found.
+        max_steps: gradient steps.
+        **options: of :func:`geodesic`.
+    """
+    rows, restore = to_points(points, "points", metric.dim)
+    if len(rows) == 0:
+        raise InvalidArgumentError("`points` must hold at least one point; got none.")
+    z = rows.double()
+    share = torch.ones_like(z[:, 0]) if weights is None else to_tensor(weights, "weights")[0].to(z)
+    if share.shape != (len(z),) or not bool((share >= 0).all()) or not float(share.sum()) > 0:
+        raise InvalidArgumentError(
+            f"`weights` must be {len(z)} non-negative numbers, not all zero; got {describe(weights)}."
+        )
+    share = share / share.sum()
+    average = share @ z
+    here = z[(z - average).norm(dim=1).argmin()]
+    solution, variance, pull, norm = _pull(metric, here, z, share, options)
+    step, number = 1.0, 0
+    while norm > tol and number < max_steps and step > 1e-3:
+        number += 1
+        there, _, _, _, codes = integrate(metric, here[None], step * pull[None], 1e-6, 2000)
+        if codes[0] is Status.CONVERGED:
+            moved = _pull(metric, there[0], z, share, options)
+            if moved[1] < variance:
+                here, (solution, variance, pull, norm) = there[0], moved
+                step = min(1.0, 1.5 * step)
+                continue
+        step /= 2
+    converged = norm <= tol and all(s is Status.CONVERGED for s in solution.status)
+    cast = rows.dtype
+    return FrechetMean(
+        restore(here.to(cast)),
+        restore(solution.double_length.to(cast)),
+        variance,
+        norm,
+        number,
+        solution.status,
+        converged,
+    )
+
+
+def _pull(
+    metric: Metric, here: Tensor, z: Tensor, share: Tensor, options: dict[str, Any]
+) -> tuple[Any, float, Tensor, float]:
+    solution = geodesic(metric, here.expand_as(z), z, **options)
+    velocity = solution.double_velocity(0.0)
+    usable = torch.isfinite(solution.double_length) & torch.isfinite(velocity).all(1)
+    weight = torch.where(usable, share, torch.zeros_like(share))
+    pull = weight @ velocity.masked_fill(~usable[:, None], 0.0)
+    variance = float(weight @ solution.double_length.masked_fill(~usable, 0.0).square())
+    square = float(metric.parts().inner(here[None], pull[None], pull[None])[0].clamp_min(0))
+    return solution, variance, pull, (square / variance) ** 0.5 if variance > 0 else 0.0
+
+
+def mean(metric: Metric, points: ArrayLike, **options: Any) -> Any:
+    """Fréchet mean of ``points`` (N, d), a point (d,).  :func:`frechet_mean` takes the same options and gives facts.
+
+    Warns:
+        ConvergenceWarning: the mean was not reached to the tolerance.
+    """
+    found = frechet_mean(metric, points, **options)
+    if not found.converged:
+        warnings.warn(
+            f"`mean` stopped after {found.steps} steps with a gradient norm of {found.gradient_norm:.2g}, or with "
+            "geodesics that did not converge; see frechet_mean().",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    return found.point
+
+
+def _warn(name: str, status: tuple[Status, ...], what: str) -> None:
+    rows = [row for row, one in enumerate(status) if one is not Status.CONVERGED]
+    if rows:
+        shown = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
+        warnings.warn(f"`{name}` did not converge in rows {shown}: they {what}.", ConvergenceWarning, stacklevel=3)

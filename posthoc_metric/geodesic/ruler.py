@@ -1,0 +1,88 @@
+"""Lengths of many short straight segments between known points, as cheaply as the metric allows."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..metric import MetricParts
+
+#: up to this latent dimension a point is known by its (d, d) matrix, above by the embedding's value
+MOST_COLUMNS = 8
+_CHUNK_BYTES = 64 * 2**20
+
+
+class Ruler(Protocol):
+    """Knows some points well enough to measure segments between them."""
+
+    def know(self, points: Tensor) -> Tensor:
+        """What must be known of points (n, d): one row each."""
+
+    def lengths(self, a: Tensor, b: Tensor, known_a: Tensor, known_b: Tensor) -> Tensor:
+        """Lengths (E,) of the segments from ``a`` to ``b`` (E, d); NaN where the metric is."""
+
+
+def make_ruler(parts: MetricParts, dim: int) -> Ruler:
+    """Matrices in few dimensions, chords of the embedding in many."""
+    if dim <= MOST_COLUMNS or parts.embedding is None:
+        return TensorRuler(parts)
+    return ChordRuler(parts)
+
+
+class TensorRuler:
+    """Speeds at the two ends from ``J_FᵀJ_F + U`` there, their squares averaged in between; the weight by Simpson."""
+
+    def __init__(self, parts: MetricParts):
+        self.parts = parts
+        self.bare = MetricParts(embedding=parts.embedding, field=parts.field)
+
+    def know(self, points: Tensor) -> Tensor:
+        width = 1 if self.parts.embedding is None else self.parts.embedding.output_dim
+        chunk = max(64, _CHUNK_BYTES // (8 * width * (points.shape[1] + 1)))
+        return torch.cat([self.bare.tensor(part) for part in points.split(chunk)])
+
+    def lengths(self, a: Tensor, b: Tensor, known_a: Tensor, known_b: Tensor) -> Tensor:
+        step = b - a
+        first, last = (torch.einsum("ei,eij,ej->e", step, known, step) for known in (known_a, known_b))
+        squares = torch.stack([first, (first + last) / 2, last])
+        if self.parts.weight is not None:
+            where = torch.cat([a, (a + b) / 2, b])
+            squares = squares + self.parts.weight(where).view(3, -1) * step.square().sum(1)
+        return squares.clamp_min(0).sqrt().mul(squares.new_tensor([1 / 6, 2 / 3, 1 / 6])[:, None]).sum(0)
+
+
+class ChordRuler:
+    """Chords of the embedding over the halves of a segment, and the weight by Simpson on each half."""
+
+    def __init__(self, parts: MetricParts):
+        self.parts = parts
+        assert parts.embedding is not None
+        self.embedding = parts.embedding
+
+    def know(self, points: Tensor) -> Tensor:
+        chunk = max(16, _CHUNK_BYTES // (8 * self.embedding.output_dim))
+        # float32 is ample for choosing a path and halves what has to be kept
+        return torch.cat([self.embedding(part).float() for part in points.split(chunk)])
+
+    def lengths(self, a: Tensor, b: Tensor, known_a: Tensor, known_b: Tensor) -> Tensor:
+        chunk = max(16, _CHUNK_BYTES // (24 * self.embedding.output_dim))
+        pieces = zip(a.split(chunk), b.split(chunk), known_a.split(chunk), known_b.split(chunk), strict=True)
+        return torch.cat([self._lengths(*piece) for piece in pieces])
+
+    def _lengths(self, a: Tensor, b: Tensor, known_a: Tensor, known_b: Tensor) -> Tensor:
+        middle = (a + b) / 2
+        value = self.embedding(middle)
+        total = torch.zeros_like(a[:, 0])
+        for left, right, chord in ((a, middle, value - known_a), (middle, b, known_b - value)):
+            squares = chord.square().sum(1).expand(3, -1)
+            if self.parts.weight is not None:
+                where = torch.cat([left, (left + right) / 2, right])
+                squares = squares + self.parts.weight(where).view(3, -1) * (right - left).square().sum(1)
+            if self.parts.field is not None:
+                step = right - left
+                at = self.parts.field((left + right) / 2)
+                squares = squares + torch.einsum("ei,eij,ej->e", step, at, step)
+            total = total + squares.clamp_min(0).sqrt().mul(squares.new_tensor([1 / 6, 2 / 3, 1 / 6])[:, None]).sum(0)
+        return total

@@ -1,0 +1,215 @@
+"""Start curves: the straight line, and shortest paths through a grid or through the training latents.
+
+The start decides which of several locally shortest curves a relaxation finds.  Graphs are built when they are
+first needed and kept with the metric; which graph a pair sees depends on that pair alone, never on its batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..metric import Metric, MetricParts
+from .batch import Batch
+from .curves import invert
+from .graph import MetricGraph, build_graph, subsample
+from .grid import grid_points
+from .options import START_NAMES
+from .ruler import TensorRuler, make_ruler
+
+#: points at which a start curve is tabulated; a power of two and one
+_DENSE = 129
+_GRID_MOST_DIM = 3
+_GRID_K = {1: 4, 2: 16, 3: 26}
+_GRAPH_K = 10
+_GRAPH_NODES = 2000
+#: a straight line that is shorter than this many graph paths is in the same valley
+_SAME = 1.02
+#: one that is longer than this many crosses what a geodesic avoids
+_HOPELESS = 2.0
+
+
+@dataclass
+class StartCurves(Batch):
+    """Q start curves, any number of them for a pair.
+
+    Attributes:
+        pair: which pair each belongs to (Q,).
+        kind: index into ``START_NAMES`` (Q,).
+        knots: share of the length run, as far as is known (Q, 129).
+        nodes: (Q, 129, d).
+        length: estimated length (Q,), ``inf`` where nothing is known.
+    """
+
+    pair: Tensor
+    kind: Tensor
+    knots: Tensor
+    nodes: Tensor
+    length: Tensor
+
+    def sample(self, spans: int) -> tuple[Tensor, Tensor]:
+        """Knots (Q, n+1) and nodes (Q, n+1, d) of n spans, n a divisor of 128."""
+        stride = (_DENSE - 1) // spans
+        return self.knots[:, ::stride].contiguous(), self.nodes[:, ::stride].contiguous()
+
+
+@dataclass
+class StartCache:
+    """Graphs of one metric.  Pickled and copied without them: they are built again when needed."""
+
+    graphs: dict[object, MetricGraph] = field(default_factory=dict)
+    built: int = 0
+
+    def __reduce__(self) -> tuple[type[StartCache], tuple[()]]:
+        return StartCache, ()
+
+
+def cache_of(metric: Metric) -> StartCache:
+    """The graphs kept with ``metric``."""
+    cache = getattr(metric, "_start_cache", None)
+    if not isinstance(cache, StartCache):
+        cache = StartCache()
+        setattr(metric, "_start_cache", cache)  # noqa: B010 - private to the solver, no part of the contract
+    return cache
+
+
+def make_starts(
+    metric: Metric, parts: MetricParts, start: Tensor, end: Tensor, support: Tensor | None, names: tuple[str, ...]
+) -> StartCurves:
+    """Start curves worth relaxing for each pair of rows of ``start`` and ``end`` (B, d)."""
+    dim = start.shape[1]
+    lines = _straight(start, end)
+    found = []
+    cache = cache_of(metric)
+    distinct = (start != end).any(1)
+    if len(start) == 0:
+        return lines
+    if "grid" in names and dim <= _GRID_MOST_DIM:
+        for box, rows in _boxes(start, end, support).items():
+            rows = rows[distinct[rows]]
+            if len(rows):
+                grid = _grid(cache, parts, box, support)
+                found.append(_through(grid, start, end, rows, START_NAMES.index("grid")))
+                _estimate(grid, lines, rows)
+    elif "graph" in names and support is not None and len(support) > 1:
+        graph = _support_graph(cache, parts, support)
+        rows = distinct.nonzero().flatten()
+        found.append(_through(graph, start, end, rows, START_NAMES.index("graph")))
+    if "straight" not in names:
+        lines = lines.take(~distinct)
+    return _worth_relaxing(lines, found, len(start))
+
+
+def _worth_relaxing(lines: StartCurves, found: list[StartCurves], count: int) -> StartCurves:
+    best = torch.full((count,), float("inf"), dtype=lines.length.dtype, device=lines.length.device)
+    for curves in found:
+        best[curves.pair] = torch.minimum(best[curves.pair], curves.length)
+    measured = torch.isfinite(lines.length)
+    good_enough = torch.zeros(count, dtype=torch.bool, device=best.device)
+    good_enough[lines.pair] = measured & (lines.length <= _SAME * best[lines.pair])
+    keep = [lines.take(~(measured & (lines.length > _HOPELESS * best[lines.pair])))]
+    keep += [curves.take(torch.isfinite(curves.length) & ~good_enough[curves.pair]) for curves in found]
+    chosen = StartCurves.join(keep)
+    missing = torch.ones(count, dtype=torch.bool, device=best.device)
+    missing[chosen.pair] = False
+    # a pair that no graph joins still has its straight line
+    return chosen if not bool(missing.any()) else StartCurves.join([chosen, lines.take(missing[lines.pair])])
+
+
+def _straight(start: Tensor, end: Tensor) -> StartCurves:
+    count = len(start)
+    knots = torch.linspace(0, 1, _DENSE, dtype=start.dtype, device=start.device).expand(count, -1).contiguous()
+    nodes = start[:, None] + knots[..., None] * (end - start)[:, None]
+    pair = torch.arange(count, device=start.device)
+    return StartCurves(pair, torch.zeros_like(pair), knots, nodes, torch.full_like(start[:, 0], float("inf")))
+
+
+def _through(graph: MetricGraph, start: Tensor, end: Tensor, rows: Tensor, kind: int) -> StartCurves:
+    paths, lengths = graph.paths(start[rows], end[rows])
+    most = max(len(path) for path in paths) + 2
+    # a path padded by its end has spans of length zero there, which the tabulation skips
+    corners = torch.stack(
+        [
+            torch.cat([start[row, None], path, end[row, None].expand(most - 1 - len(path), -1)])
+            for row, path in zip(rows.tolist(), paths, strict=True)
+        ]
+    )
+    latent = corners.diff(dim=1).norm(dim=-1)
+    run = torch.cat([torch.zeros_like(latent[:, :1]), latent.cumsum(1)], dim=1)
+    share = run / run[:, -1:].clamp_min(1e-300)
+    targets = torch.linspace(0, 1, _DENSE, dtype=start.dtype, device=start.device).expand(len(rows), -1)
+    place = invert(torch.arange(most, dtype=start.dtype, device=start.device).expand(len(rows), -1), share, targets)
+    left = place.floor().clamp(0, most - 2).long()
+    inside = (place - left)[..., None]
+    expand = left[..., None].expand(-1, -1, corners.shape[2])
+    nodes = corners.gather(1, expand) * (1 - inside) + corners.gather(1, expand + 1) * inside
+    nodes = _smooth(nodes)
+    kinds = torch.full_like(rows, kind)
+    return StartCurves(rows, kinds, targets.contiguous(), nodes, lengths)
+
+
+def _smooth(nodes: Tensor, rounds: int = 8) -> Tensor:
+    """Round off the corners of a tabulated path; the ends stay."""
+    for _ in range(rounds):
+        inner = nodes[:, 1:-1] / 2 + (nodes[:, :-2] + nodes[:, 2:]) / 4
+        nodes = torch.cat([nodes[:, :1], inner, nodes[:, -1:]], dim=1)
+    return nodes
+
+
+def _estimate(graph: MetricGraph, curves: StartCurves, rows: Tensor) -> None:
+    """Write lengths and knots of ``curves`` (one a pair) at ``rows``, from what the graph's nearest points know."""
+    every = curves.nodes[rows][:, ::4]
+    count, points, dim = every.shape
+    flat = every.reshape(-1, dim)
+    index = graph.search.kneighbors(flat.cpu().numpy(), n_neighbors=1, return_distance=False)[:, 0]
+    known = graph.known[torch.from_numpy(index).to(flat.device)].view(count, points, *graph.known.shape[1:])
+    a, b = every[:, :-1].reshape(-1, dim), every[:, 1:].reshape(-1, dim)
+    pieces = graph.ruler.lengths(a, b, known[:, :-1].flatten(0, 1), known[:, 1:].flatten(0, 1)).view(count, -1)
+    curves.length[rows] = pieces.sum(1).nan_to_num(nan=float("inf"))
+
+
+def _boxes(start: Tensor, end: Tensor, support: Tensor | None) -> dict[tuple[float, ...], Tensor]:
+    """Boxes (centre and half sides) for the pairs, doubled about the data until they hold the pair with a margin."""
+    if support is None:
+        centre, half = torch.zeros_like(start[0]), torch.ones_like(start[0])
+    else:
+        low, high = support.amin(0), support.amax(0)
+        centre, half = (low + high) / 2, ((high - low) / 2).clamp_min(1e-12 + 1e-3 * float((high - low).max()))
+    # the data's own box has a margin of a fifth; a pair without data gets half its box
+    half = half * (1.2 if support is not None else 1.0)
+    reach = (torch.stack([start, end]) - centre).abs().amax(0) / half
+    need = reach.amax(1) if support is not None else reach.amax(1) * 1.5
+    doublings = (
+        need.clamp_min(1.0).log2().ceil().long() if support is not None else need.clamp_min(1e-300).log2().ceil()
+    )
+    groups = {}
+    for power in doublings.unique().tolist():
+        key = (*centre.tolist(), *(half * 2.0**power).tolist())
+        groups[key] = (doublings == power).nonzero().flatten()
+    return groups
+
+
+def _grid(cache: StartCache, parts: MetricParts, box: tuple[float, ...], support: Tensor | None) -> MetricGraph:
+    key = ("grid", box)
+    if key not in cache.graphs:
+        device = None if support is None else support.device
+        values = torch.tensor(box, dtype=torch.float64, device=device)
+        centre, half = values.chunk(2)
+        ruler = TensorRuler(parts)
+        data = None if support is None else subsample(support, 100)
+        points, known = grid_points(ruler, centre - half, centre + half, data)
+        cache.graphs[key] = build_graph(ruler, points, _GRID_K[len(centre)], known)
+        cache.built += len(points)
+    return cache.graphs[key]
+
+
+def _support_graph(cache: StartCache, parts: MetricParts, support: Tensor) -> MetricGraph:
+    # the same latents give the same key whatever tensor holds them
+    key = ("graph", len(support), float(support.sum()), float(support.square().sum()))
+    if key not in cache.graphs:
+        nodes = subsample(support, _GRAPH_NODES)
+        cache.graphs[key] = build_graph(make_ruler(parts, support.shape[1]), nodes, _GRAPH_K)
+        cache.built += len(nodes)
+    return cache.graphs[key]

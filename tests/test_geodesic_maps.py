@@ -1,0 +1,141 @@
+"""Exponential, logarithm, mean and distance matrices against closed forms and SciPy."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+from test_geodesic import ORACLES
+from test_spaces import points
+
+from posthoc_metric.errors import ConvergenceWarning, InvalidArgumentError
+from posthoc_metric.geodesic import Status, distances, exp, frechet_mean, geodesic, log, logarithm, mean, shoot
+from posthoc_metric.metric import FunctionMetric, MetricParts, StructuredMetric
+from posthoc_metric.spaces import HalfPlane, Plane, Sphere, SwissRoll, Torus
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_exp_and_log_invert_each_other(name):
+    space, a, b = ORACLES[name]
+    velocity = log(space, a, b)
+    torch.testing.assert_close(exp(space, a, velocity), b, rtol=0, atol=1e-5)
+    torch.testing.assert_close(space.norm(a, velocity), space.distance(a, b), rtol=1e-6, atol=0)
+
+
+def test_shot_is_scipys_and_conserves_speed_and_clairaut():
+    torus = Torus()
+    z = points(6, 2)
+    v = 3 * points(6, 2, 1)
+    shot = shoot(torus, z, v)
+    assert shot.converged.all() and (shot.speed_drift < 1e-6).all()
+    torch.testing.assert_close(
+        torus.clairaut(shot.points, shot.velocities), torus.clairaut(z, v), rtol=0, atol=1e-6
+    )
+    R, r = 2.0, 1.0
+
+    def equation(_, y):
+        u, w, du, dw = y
+        out = R + r * np.cos(w)
+        return [du, dw, 2 * r * np.sin(w) / out * du * dw, -out * np.sin(w) / r * du**2]
+
+    for i in range(6):
+        reference = solve_ivp(equation, (0, 1), np.r_[z[i], v[i]], method="DOP853", rtol=1e-11, atol=1e-11)
+        np.testing.assert_allclose(shot.points[i], reference.y[:2, -1], atol=1e-6)
+
+
+def test_torus_geodesics_reach_the_ends_of_short_shots():
+    torus = Torus()
+    z, v = points(20, 2), points(20, 2, 1)
+    end = shoot(torus, z, v).points
+    solution = geodesic(torus, z, end)
+    assert solution.converged.all()
+    torch.testing.assert_close(solution.length, torus.norm(z, v), rtol=1e-4, atol=0)
+
+
+def test_every_part_of_a_metric_enters_the_geodesic_equation():
+    # the same metric by an embedding, a weight and a field, and by one field alone
+    roll = SwissRoll().embedding
+
+    class Weight:
+        def __call__(self, z):
+            return self.value_and_gradient(z)[0]
+
+        def value_and_gradient(self, z):
+            value = (0.3 * z[:, 0]).exp()
+            return value, torch.stack([0.3 * value, torch.zeros_like(value)], 1)
+
+    def field(z):
+        return torch.diag_embed(torch.stack([1 + z[:, 1] ** 2, torch.ones_like(z[:, 1])], 1))
+
+    parts = MetricParts(embedding=roll, weight=Weight(), field=field)
+    whole = FunctionMetric(parts.tensor, 2)
+    z, v = 5 + points(5, 2), points(5, 2, 1)
+    structured = StructuredMetric(parts, 2)
+    torch.testing.assert_close(shoot(structured, z, v).points, shoot(whole, z, v).points, rtol=0, atol=1e-6)
+    one, two = geodesic(structured, z, z + v), geodesic(whole, z, z + v)
+    assert one.converged.all() and two.converged.all()
+    torch.testing.assert_close(one.length, two.length, rtol=1e-4, atol=0)
+
+
+def test_a_shot_into_a_hole_is_not_finite_and_leaves_the_others():
+    z = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    v = torch.tensor([[0.0, 0.5], [0.0, 0.5]])
+
+    def half(z):
+        height = torch.where(z[:, 1] < 1.2, z[:, 1], float("nan"))
+        return height.pow(-2)[:, None, None] * torch.eye(2, dtype=z.dtype)
+
+    v[1] *= 0.1
+    shot = shoot(FunctionMetric(half, 2), z, v)
+    assert shot.status == (Status.NOT_FINITE, Status.CONVERGED)
+    assert torch.isnan(shot.points[0]).all() and torch.isfinite(shot.points[1]).all()
+    with pytest.warns(ConvergenceWarning, match="rows 0"):
+        exp(FunctionMetric(half, 2), z, v)
+
+
+def test_logarithm_without_polish_is_near():
+    space, a, b = ORACLES["half-plane"]
+    rough, fine = logarithm(space, a, b, polish=False), logarithm(space, a, b)
+    assert torch.isnan(rough.miss).all() and (fine.miss < 1e-6).all()
+    error = space.norm(a, rough.velocities - fine.velocities) / fine.length
+    assert error.max() < 0.05
+
+
+def test_mean_of_a_symmetric_set_is_its_centre():
+    around = torch.tensor([[0.4, 0.0], [-0.4, 0.0], [0.0, 0.4], [0.0, -0.4]], dtype=torch.float64)
+    torch.testing.assert_close(mean(Sphere(), around), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-3)
+    pair = torch.tensor([[0.0, 0.5], [0.0, 2.0]], dtype=torch.float64)
+    found = frechet_mean(HalfPlane(), pair, tol=1e-5)
+    assert found.converged and found.gradient_norm <= 1e-5
+    torch.testing.assert_close(found.point, torch.tensor([0.0, 1.0], dtype=torch.float64), rtol=0, atol=1e-3)
+
+
+def test_weights_of_a_mean():
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    torch.testing.assert_close(mean(Plane(), corners, weights=[1.0, 3.0]), torch.tensor([0.75, 0.0]))
+    with pytest.raises(InvalidArgumentError, match="weights"):
+        mean(Plane(), corners, weights=[1.0, -1.0])
+
+
+def test_distances_are_the_closed_form_and_symmetric():
+    space, a, b = ORACLES["sphere"]
+    square, table = distances(space, a[:5]), distances(space, a[:5], b[:3])
+    assert (square == square.T).all() and (square.diagonal() == 0).all()
+    for i in range(5):
+        torch.testing.assert_close(table[i], space.distance(a[i].expand(3, -1), b[:3]), rtol=1e-4, atol=0)
+    assert distances(space, a[:3].numpy()).dtype == np.float64
+
+
+def test_distances_name_their_failures():
+    below = torch.tensor([[0.0, 1.0], [0.0, -1.0]])
+    with pytest.warns(ConvergenceWarning, match="1 of 1 pairs"):
+        table = distances(HalfPlane(), below)
+    assert torch.isnan(table[0, 1])
+
+
+def test_bad_input_is_named():
+    with pytest.raises(InvalidArgumentError, match="`v` must hold one velocity"):
+        exp(Sphere(), torch.zeros(3, 2), torch.zeros(2, 2))
+    with pytest.raises(InvalidArgumentError, match="rtol"):
+        exp(Sphere(), torch.zeros(3, 2), torch.zeros(3, 2), rtol=0.0)
+    with pytest.raises(InvalidArgumentError, match="at least one"):
+        mean(Sphere(), torch.zeros(0, 2))
