@@ -13,6 +13,12 @@ from .sniff import Container
 
 _ACTIVATIONS = {"identity": nn.Identity, "logistic": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}
 
+#: scikit-learn's own records of a training run, which skops does not list as safe but which only hold numbers
+_PLAIN = [
+    f"sklearn.neural_network._stochastic_optimizers.{name}"
+    for name in ("AdamOptimizer", "SGDOptimizer", "BaseOptimizer")
+]
+
 
 def read_skops(container: Container, trust: bool) -> Any:
     """The estimator, or for an ``MLPRegressor`` the same function as a module.
@@ -24,7 +30,7 @@ def read_skops(container: Container, trust: bool) -> Any:
     """
     skops = need("skops.io", "skops", "reading a scikit-learn model in skops format")
     try:
-        untrusted = skops.get_untrusted_types(file=container.path)
+        untrusted = [name for name in skops.get_untrusted_types(file=container.path) if name not in _PLAIN]
     except Exception as error:  # damage shows in many ways
         raise _damaged(container, error) from error
     if untrusted and not trust:
@@ -33,7 +39,7 @@ def read_skops(container: Container, trust: bool) -> Any:
             f"{', '.join(untrusted[:5])}. Pass trust=True if you trust where it comes from."
         )
     try:
-        return rebuilt(skops.load(container.path, trusted=untrusted))
+        return rebuilt(skops.load(container.path, trusted=[*untrusted, *_PLAIN]))
     except Exception as error:  # damage shows in many ways
         raise _damaged(container, error) from error
 

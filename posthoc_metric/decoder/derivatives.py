@@ -125,6 +125,17 @@ _LINEAR_MAPS = frozenset(
 )
 
 
+class _ExplicitDistances(TorchFunctionMode):
+    """Euclidean distances by differences and squares: ``torch.cdist`` has no forward and no second derivative."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        euclidean = len(args) == 2 and options.get("p", 2.0) == 2.0
+        if func is torch.cdist and euclidean:
+            return (args[0].unsqueeze(-2) - args[1].unsqueeze(-3)).square().sum(dim=-1).sqrt()
+        return func(*args, **options)
+
+
 @contextmanager
 def _math_attention() -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -147,7 +158,22 @@ KERNELS: dict[str, Callable[[], Any]] = {
     "direct linear maps": _DirectLinearMaps,
     "math attention": _math_attention,
     "no mkldnn": _without_mkldnn,
+    "explicit distances": _ExplicitDistances,
 }
+
+#: what an error says -> what to replace
+_COMPLAINTS = {
+    "scaled_dot_product": "math attention",
+    "transformer_encoder_layer": "math attention",
+    "view size is not compatible": "math attention",
+    "mkldnn": "no mkldnn",
+    "cdist": "explicit distances",
+}
+
+
+def remedies(error: Exception) -> list[str]:
+    """The kernels to replace according to the words of ``error``."""
+    return list(dict.fromkeys(kernel for words, kernel in _COMPLAINTS.items() if words in str(error)))
 
 
 @contextmanager

@@ -55,8 +55,13 @@ def find_parts(model: Any, method: Method) -> list[Part]:
     inner = _unwrapped(model)
     halves = [_named(inner, name) for name in ("decode", "decoder") if callable(getattr(inner, name, None))]
     whole = [Part(f"{type(model).__name__}.forward", model, (model,))] if _has_forward(model) else []
-    if any(hasattr(inner, name) for name in ("encoder", "encode")):
-        return halves or whole
+    if any(hasattr(inner, name) for name in ("encoder", "encode")) and halves:
+        return halves
+    if not whole + halves:
+        raise InvalidArgumentError(
+            f"`model` ({type(model).__name__}) has no forward, decode or decoder to call. Name the part that decodes "
+            f"with `method=`; it has: {', '.join(_callables(model)) or 'nothing that can be called'}."
+        )
     return whole + halves
 
 
@@ -76,7 +81,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _has_forward(model: nn.Module) -> bool:
-    return getattr(type(model), "forward", None) is not nn.Module.forward or isinstance(model, torch.jit.ScriptModule)
+    return getattr(getattr(model, "forward", None), "__name__", "") != "_forward_unimplemented"
 
 
 def _named(model: Any, method: Any) -> Part:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from .._arrays import name_rows
 from ..errors import DecoderError
+from . import derivatives
 from .call import Call
 from .finite import Difference, difference
 from .memory import bytes_per_row
-from .routes import Route, forward_candidates
+from .routes import Route
 from .settle import ROWS, probe_latents
 
 #: relative accuracy that a route must show against finite differences in float64, by the precision it runs in
@@ -146,6 +147,7 @@ class _Exam:
         self.reference_call = precise or call
         self.shrink, self.reference = self._reference(self.reference_call)
         self.reasons: list[str] = []
+        self.error: Exception | None = None
 
     def _reference(self, call: Call) -> tuple[float, Difference]:
         """The step with the least error as finite differences themselves estimate it."""
@@ -195,14 +197,26 @@ class _Exam:
         notes = []
         if self.precise is None:
             notes.append("checked against finite differences in float32: no float64 copy can be made of it")
-        for route in forward_candidates():
-            pushed = self._forward(route)
-            if pushed is None:
-                continue
-            route = self._with_columns(route)
-            route = self._with_reverse(route, pushed)
-            return Found(self.call, self.call, route, output_shape, row_bytes, (*notes, *self._reasons()))
+        for way in ("forward", "per row", "double backward"):
+            for direct in (True, False) if way == "forward" else (False,):
+                found = self._with_kernels(Route(forward=way, kernels=("direct linear maps",) if direct else ()))
+                if found is not None:
+                    route = self._with_columns(found[0])
+                    route = self._with_reverse(route, found[1])
+                    return Found(self.call, self.call, route, output_shape, row_bytes, (*notes, *self._reasons()))
         return self._last_resort(output_shape, row_bytes, notes)
+
+    def _with_kernels(self, route: Route) -> tuple[Route, Tensor] | None:
+        """``route`` with as many kernels replaced as its errors ask for, if it is then right."""
+        while True:
+            self.error = None
+            pushed = self._forward(route)
+            if pushed is not None:
+                return route, pushed
+            more = [name for name in derivatives.remedies(self.error or Exception()) if name not in route.kernels]
+            if not more:
+                return None
+            route = replace(route, kernels=(*route.kernels, *more))
 
     def _forward(self, route: Route) -> Tensor | None:
         """``J v`` of the model in its own precision where the route is right there and in float64."""
@@ -222,7 +236,8 @@ class _Exam:
                 _, pushed = route.jvp(call, self.z.to(call.dtype), self.v.to(call.dtype))
         except Exception as error:  # each route fails in its own words; they are reported, and the next is tried
             if not quiet:
-                self._say(route, " ".join(str(error).split())[:160])
+                self.error = error
+                self._say(route, _words(error))
             return None
         bad = ~torch.isfinite(pushed).all(dim=1)[:ROWS]
         if bool(bad.any()) and bool(torch.isfinite(self.reference.value).all()):
@@ -267,23 +282,28 @@ class _Exam:
         same = (shared - plain).abs().amax() <= tolerance * plain.abs().amax()
         return mapped if bool(same) else route
 
-    def _with_reverse(self, route: Route, pushed: Tensor) -> Route:
+    def _with_reverse(self, route: Route, pushed: Tensor, call: Call | None = None) -> Route:
         """Reverse mode where ``uᵀ(Jv) = (Jᵀu)·v``; otherwise forward columns."""
+        call = call or self.call
+        z, v = self.z.to(call.dtype), self.v.to(call.dtype)
         generator = torch.Generator().manual_seed(3)
         u = torch.randn(pushed.shape, generator=generator, dtype=torch.float64).to(pushed.device, pushed.dtype)
         expected = (u * pushed).sum(dim=1)
         size = u.norm(dim=1) * pushed.norm(dim=1)
+        tolerance = 1e-4 if u.dtype == torch.float32 else 1e-8
+        if route.forward == "differences":
+            tolerance = 1e-5 if u.dtype == torch.float64 else 1e-2
         for names in dict.fromkeys([(), route.kernels, ("math attention",), ("no mkldnn",)]):
             candidate = replace(route, reverse="reverse", reverse_kernels=names)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    pulled = candidate.vjp(self.call, self.z, u)[1]
+                    pulled = candidate.vjp(call, z, u)[1]
             except Exception as error:
-                reason = " ".join(str(error).split())[:160]
+                reason = _words(error)
                 continue
-            gap = ((pulled * self.v).sum(dim=1) - expected).abs()
-            if bool((gap <= (1e-4 if u.dtype == torch.float32 else 1e-8) * size).all()):
+            gap = ((pulled * v).sum(dim=1) - expected).abs()
+            if bool((gap <= tolerance * size).all()):
                 return candidate
             reason = "gives zero without a word" if bool((pulled == 0).all()) else "disagrees with forward mode"
         self.reasons.append(f"reverse mode {reason}: Jᵀu is taken by forward columns")
@@ -298,11 +318,13 @@ class _Exam:
                 "Rebuild it in torch operations, or let it compute in float64."
             )
         smooth = self.reference_call
-        route = Route(forward="differences", reverse="columns", shrink=self.shrink)
+        failures = self._reasons()
+        route = Route(forward="differences", shrink=self.shrink)
+        route = self._with_reverse(route, self.reference.value.to(smooth.dtype), smooth)
         digits = "float64" if smooth.dtype == torch.float64 else "float32, about four digits and fewer near kinks"
         warning = (
             f"derivatives of this decoder come from finite differences in {digits}, because automatic "
-            f"differentiation fails ({self._reasons()[0]}). Rebuild it in torch operations for speed and accuracy."
+            f"differentiation fails ({failures[0]}). Rebuild it in torch operations for speed and accuracy."
         )
         return Found(self.call, smooth, route, output_shape, row_bytes, (*notes, *self._reasons()), warning)
 
@@ -312,3 +334,8 @@ class _Exam:
 
     def _reasons(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self.reasons))
+
+
+def _words(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{text[:140]}..." if len(text) > 140 else text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -92,12 +92,3 @@ def _difference_only(function: Function, z: Tensor, v: Tensor, shrink: float) ->
     with torch.no_grad():
         pushed = difference(function, z, v, shrink).value
     return pushed, pushed
-
-
-def forward_candidates() -> Iterator[Route]:
-    """Routes by AD, the quickest first; finite differences are no candidate but what is left."""
-    yield Route(kernels=("direct linear maps",))
-    choices: tuple[tuple[str, ...], ...] = ((), ("math attention",), ("no mkldnn",), ("math attention", "no mkldnn"))
-    for way in ("forward", "per row", "double backward"):
-        for kernels in choices:
-            yield Route(forward=way, kernels=kernels)

@@ -170,7 +170,7 @@ class _Attempts:
         value = self._once(call, dim)
         if isinstance(value, Tensor):
             return call, value
-        for batch in _batches(value):
+        for batch in [] if isinstance(value, DecoderError) else _batches(value):
             padded = replace(call, batch=batch)
             value = self._once(padded, dim)
             if isinstance(value, Tensor):

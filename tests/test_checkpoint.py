@@ -1,0 +1,396 @@
+"""Containers on disk: what was saved comes back as the same decoder, whatever it was saved in."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from posthoc_metric.checkpoint import load_decoder
+from posthoc_metric.errors import CheckpointError, DerivativeWarning, InvalidArgumentError, UnsafeFileError
+
+CELEBA = pathlib.Path(__file__).parents[1] / ".." / "shared" / "data" / "checkpoints" / "btcvae_celeba.pt"
+
+
+def half(dim=2, out=6, hidden=8):
+    return nn.Sequential(nn.Linear(dim, hidden), nn.Tanh(), nn.Linear(hidden, out))
+
+
+class VAE(nn.Module):
+    def __init__(self, latent_dim=2, hidden=8):
+        super().__init__()
+        self.encoder = half(6, latent_dim, hidden)
+        self.decoder = half(latent_dim, 6, hidden)
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
+
+
+@pytest.fixture
+def vae():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return VAE()
+
+
+@pytest.fixture
+def z():
+    return torch.randn(7, 2, generator=torch.Generator().manual_seed(1))
+
+
+def assert_same(decoder, module, z, tolerance=1e-6):
+    with torch.no_grad():
+        assert torch.allclose(decoder(z), module(z).flatten(1), atol=tolerance)
+    expected = torch.func.vmap(torch.func.jacrev(lambda row: module(row[None]).flatten()))(z)
+    assert torch.allclose(decoder.jacobian(z), expected.detach(), atol=1e-4)
+
+
+STATES = {
+    "plain": lambda state: state,
+    "DataParallel": lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+    "compiled": lambda state: {f"_orig_mod.{name}": tensor for name, tensor in state.items()},
+    "compiled parallel": lambda state: {f"module._orig_mod.{name}": tensor for name, tensor in state.items()},
+    "model prefix": lambda state: {f"model.{name}": tensor for name, tensor in state.items()},
+    "averaged": lambda state: {"n_averaged": torch.tensor(3), **{f"module.{n}": t for n, t in state.items()}},
+    "nested": lambda state: {"epoch": 3, "optimizer": {"lr": 0.1}, "state_dict": state},
+    "model_state_dict": lambda state: {"model_state_dict": state, "loss": 0.5},
+    "nested twice": lambda state: {"checkpoint": {"model": state}},
+    "dotted key": lambda state: {"v1.0": state},
+    "wrapped inside": lambda state: {n.replace("decoder.", "decoder.module."): t for n, t in state.items()},
+    "lightning": lambda state: {
+        "pytorch-lightning_version": "2.6",
+        "epoch": 1,
+        "hyper_parameters": {"latent_dim": 2, "unused": "x"},
+        "state_dict": {f"net.{name}": tensor for name, tensor in state.items()},
+    },
+    "training leftovers": lambda state: {
+        "state_dict": state,
+        "args": argparse.Namespace(lr=0.1),
+        "best": np.float64(0.5),
+        "where": pathlib.PurePosixPath("a/b"),
+        "history": np.arange(3.0),
+    },
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("factory", [VAE, half])
+def test_state_dicts_are_found_under_keys_and_prefixes(tmp_path, vae, z, name, factory):
+    path = tmp_path / "model.ckpt"
+    torch.save(STATES[name](vae.state_dict()), path)
+    decoder = load_decoder(path, factory=factory)
+    assert_same(decoder, vae.decoder, z)
+    assert "model.ckpt" in decoder.describe()
+
+
+def test_what_was_found_is_reported(tmp_path, vae):
+    torch.save({"state_dict": {f"model.{n}": t for n, t in vae.state_dict().items()}}, tmp_path / "m.pt")
+    text = load_decoder(tmp_path / "m.pt", factory=half).describe()
+    assert "'state_dict'" in text and "'model.decoder.'" in text
+
+
+def test_old_torch_files(tmp_path, vae, z):
+    torch.save(vae.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert_same(load_decoder(tmp_path / "old.pt", factory=half), vae.decoder, z)
+
+
+def test_safetensors(tmp_path, vae, z):
+    save_file(vae.state_dict(), tmp_path / "m.safetensors")
+    assert_same(load_decoder(tmp_path / "m.safetensors", factory=half), vae.decoder, z)
+
+
+def test_double_weights_stay_double(tmp_path, vae, z):
+    torch.save(vae.double().state_dict(), tmp_path / "m.pt")
+    decoder = load_decoder(tmp_path / "m.pt", factory=half)
+    assert decoder.dtype == torch.float64
+    assert torch.equal(decoder(z.double()), vae.decoder(z.double()).detach())
+
+
+@pytest.mark.parametrize("how", ["tests.test_checkpoint", "file"])
+def test_factory_by_name(tmp_path, vae, z, how, monkeypatch):
+    (tmp_path / "mymodel.py").write_text(
+        "from torch import nn\n"
+        "def make(hidden):\n"
+        "    return nn.Sequential(nn.Linear(2, hidden), nn.Tanh(), nn.Linear(hidden, 6))\n"
+    )
+    torch.save(vae.state_dict(), tmp_path / "m.pt")
+    if how == "file":
+        name = f"{tmp_path / 'mymodel.py'}:make"
+    else:
+        monkeypatch.syspath_prepend(tmp_path)
+        name = "mymodel:make"
+    assert_same(load_decoder(tmp_path / "m.pt", factory=name, factory_kwargs={"hidden": 8}), vae.decoder, z)
+
+
+def test_a_module_as_factory_is_copied(tmp_path, vae, z):
+    torch.save(vae.state_dict(), tmp_path / "m.pt")
+    empty = half()
+    before = empty[0].weight.clone()
+    assert_same(load_decoder(tmp_path / "m.pt", factory=empty), vae.decoder, z)
+    assert torch.equal(empty[0].weight, before)
+
+
+@pytest.mark.parametrize("factory", ["nonsense", "no_such_package_xyz:Thing", "math:no_such", 3])
+def test_a_factory_that_cannot_be_had(tmp_path, vae, factory):
+    torch.save(vae.state_dict(), tmp_path / "m.pt")
+    with pytest.raises(InvalidArgumentError, match="factory"):
+        load_decoder(tmp_path / "m.pt", factory=factory)
+
+
+def test_a_factory_that_needs_arguments(tmp_path, vae):
+    torch.save(vae.state_dict(), tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="factory_kwargs"):
+        load_decoder(tmp_path / "m.pt", factory=lambda width: half(hidden=width))
+
+
+def test_the_checkpoints_own_arguments_are_used(tmp_path, z):
+    big = VAE(latent_dim=2, hidden=11)
+    torch.save({"state_dict": big.state_dict(), "hyper_parameters": {"hidden": 11, "lr": 1.0}}, tmp_path / "m.ckpt")
+    decoder = load_decoder(tmp_path / "m.ckpt", factory=VAE)
+    assert "hidden" in decoder.describe()
+    assert_same(decoder, big.decoder, z)
+
+
+def test_two_networks_in_one_file_need_a_key(tmp_path, z):
+    one, two = half(), half()
+    torch.save({"netA_state_dict": one.state_dict(), "netB_state_dict": two.state_dict()}, tmp_path / "gan.pt")
+    with pytest.raises(CheckpointError, match="netA_state_dict.*netB_state_dict.*key="):
+        load_decoder(tmp_path / "gan.pt", factory=half)
+    assert_same(load_decoder(tmp_path / "gan.pt", factory=half, key="netB_state_dict"), two, z)
+    with pytest.raises(CheckpointError, match="'netC'.*netA_state_dict"):
+        load_decoder(tmp_path / "gan.pt", factory=half, key="netC")
+
+
+def test_averaged_weights_are_left_and_reported(tmp_path, z):
+    plain, averaged = half(), half()
+    torch.save({"model": plain.state_dict(), "ema": averaged.state_dict()}, tmp_path / "m.pt")
+    decoder = load_decoder(tmp_path / "m.pt", factory=half)
+    assert "'ema'" in decoder.describe()
+    assert_same(decoder, plain, z)
+    assert_same(load_decoder(tmp_path / "m.pt", factory=half, key="ema"), averaged, z)
+
+
+def test_prefix_by_hand(tmp_path, z):
+    one, two = half(), half()
+    state = {f"{p}.{n}": t for p, m in (("a", one), ("b", two)) for n, t in m.state_dict().items()}
+    torch.save(state, tmp_path / "m.pt")
+    assert_same(load_decoder(tmp_path / "m.pt", factory=half, prefix="b."), two, z)
+
+
+def test_weights_of_another_class_are_refused(tmp_path, vae):
+    torch.save(vae.state_dict(), tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=r"another shape.*\(8, 2\)"):
+        load_decoder(tmp_path / "m.pt", factory=lambda: half(hidden=9))
+    with pytest.raises(CheckpointError, match="2 missing"):
+        load_decoder(tmp_path / "m.pt", factory=lambda: nn.Sequential(*half(), nn.Tanh(), nn.Linear(6, 6)))
+
+
+def test_a_deeper_network_in_the_file_is_refused_unless_said(tmp_path):
+    deep = nn.Sequential(*half(), nn.Tanh(), nn.Linear(6, 6))
+    torch.save({f"decoder.{n}": t for n, t in deep.state_dict().items()}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="2 unexpected.*strict=False"):
+        load_decoder(tmp_path / "m.pt", factory=half)
+    assert load_decoder(tmp_path / "m.pt", factory=half, strict=False).output_dim == 6
+
+
+def test_weights_without_a_class_ask_for_one(tmp_path, vae):
+    torch.save({"state_dict": vae.state_dict()}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="8 tensors under 'state_dict'.*factory="):
+        load_decoder(tmp_path / "m.pt")
+
+
+def test_a_pickled_module_needs_trust(tmp_path, vae, z):
+    torch.save(vae, tmp_path / "m.pt")
+    with pytest.raises(UnsafeFileError, match="m.pt.*trust=True"):
+        load_decoder(tmp_path / "m.pt")
+    assert_same(load_decoder(tmp_path / "m.pt", trust=True), vae.decoder, z)
+
+
+@pytest.mark.parametrize("how", ["script", "trace", "freeze"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript(tmp_path, vae, z, how):
+    module = vae.decoder.eval()
+    if how == "trace":
+        scripted = torch.jit.trace(module, z)
+    else:
+        scripted = torch.jit.script(module)
+    if how == "freeze":
+        scripted = torch.jit.freeze(scripted)
+    scripted.save(str(tmp_path / "m.pt"))
+    assert_same(load_decoder(tmp_path / "m.pt", latent_dim=2), module, z)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("batch", ["dynamic", "static"])
+def test_exported_programs(tmp_path, vae, z, batch):
+    module = vae.decoder.eval()
+    shapes = ({0: torch.export.Dim("b", min=2)},) if batch == "dynamic" else None
+    program = torch.export.export(module, (torch.randn(5, 2),), dynamic_shapes=shapes)
+    torch.export.save(program, tmp_path / "m.pt2")
+    decoder = load_decoder(tmp_path / "m.pt2")
+    assert decoder.latent_dim == 2
+    assert_same(decoder, module, z)
+    assert_same(decoder, module, z[:1])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_exported_convolution_with_no_grad_inside(tmp_path, z):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.Linear(2, 16)
+            self.conv = nn.ConvTranspose2d(4, 3, 4, 2, 1)
+
+        def forward(self, z):
+            return torch.sigmoid(self.conv(torch.relu(self.up(z)).view(z.shape[0], 4, 2, 2)))
+
+    net = Net().eval()
+    program = torch.export.export(net, (torch.randn(4, 2),), dynamic_shapes=({0: torch.export.Dim("b")},))
+    torch.export.save(program, tmp_path / "m.pt2")
+    assert_same(load_decoder(tmp_path / "m.pt2"), net, z)
+
+
+def onnx_mlp(path, module, batch="batch", shape=(2,), external=None):
+    """An ONNX graph of an MLP written with onnx itself."""
+    onnx = pytest.importorskip("onnx", reason="the onnx extra is not installed")
+    pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
+    from onnx import TensorProto, helper, numpy_helper
+
+    names = {"w0": module[0].weight, "b0": module[0].bias, "w1": module[2].weight, "b1": module[2].bias}
+    weights = [numpy_helper.from_array(tensor.detach().numpy().copy(), name) for name, tensor in names.items()]
+    nodes = [helper.make_node("Reshape", ["z", "flat"], ["z2"])] if len(shape) > 1 else []
+    if nodes:
+        weights.append(numpy_helper.from_array(np.array([-1, int(np.prod(shape))]), "flat"))
+    nodes += [
+        helper.make_node("Gemm", ["z2" if nodes else "z", "w0", "b0"], ["h"], transB=1),
+        helper.make_node("Tanh", ["h"], ["t"]),
+        helper.make_node("Gemm", ["t", "w1", "b1"], ["x"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "decoder",
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, [batch, *shape])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 6])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    if external is not None:
+        onnx.save_model(model, path, save_as_external_data=True, location=external, size_threshold=0)
+    else:
+        onnx.save_model(model, path)
+    return model
+
+
+@pytest.mark.parametrize(("batch", "shape"), [("batch", (2,)), (5, (2,)), ("batch", (2, 1, 1))])
+def test_onnx_through_its_runtime(tmp_path, vae, z, batch, shape):
+    onnx_mlp(tmp_path / "m.onnx", vae.decoder, batch, shape)
+    with pytest.warns(DerivativeWarning, match="float32"):
+        decoder = load_decoder(tmp_path / "m.onnx")
+    assert decoder.latent_dim == 2
+    expected = torch.func.vmap(torch.func.jacrev(vae.decoder))(z).detach()
+    assert torch.allclose(decoder(z), vae.decoder(z), atol=1e-6)
+    assert (decoder.jacobian(z) - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_onnx_pickles(tmp_path, vae, z):
+    import pickle
+
+    onnx_mlp(tmp_path / "m.onnx", vae.decoder)
+    with pytest.warns(DerivativeWarning):
+        decoder = load_decoder(tmp_path / "m.onnx")
+    assert torch.equal(pickle.loads(pickle.dumps(decoder))(z), decoder(z))
+
+
+def test_onnx_with_weights_beside_it(tmp_path, vae, z):
+    onnx_mlp(tmp_path / "m.onnx", vae.decoder, external="m.weights")
+    with pytest.warns(DerivativeWarning):
+        decoder = load_decoder(tmp_path / "m.onnx")
+    assert torch.allclose(decoder(z), vae.decoder(z), atol=1e-6)
+    (tmp_path / "m.weights").unlink()
+    with pytest.raises(CheckpointError, match="beside it"):
+        load_decoder(tmp_path / "m.onnx")
+
+
+def fitted_regressor(activation="tanh"):
+    from sklearn.neural_network import MLPRegressor
+
+    rng = np.random.default_rng(0)
+    latents = rng.normal(size=(60, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return MLPRegressor(hidden_layer_sizes=(7, 5), activation=activation, max_iter=20, random_state=0).fit(
+            latents, np.sin(latents @ rng.normal(size=(3, 4)))
+        )
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu", "logistic", "identity"])
+def test_skops_perceptron_is_rebuilt_in_torch(tmp_path, activation):
+    skops = pytest.importorskip("skops.io", reason="the skops extra is not installed")
+    regressor = fitted_regressor(activation)
+    skops.dump(regressor, tmp_path / "m.skops")
+    decoder = load_decoder(tmp_path / "m.skops")
+    z = np.random.default_rng(1).normal(size=(9, 3))
+    assert decoder.dtype == torch.float64 and "differences" not in decoder.describe()
+    assert np.allclose(decoder(z), regressor.predict(z), atol=1e-12)
+
+
+def test_a_pickled_regressor_needs_trust(tmp_path):
+    import joblib
+
+    regressor = fitted_regressor()
+    joblib.dump(regressor, tmp_path / "m.joblib")
+    with pytest.raises(UnsafeFileError, match="pickle"):
+        load_decoder(tmp_path / "m.joblib")
+    z = np.random.default_rng(1).normal(size=(9, 3))
+    assert np.allclose(load_decoder(tmp_path / "m.joblib", trust=True)(z), regressor.predict(z))
+
+
+class CelebA(nn.Module):
+    """The decoder of the shared checkpoint, written from its description."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin1, self.lin2, self.lin3 = nn.Linear(10, 256), nn.Linear(256, 256), nn.Linear(256, 512)
+        self.convT_64 = nn.ConvTranspose2d(32, 32, 4, 2, 1)
+        self.convT1 = nn.ConvTranspose2d(32, 32, 4, 2, 1)
+        self.convT2 = nn.ConvTranspose2d(32, 32, 4, 2, 1)
+        self.convT3 = nn.ConvTranspose2d(32, 3, 4, 2, 1)
+
+    def forward(self, z):
+        x = torch.relu(self.lin3(torch.relu(self.lin2(torch.relu(self.lin1(z))))))
+        x = x.view(z.shape[0], 32, 4, 4)
+        for layer in (self.convT_64, self.convT1, self.convT2):
+            x = torch.relu(layer(x))
+        return torch.sigmoid(self.convT3(x))
+
+
+@pytest.mark.skipif(not CELEBA.exists(), reason="the shared CelebA checkpoint is not beside this checkout")
+def test_a_real_checkpoint():
+    decoder = load_decoder(CELEBA, factory=CelebA)
+    assert "'decoder.'" in decoder.describe()
+    assert decoder.output_shape == (3, 64, 64)
+    z = torch.randn(2, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    value, jacobian = decoder.value_and_jacobian(z)
+    assert value.shape == (2, 12288) and jacobian.shape == (2, 12288, 10)
+    assert 0.2 < float(value.mean()) < 0.8 and float(value.std()) > 0.1
+    twin = CelebA().double()
+    state = torch.load(CELEBA, weights_only=True)
+    twin.load_state_dict({n.removeprefix("decoder."): t for n, t in state.items() if n.startswith("decoder.")})
+    step = torch.zeros_like(z)
+    step[:, 3] = 1e-6
+    with torch.no_grad():
+        differences = (twin(z + step) - twin(z - step)).flatten(1) / 2e-6
+    assert (differences - jacobian[:, :, 3]).abs().max() < 1e-4 * differences.abs().max()
+
+
+def test_a_path_in_the_users_home(tmp_path, vae, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    torch.save(vae.state_dict(), tmp_path / "m.pt")
+    assert load_decoder(os.path.join("~", "m.pt"), factory=half).latent_dim == 2
