@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,12 @@ def _csv(path: Path, name: str, key: str | None) -> np.ndarray:
         header = 0
     except ValueError:
         header = 1
-    return np.loadtxt(path, delimiter=",", skiprows=header, ndmin=2, encoding="utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that there are no rows is said below
+        array = np.loadtxt(path, delimiter=",", skiprows=header, ndmin=2, encoding="utf-8")
+    if not array.size:
+        raise ValueError("it has no rows of numbers")
+    return array
 
 
 def _h5ad(path: Path, name: str, key: str | None) -> np.ndarray:

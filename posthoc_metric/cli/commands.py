@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -28,6 +29,14 @@ class Uncertainty(str, Enum):
     rbf = "rbf"
     gp = "gp"
     published = "rbf-published"
+
+
+class Method(str, Enum):
+    """How distances are computed."""
+
+    auto = "auto"
+    solver = "solver"
+    graph = "graph"
 
 
 @with_decoder
@@ -186,32 +195,34 @@ def distances(
         str | None, typer.Option(metavar="FILE", help="Points (n, d); the training latents if not given.")
     ] = None,
     most: Annotated[int | None, typer.Option(min=2, help="Only the first so many points.")] = None,
+    by: Annotated[
+        Method, typer.Option(metavar="NAME", help="solver, graph, or auto: the graph beyond 4,000 pairs.")
+    ] = Method.auto,
+    jobs: Annotated[int, typer.Option(help="Processes; -1 for all cores.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Write the matrix of geodesic distances between points."""
-    with stages(2) as bar:
-        bar.next("opening the decoder and the metric")
-        metric = open_repaired(open_decoder, repaired)
-        chosen = metric.geometry.latents if points is None else read_named(points, "points")
-        bar.next(f"measuring {len(chosen[:most])} points against one another")
-        matrix = np.asarray(metric.distances(chosen[:most]))
+    """Write the matrix of geodesic distances between points; exit code 1 if some are missing or not converged."""
+    metric = open_repaired(open_decoder, repaired)
+    chosen = metric.geometry.latents if points is None else read_named(points, "points")
+    matrix, facts = metric.distances(
+        chosen[:most],
+        method=by.value,
+        n_jobs=None if jobs == 1 else jobs,
+        progress=sys.stderr.isatty(),
+        return_report=True,
+    )
     buffer = io.BytesIO()
-    np.save(buffer, matrix)
+    np.save(buffer, np.asarray(matrix))
     write_file(out, buffer.getvalue())
-    off_diagonal = matrix[~np.eye(len(matrix), dtype=bool)]
-    facts: dict[str, Any] = {
-        "points": len(matrix),
-        "median": float(np.nanmedian(off_diagonal)),
-        "missing": int(np.isnan(matrix).sum()),
-        "file": str(out),
-    }
     if as_json:
-        show_json(facts)
+        show_json({"file": str(out), "points": len(matrix), **asdict(facts)})
     else:
         results().print(
-            f"Wrote {len(matrix)} x {len(matrix)} distances to {out}: "
-            f"median {readable(plain(facts['median']))}, {facts['missing']} missing."
+            f"Wrote {len(matrix)} x {len(matrix)} distances to {out}, by the {facts.method}; of {facts.pairs} pairs "
+            f"{facts.failed} have none and {facts.unconverged} did not converge."
         )
+    if facts.failed or facts.unconverged:
+        raise typer.Exit(NEGATIVE)
 
 
 @with_decoder

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .._arrays import Rows
 from ..arrays_io import read_named
+from ..checkpoint import load_decoder
 from ..decoder import Decoder
 from ..errors import InvalidArgumentError
 from ..repair import RepairedMetric, load
@@ -57,6 +58,10 @@ def _open(
     method: Annotated[
         str | None, typer.Option(help="Which method of the model decodes, such as decode.", rich_help_panel=_PANEL)
     ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(help="Which part of what it returns: a tuple's index, a key or a name.", rich_help_panel=_PANEL),
+    ] = None,
     latent_dim: Annotated[
         int | None, typer.Option(min=1, help="Latent dimension, if not found alone.", rich_help_panel=_PANEL)
     ] = None,
@@ -67,12 +72,12 @@ def _open(
         ),
     ] = False,
 ) -> Decoder:
-    from ..checkpoint import load_decoder
-
-    given = {"key": key, "prefix": prefix, "method": method, "latent_dim": latent_dim}
+    given: dict[str, Any] = {"key": key, "prefix": prefix, "method": method, "latent_dim": latent_dim}
+    if output is not None:
+        given["output"] = int(output) if output.lstrip("-").isdigit() else output
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if factory_args is not None:
-        options["factory_args"] = _json_object(factory_args)
+        options["factory_kwargs"] = _json_object(factory_args)
     return load_decoder(checkpoint, factory=factory, trust=trust, **options)
 
 

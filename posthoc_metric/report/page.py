@@ -77,8 +77,8 @@ def readable(value: Any, style: str = "number") -> str:
         text = f"{value:,.{max(2 - size, 0)}f}".replace(",", "\u202f")
         text = text.rstrip("0").rstrip(".") if "." in text else text
         return text.replace("-", "−")
-    digits = mantissa.rstrip("0").rstrip(".").replace("-", "−")
-    return f"{digits} × 10{str(size).translate(_SUPERSCRIPT)}"
+    shown = mantissa.rstrip("0").rstrip(".").replace("-", "−")
+    return f"{shown} × 10{str(size).translate(_SUPERSCRIPT)}"
 
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

@@ -1,0 +1,292 @@
+"""Every command as a user runs it, and what a user's mistakes look like."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from posthoc_metric.arrays_io import read_array, read_named
+from posthoc_metric.cli import demo as demo_module
+from posthoc_metric.cli.main import COMMANDS, app
+from posthoc_metric.errors import CheckpointError, InvalidArgumentError, MissingExtraError
+from posthoc_metric.examples import digits, digits_vae
+
+REPORT_FILES = {"report.html", "audit.json", "geodesics.npz", "maps.png", "geodesics.png", "profile.png", "audit.png"}
+
+
+def run(*arguments, cwd):
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "posthoc_metric.cli.main", *map(str, arguments)]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # two run side by side
+    return subprocess.run(command, cwd=cwd, env=one_thread, capture_output=True, text=True, timeout=300)
+
+
+def mistake(*arguments):
+    """The one message that a mistake ends in."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 2, done.output
+    assert "Traceback" not in done.output
+    return " ".join(done.output.replace("│", " ").split())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a checkpoint, latents and data, and what ``repair`` makes of them."""
+    folder = tmp_path_factory.mktemp("cli")
+    module, encoder = digits_vae()
+    data = digits().data[:400]
+    torch.save(module.state_dict(), folder / "decoder.pt")
+    np.save(folder / "latents.npy", encoder(data).numpy())
+    np.savez(folder / "data.npz", images=data.numpy(), other=np.zeros(3))
+    done = run("repair", *DECODER, "--latents", "latents.npy", "--data", "data.npz:images", "--out", "out", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "R^2 -> R^64 from 400 latents" in done.stdout
+    return folder
+
+
+DECODER = ("--checkpoint", "decoder.pt", "--factory", "posthoc_metric.examples:DigitsDecoder")
+
+
+@pytest.fixture(scope="module")
+def done(place):
+    """Every other command, each in a process of its own, two side by side."""
+    jobs = {
+        "demo": ("demo", "--pairs", 3),
+        "report": ("report", "out", *DECODER, "--pairs", 2, "--out", "report", "--json"),
+        "audit": ("audit", "out", *DECODER, "--data", "data.npz:images", "--pairs", 2, "--json"),
+        "geodesic": ("geodesic", "out", *DECODER, "--from", 3, "--to", 17, "--from", "0.5,-0.25", "--to", "-1,0.5",
+                     "--out", "curves.npz", "--json"),
+        "distances": ("distances", "out", *DECODER, "--points", "latents.npy", "--most", 4, "--out", "m.npy"),
+        "describe": ("describe", *DECODER, "--json"),
+    }  # fmt: skip
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(jobs, pool.map(lambda job: run(*job, cwd=place), jobs.values()), strict=True))
+
+
+class TestCommands:
+    def test_repair_saves_what_it_was_asked_for(self, place):
+        assert {path.name for path in (place / "out").iterdir()} == {"repaired.safetensors", "repair.json"}
+        facts = json.loads((place / "out" / "repair.json").read_text())
+        assert (facts["latents"], facts["uncertainty"], facts["inflation"]) == (400, "rbf", 10.0)
+
+    def test_every_command_was_run(self, done):
+        assert {*done, "repair"} == {command.__name__ for command in COMMANDS}
+
+    def test_audit(self, done):
+        found = json.loads(done["audit"].stdout)
+        assert done["audit"].returncode == (0 if found["passed"] else 1), done["audit"].stderr
+        smoothness = next(row for row in found["criteria"] if row["name"] == "smoothness")
+        assert smoothness["passed"] is not None and smoothness["bound"] is not None  # the data were used
+
+    def test_geodesic_by_row_and_by_coordinates(self, place, done):
+        pairs = json.loads(done["geodesic"].stdout)["pairs"]
+        converged = all(pair["status"] == "CONVERGED" for pair in pairs)
+        assert done["geodesic"].returncode == (0 if converged else 1), done["geodesic"].stderr
+        latents = np.load(place / "latents.npy")
+        with np.load(place / "curves.npz") as curves:
+            assert np.allclose(curves["points"][0, [0, -1]], latents[[3, 17]])
+            assert np.allclose(curves["points"][1, [0, -1]], [[0.5, -0.25], [-1, 0.5]])
+            assert curves["length"].tolist() == [pair["length"] for pair in pairs]
+
+    def test_distances(self, place, done):
+        assert done["distances"].returncode in (0, 1), done["distances"].stderr
+        assert "4 x 4 distances" in done["distances"].stdout
+        matrix = np.load(place / "m.npy")
+        assert matrix.shape == (4, 4) and np.allclose(matrix, matrix.T) and (np.diag(matrix) == 0).all()
+
+    def test_report(self, place, done):
+        assert done["report"].returncode == 0, done["report"].stderr
+        assert {path.name for path in (place / "report").iterdir()} == REPORT_FILES
+        assert json.loads((place / "report" / "audit.json").read_text()) == json.loads(done["report"].stdout)
+
+    def test_describe(self, done):
+        assert done["describe"].returncode == 0, done["describe"].stderr
+        found = json.loads(done["describe"].stdout)
+        assert (found["latent_dim"], found["output_dim"]) == (2, 64)
+        assert "forward-mode" in found["description"]
+
+    def test_demo(self, place, done):
+        out = place / "posthoc-metric-demo"
+        facts = json.loads((out / "audit.json").read_text())
+        assert done["demo"].returncode == (0 if facts["passed"] else 1), done["demo"].stderr
+        assert {path.name for path in out.iterdir()} == REPORT_FILES | {"frames.png"}
+        assert facts["geodesics"]["pairs"] == 3 and facts["settings"]["latents"] == 1797
+        assert "report.html" in done["demo"].stdout and len(done["demo"].stdout.splitlines()) < 25
+
+
+def test_stopping_the_demo_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*args, **options):
+        (tmp_path / "reached").touch()
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+        pytest.fail("the signal was ignored")
+
+    monkeypatch.setattr(demo_module, "repair", interrupted)
+    done = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "new" / "out")])
+    assert done.exit_code == 130 and "Traceback" not in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["reached"]
+
+
+class TestHelp:
+    def test_every_command_is_listed_with_a_sentence(self):
+        text = CliRunner().invoke(app, ["--help"]).output
+        for command in COMMANDS:
+            assert command.__name__ in text
+        assert "Exit codes" in text
+
+    @pytest.mark.parametrize("command", [command.__name__ for command in COMMANDS])
+    def test_every_option_is_explained(self, command):
+        done = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+        assert done.exit_code == 0
+        for line in done.output.splitlines():
+            if line.strip("│ *").startswith("--"):
+                assert len(line.strip("│ ").split()) > 3, line
+
+
+class TestMistakes:
+    def test_unknown_option_and_command(self):
+        assert "No such option" in mistake("demo", "--ot", "x")
+        assert "No such command" in mistake("repare")
+
+    def test_missing_files(self, place):
+        text = mistake("describe", "--checkpoint", place / "no.pt")
+        assert "no.pt" in text and "Error:" in text
+        text = mistake("audit", place / "nowhere", *absolute(place))
+        assert "nowhere" in text and "no such file" in text
+
+    def test_wrong_rows_and_coordinates(self, place):
+        common = ("geodesic", place / "out", *absolute(place), "--from", "0")
+        assert "`--to` must be a row from 0 to 399; got 4000" in mistake(*common, "--to", "4000")
+        assert "2 coordinates" in mistake(*common, "--to", "1,2,3")
+        assert "2 coordinates" in mistake(*common, "--to", "here")
+        assert "equally often; got 1 and 2" in mistake(*common, "--to", "1", "--to", "2")
+
+    def test_data_of_another_length(self, place):
+        text = mistake("audit", place / "out", *absolute(place), "--data", place / "latents.npy")
+        assert "`data` must have shape (400, 64); got (400, 2)" in text or "(400, 64)" in text
+
+    def test_another_decoder(self, place, tmp_path):
+        torch.save({name: 2 * value for name, value in digits_vae()[0].state_dict().items()}, tmp_path / "d.pt")
+        text = mistake("audit", place / "out", "--checkpoint", tmp_path / "d.pt", *DECODER[2:])
+        assert "another decoder" in text
+
+    def test_wrong_factory_arguments(self, place):
+        assert "JSON object" in mistake("describe", *absolute(place), "--factory-args", "width=3")
+
+    def test_wrong_image_shape(self, place, tmp_path):
+        common = ("report", place / "out", *absolute(place), "--out", tmp_path / "r")
+        assert "must read like 28x28" in mistake(*common, "--image-shape", "big")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_wrong_knobs(self, place, tmp_path):
+        common = ("repair", *absolute(place), "--latents", place / "latents.npy", "--out", tmp_path / "r")
+        assert "`inflation`" in mistake(*common, "--inflation", "-1")
+        assert "`support_quantile`" in mistake(*common, "--support-quantile", "1.5")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_an_output_folder_that_is_a_file(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(demo_module, "digits_vae", lambda: pytest.fail("work began before the folder was checked"))
+        (tmp_path / "file").write_text("")
+        assert "is a file" in mistake("demo", "--out", tmp_path / "file")
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_an_output_folder_that_cannot_be_written(self, tmp_path):
+        tmp_path.chmod(0o500)
+        assert "cannot write" in mistake("demo", "--out", tmp_path / "out")
+
+
+def absolute(place):
+    return ("--checkpoint", place / "decoder.pt", *DECODER[2:])
+
+
+class TestArrays:
+    VALUES = np.arange(6.0).reshape(3, 2)
+
+    def test_every_ending_gives_the_same_numbers(self, tmp_path):
+        np.save(tmp_path / "a.npy", self.VALUES)
+        np.savez(tmp_path / "a.npz", only=self.VALUES)
+        torch.save(torch.from_numpy(self.VALUES), tmp_path / "a.pt")
+        torch.save({"z": torch.from_numpy(self.VALUES), "x": torch.zeros(1)}, tmp_path / "d.pt")
+        np.savetxt(tmp_path / "a.csv", self.VALUES, delimiter=",")
+        np.savetxt(tmp_path / "h.csv", self.VALUES, delimiter=",", header="one,two", comments="")
+        for name in ("a.npy", "a.npz", "a.npz:only", "a.pt", "d.pt:z", "a.csv", "h.csv"):
+            assert np.array_equal(read_named(str(tmp_path / name), "latents"), self.VALUES), name
+
+    def test_npy_is_not_read_into_memory(self, tmp_path):
+        np.save(tmp_path / "a.npy", self.VALUES)
+        assert isinstance(read_array(tmp_path / "a.npy", "latents"), np.memmap)
+
+    def test_several_arrays_need_a_name(self, tmp_path):
+        np.savez(tmp_path / "a.npz", one=self.VALUES, two=self.VALUES)
+        with pytest.raises(InvalidArgumentError, match="holds the arrays one, two; say which"):
+            read_named(str(tmp_path / "a.npz"), "latents")
+        with pytest.raises(InvalidArgumentError, match="`a.npz:three` names none of them"):
+            read_named(str(tmp_path / "a.npz:three"), "latents")
+
+    @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.pt", "a.csv"])
+    @pytest.mark.parametrize("content", [b"", b"\x00\x01not an array", b"\x93NUMPY\x01\x00garbage"])
+    def test_damaged_files_are_named(self, tmp_path, name, content):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises((CheckpointError, InvalidArgumentError), match=f"`latents`.*{name}"):
+            read_named(str(tmp_path / name), "latents")
+
+    @pytest.mark.parametrize("name", ["a.npy", "a.npz"])
+    def test_no_pickle_is_opened(self, tmp_path, name):
+        ran = tmp_path / "ran"
+        payload = np.array([Payload(str(ran))], dtype=object)
+        (np.save if name.endswith("npy") else np.savez)(tmp_path / name, payload)
+        with pytest.raises(CheckpointError):
+            read_named(str(tmp_path / name), "latents")
+        assert not ran.exists()
+
+    def test_no_pickle_in_a_torch_file_is_opened(self, tmp_path):
+        ran = tmp_path / "ran"
+        torch.save(Payload(str(ran)), tmp_path / "a.pt")
+        with pytest.raises(CheckpointError):
+            read_named(str(tmp_path / "a.pt"), "latents")
+        assert not ran.exists()
+
+    def test_text_is_no_array(self, tmp_path):
+        np.save(tmp_path / "a.npy", np.array(["a", "b"]))
+        with pytest.raises(CheckpointError, match="real numbers"):
+            read_named(str(tmp_path / "a.npy"), "latents")
+
+    def test_unknown_ending_folder_and_missing_file(self, tmp_path):
+        with pytest.raises(InvalidArgumentError, match="must be a file that ends in .npy"):
+            read_named(str(tmp_path / "a.txt"), "latents")
+        with pytest.raises(CheckpointError, match="does not exist"):
+            read_named(str(tmp_path / "a.npy"), "latents")
+        (tmp_path / "b.npy").mkdir()
+        with pytest.raises(CheckpointError, match="is a folder"):
+            read_named(str(tmp_path / "b.npy"), "latents")
+
+    def test_anndata_names_its_extra(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "anndata", None)
+        (tmp_path / "a.h5ad").write_bytes(b"x")
+        with pytest.raises(MissingExtraError, match=r"posthoc-metric\[anndata\]"):
+            read_named(str(tmp_path / "a.h5ad"), "latents")
+
+    def test_anndata(self, tmp_path):
+        anndata = pytest.importorskip("anndata", reason="needs the extra posthoc-metric[anndata]")
+        table = anndata.AnnData(self.VALUES, obsm={"X_scVI": 2 * self.VALUES})
+        table.write_h5ad(tmp_path / "a.h5ad")
+        assert np.array_equal(read_named(str(tmp_path / "a.h5ad:X"), "data"), self.VALUES)
+        assert np.array_equal(read_named(str(tmp_path / "a.h5ad:X_scVI"), "latents"), 2 * self.VALUES)
+
+
+class Payload:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
