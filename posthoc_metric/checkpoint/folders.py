@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..errors import CheckpointError, UnsafeFileError
 from .extras import need
@@ -111,4 +115,53 @@ def _latent_shape(described: dict[str, Any], model: Any) -> tuple[int, ...] | No
 
 
 def read_scvi(container: Container, trust: bool) -> Read:
-    raise CheckpointError(f"{container.path} is a scvi-tools folder; pass factory= to use its weights.")
+    """A scvi-tools model, rebuilt from what it registered of its data; the data themselves are not needed.
+
+    The decoder is the mean of the likelihood for a cell of the first batch with 10,000 counts; other cells by
+    ``condition={"library": ..., "batch_index": ...}``, each with shape (1, 1).
+
+    Raises:
+        UnsafeFileError: the file holds objects beside tensors and plain data, and not ``trust``.
+        CheckpointError: the model is unknown to the installed scvi-tools, or cannot be rebuilt without data.
+        MissingExtraError: scvi-tools is not installed.
+    """
+    folder = container.path
+    content = read_torch(Container(folder / "model.pt", "torch", container.looks_like), trust, _tables())
+    described = content.get("attr_dict", {}) if isinstance(content, dict) else {}
+    registry = described.get("registry_", {})
+    name = str(registry.get("model_name", ""))
+    models = need("scvi.model", "scvi", "reading a scvi-tools model folder")
+    make = getattr(models, name, None) if name.isidentifier() else None
+    if not isinstance(make, type) or "registry" not in inspect.signature(make).parameters:
+        raise CheckpointError(
+            f"{folder} is a scvi-tools folder of a model {name!r} that cannot be rebuilt without its data. Load it "
+            "with scvi-tools and wrap its module: Decoder(model.module, method='generative', output='px', condition={...})."
+        )
+    given = described.get("init_params_", {})
+    arguments = dict(given.get("non_kwargs", {}))
+    for more in given.get("kwargs", {}).values():
+        arguments.update(more)
+    try:
+        module = make(adata=None, registry=registry, **arguments).module
+        state = {key: value for key, value in content["model_state_dict"].items() if isinstance(value, torch.Tensor)}
+        module.load_state_dict(state)
+    except Exception as error:  # a description may be incomplete or of another version in any way
+        raise CheckpointError(
+            f"{folder} is a scvi-tools folder whose {name} cannot be rebuilt ({type(error).__name__}: {error})."
+        ) from error
+    condition = {"library": torch.full((1, 1), math.log(1e4)), "batch_index": torch.zeros(1, 1, dtype=torch.long)}
+    told = {"method": "generative", "output": "px", "condition": condition, "latent_dim": arguments.get("n_latent")}
+    return module, told
+
+
+def _tables() -> list[Any]:
+    """pandas's types for tables of numbers, in which scvi-tools keeps its training history."""
+    try:
+        import pandas
+        from pandas._libs.internals import _unpickle_block
+        from pandas.core.indexes.base import _new_Index
+        from pandas.core.internals.managers import BlockManager
+    except ImportError:  # without pandas there is no scvi-tools either, which the caller finds out next
+        return []
+    rebuild = (_unpickle_block, "pandas._libs.internals._unpickle_block")
+    return [pandas.DataFrame, pandas.Index, pandas.RangeIndex, BlockManager, _new_Index, rebuild, slice, bytes]

@@ -90,6 +90,8 @@ def load_decoder(
         # what the caller says about the part and its latents overrides all that the file tells of them
         if latent_dim is not None or latent_shape is not None or method is not None:
             told = {name: value for name, value in told.items() if name not in ("latent_dim", "latent_shape")}
+        if isinstance(condition, Mapping) and isinstance(told.get("condition"), Mapping):
+            options["condition"] = {**told["condition"], **condition}
         options = {name: told.get(name) if value is None else value for name, value in options.items()}
     else:
         model, notes = _from_weights(container, factory, factory_kwargs, key, prefix, strict, trust)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import collections
 import pathlib
 import pickle
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,11 @@ from . import vet
 from .sniff import Container
 
 
-def read_torch(container: Container, trust: bool) -> Any:
+def read_torch(container: Container, trust: bool, plain: Sequence[Any] = ()) -> Any:
     """What a ``torch.save`` file holds: tensors, containers of them and plain data, unless ``trust``.
+
+    Args:
+        plain: more types that hold data and run nothing.
 
     Raises:
         UnsafeFileError: it holds other Python objects, and the caller has not said ``trust=True``.
@@ -27,7 +30,7 @@ def read_torch(container: Container, trust: bool) -> Any:
     """
     path = container.path
     try:
-        with torch.serialization.safe_globals(_plain_data()), warnings.catch_warnings():
+        with torch.serialization.safe_globals([*_plain_data(), *plain]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -62,7 +65,13 @@ def _plain_data() -> list[Any]:
     arrays += [(multiarray.scalar, f"{core}.multiarray.scalar") for core in ("numpy.core", "numpy._core")]
     arrays += [(multiarray._reconstruct, f"{core}.multiarray._reconstruct") for core in ("numpy.core", "numpy._core")]
     paths = [pathlib.PurePosixPath, pathlib.PosixPath, pathlib.PureWindowsPath]
-    return [*arrays, *paths, argparse.Namespace, collections.defaultdict, dict, set]
+    # a default dictionary is read as a plain one: its factory would be called, and torch fills no other mapping
+    mappings = [dict, (_plain_dict, "collections.defaultdict")]
+    return [*arrays, *paths, *mappings, argparse.Namespace, set]
+
+
+def _plain_dict(*_: Any) -> dict[Any, Any]:
+    return {}
 
 
 def _unknown(path: pathlib.Path, error: Exception) -> str:

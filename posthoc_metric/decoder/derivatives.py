@@ -95,7 +95,9 @@ class _ContiguousAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is functional.scaled_dot_product_attention:
-            args = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in args)
+            # contiguous() would leave a tangent of another layout than its tensor as it is
+            copy = torch.contiguous_format
+            args = tuple(a.clone(memory_format=copy) if isinstance(a, Tensor) else a for a in args)
         return func(*args, **(kwargs or {}))
 
 
