@@ -1,0 +1,199 @@
+"""Work cut into blocks and handed to joblib: local cores by ``n_jobs=``, a cluster by ``joblib.parallel_config``.
+
+What a block computes depends on the block alone: not on how many workers there are, how many threads they
+have, nor on who computed the blocks before it.  So results are the same bit for bit however they came about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from joblib.parallel import get_active_backend
+from threadpoolctl import threadpool_limits
+
+from ..errors import InvalidArgumentError, WorkerError
+from .progress import Progress
+
+try:
+    import cloudpickle
+except ImportError:  # joblib before 1.6 carries its own
+    from joblib.externals import cloudpickle
+
+Task = Callable[[Any, Any], Any]
+
+#: rounds without a single finished block after which lost workers are no accident
+_FRUITLESS_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A block's result; whatever else a backend hands back is a block that was lost."""
+
+    index: int
+    value: Any
+    seconds: float
+
+
+def run_blocks(
+    task: Task,
+    shared: Any,
+    blocks: Sequence[Any],
+    *,
+    n_jobs: int | None = None,
+    done: Collection[int] = (),
+    progress: Progress | None = None,
+    stage: str = "",
+) -> Iterator[tuple[int, Any]]:
+    """Yield ``(index, task(shared, block))`` for all blocks that are not ``done``, as they are finished.
+
+    A worker that dies takes its unfinished blocks with it; they are handed out again.
+
+    Args:
+        task: a function of a module, so that workers can import it; it must not draw random numbers.
+        shared: what all blocks need, such as the metric; pickled once.
+        blocks: what tells the blocks apart, small.
+        n_jobs: as in joblib; ``None`` leaves it to ``joblib.parallel_config``, outside of which it means 1.
+        done: indices of blocks not to compute.
+
+    Raises:
+        WorkerError: workers keep dying without finishing a block.
+        InvalidArgumentError: ``shared`` cannot be pickled.
+    """
+    progress = progress or Progress()
+    missing = [index for index in range(len(blocks)) if index not in set(done)]
+    progress.begin(stage, len(blocks), len(blocks) - len(missing))
+    if not missing:
+        return
+    if _in_process(n_jobs):
+        for index in missing:
+            with _one_thread():
+                result = _compute(task, shared, index, blocks[index])
+            progress.advance(result.seconds)
+            yield index, result.value
+        return
+    payload = _pack(shared)
+    digest = hashlib.sha256(payload.tobytes()).hexdigest()
+    fruitless = 0
+    while missing:
+        before = len(missing)
+        trouble: BaseException | None = None
+        calls = (delayed(_call)(payload, digest, task, index, blocks[index]) for index in missing)
+        left = set(missing)
+        threads = torch.get_num_threads()
+        try:
+            for result in Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1)(calls):
+                if isinstance(result, _Done):
+                    left.discard(result.index)
+                    progress.advance(result.seconds)
+                    yield result.index, result.value
+                elif isinstance(result, BaseException):
+                    trouble = result
+        except Exception as error:
+            if not _is_lost_worker(error):
+                raise
+            trouble = error
+        finally:
+            torch.set_num_threads(threads)
+        missing = sorted(left)
+        fruitless = fruitless + 1 if len(missing) == before else 0
+        if fruitless == _FRUITLESS_ROUNDS:
+            raise WorkerError(
+                f"workers died {fruitless} times in a row before any finished a block ({trouble!r:.300}). Blocks that "
+                "were finished before are kept in `store`, where one was given. They may have run out of "
+                "memory: use fewer workers (`n_jobs`), or look at the cluster's logs."
+            ) from trouble
+
+
+def _is_lost_worker(error: Exception) -> bool:
+    """Whether a backend says that a worker was lost; known by name, because the backends are optional."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(
+        names & {"BrokenProcessPool", "BrokenExecutor", "KilledWorker", "CancelledError", "FutureCancelledError"}
+    )
+
+
+def _in_process(n_jobs: int | None) -> bool:
+    backend, configured = get_active_backend()
+    chosen = (configured or 1) if n_jobs is None else n_jobs
+    if isinstance(chosen, bool) or not isinstance(chosen, int) or chosen == 0:
+        raise InvalidArgumentError(
+            f"`n_jobs` must be None or an integer other than 0, as in joblib (-1: all cores); got {n_jobs!r}."
+        )
+    # loky is what joblib falls back on; any other backend was asked for, even with one worker
+    return chosen == 1 and type(backend).__name__ in ("LokyBackend", "SequentialBackend")
+
+
+def _pack(shared: Any) -> np.ndarray:
+    """One array of bytes: joblib maps large arrays into local workers' memory and scatters them on a cluster."""
+    try:
+        return np.frombuffer(cloudpickle.dumps(shared), dtype=np.uint8)
+    except Exception as error:
+        raise InvalidArgumentError(
+            f"the metric must be picklable to be sent to workers; it is not ({type(error).__name__}: {error}). "
+            "Use n_jobs=1, or define its functions in a module that the workers can import."
+        ) from error
+
+
+@lru_cache(maxsize=2)
+def _unpack(digest: str, payload: _Bytes) -> Any:
+    content, payload.content = payload.content, None
+    return cloudpickle.loads(content)
+
+
+class _Bytes:
+    """A payload that the cache tells apart by its digest alone."""
+
+    def __init__(self, content: Any):
+        self.content = content
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Bytes)
+
+
+def _call(payload: np.ndarray, digest: str, task: Task, index: int, block: Any) -> _Done:
+    """What a worker runs."""
+    shared = _unpack(digest, _Bytes(payload.data))
+    if threading.current_thread() is threading.main_thread():
+        with _one_thread():
+            return _compute(task, shared, index, block)
+    # a thread that restored the process's limits would do so under its neighbours; the driver restores them
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+    return _compute(task, shared, index, block)
+
+
+def _compute(task: Task, shared: Any, index: int, block: Any) -> _Done:
+    begun = time.perf_counter()
+    with torch.no_grad():
+        value = task(shared, block)
+    return _Done(index, value, time.perf_counter() - begun)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for torch and for BLAS, so that sums are taken in one order whatever the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def cut(total: int, size: int) -> list[tuple[int, int]]:
+    """``[0, total)`` in blocks of ``size``; the size never depends on the number of workers."""
+    return [(low, min(low + size, total)) for low in range(0, total, size)]

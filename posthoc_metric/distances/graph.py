@@ -1,0 +1,167 @@
+"""The graph that stands in for the manifold: nearest neighbours, joined by straight edges measured in the metric.
+
+A shortest path on it is never shorter than the geodesic, but for the error of the edges' quadrature; how much longer it
+is depends on how long the edges are against the spacing of the points, so more neighbours make it better.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import coo_matrix, csr_matrix
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+
+from ..geodesic.graph import _join
+from ..metric import Metric
+from .blocks import cut, run_blocks
+from .edges import segment_lengths
+from .progress import Progress
+from .store import open_results
+
+#: rows of the neighbour search, and edges measured, in one block
+_SEARCH_BLOCK = 4096
+_EDGE_BLOCK = 8192
+#: edges that the default number of neighbours aims at, and the fewest neighbours it gives
+_EDGES = 200_000
+_FEWEST = 48
+#: neighbours within whose distance the metric is taken to be smooth
+_NEAR = 10
+
+
+@dataclass(frozen=True)
+class DistanceGraph:
+    """Nodes and the lengths of the edges between them.
+
+    Attributes:
+        points: (n, d) float64.
+        lengths: symmetric sparse matrix (n, n).
+        search: the fitted neighbour search over ``points``.
+        k: neighbours of a node; a point that joins later gets as many.
+        unit: latent length that one piece of an edge may have where the edge is measured.
+    """
+
+    points: Tensor
+    lengths: csr_matrix
+    search: NearestNeighbors
+    k: int
+    unit: float
+
+    def attach(self, metric: Metric, others: Tensor) -> csr_matrix:
+        """Lengths (B, n) of the edges from ``others`` (B, d) to their k nearest nodes."""
+        indices = self.search.kneighbors(others.cpu().numpy(), n_neighbors=self.k, return_distance=False).reshape(-1)
+        near = self.points[torch.from_numpy(indices).to(self.points.device)]
+        with torch.no_grad():
+            lengths = segment_lengths(metric.parts(), others.repeat_interleave(self.k, 0), near, self.unit)
+        rows = np.repeat(np.arange(len(others)), self.k)
+        return _sparse(rows, indices, lengths.cpu().numpy(), (len(others), len(self.points)))
+
+
+def default_neighbours(count: int) -> int:
+    """How many neighbours a graph of ``count`` nodes gets unless the caller says."""
+    return min(max(_EDGES // max(count, 1), _FEWEST), count - 1)
+
+
+def build_distance_graph(
+    metric: Metric,
+    points: Tensor,
+    k: int,
+    *,
+    n_jobs: int | None = None,
+    store: Path | None = None,
+    plan: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> DistanceGraph:
+    """The symmetric k-nearest-neighbour graph of ``points`` (n, d), in one piece, its edges measured in blocks."""
+    array = points.cpu().numpy()
+    k = min(k, len(array) - 1)
+    search = NearestNeighbors(n_neighbors=k).fit(array)
+    plan = {**(plan or {}), "neighbours": k}
+    edges = _edges(search, array, k, n_jobs, store, plan, progress)
+    unit = _spacing(array, edges)
+    blocks = cut(len(edges), _EDGE_BLOCK)
+    results = open_results(
+        None if store is None else store / "edges", {**plan, "edges": len(edges)}, {"lengths": ((len(edges),), float)}
+    )
+    try:
+        found = run_blocks(
+            _measure,
+            (metric, points, edges, unit),
+            blocks,
+            n_jobs=n_jobs,
+            done=results.done,
+            progress=progress,
+            stage="edges",
+        )
+        for index, lengths in found:
+            results.write(index, {"lengths": [(slice(*blocks[index]), lengths)]})
+        lengths = np.array(results.arrays["lengths"])
+    finally:
+        results.close()
+    half = _sparse(edges[:, 0], edges[:, 1], lengths, (len(array), len(array)))
+    return DistanceGraph(points, (half + half.T).tocsr(), search, k, unit)
+
+
+def _spacing(array: np.ndarray, edges: np.ndarray) -> float:
+    """The median latent distance of a point to its tenth neighbour or so, from the edges' own lengths."""
+    lengths = np.sort(np.linalg.norm(array[edges[:, 0]] - array[edges[:, 1]], axis=1))
+    positive = lengths[lengths > 0]
+    share = min(_NEAR * len(array), len(positive)) / 2
+    return float(positive[int(share)]) if len(positive) else 1.0
+
+
+def _sparse(rows: np.ndarray, columns: np.ndarray, lengths: np.ndarray, shape: tuple[int, int]) -> csr_matrix:
+    usable = np.isfinite(lengths)
+    # an explicit zero is no edge to csgraph; equal points are joined by a length too small to matter
+    values = np.maximum(lengths[usable], 1e-300)
+    return coo_matrix((values, (rows[usable], columns[usable])), shape=shape).tocsr()
+
+
+def _edges(
+    search: NearestNeighbors,
+    array: np.ndarray,
+    k: int,
+    n_jobs: int | None,
+    store: Path | None,
+    plan: dict[str, Any],
+    progress: Progress | None,
+) -> np.ndarray:
+    """Pairs (E, 2) of nodes, each once, that join every node to its k nearest and the whole into one piece."""
+    blocks = cut(len(array), _SEARCH_BLOCK)
+    results = open_results(
+        None if store is None else store / "neighbours", plan, {"indices": ((len(array), k), np.int32)}
+    )
+    try:
+        found = run_blocks(
+            _search, (search, array, k), blocks, n_jobs=n_jobs, done=results.done, progress=progress, stage="neighbours"
+        )
+        for index, indices in found:
+            results.write(index, {"indices": [(slice(*blocks[index]), indices)]})
+        columns = np.array(results.arrays["indices"]).reshape(-1)
+    finally:
+        results.close()
+    rows = np.repeat(np.arange(len(array), dtype=np.int32), k)
+    low, high = np.minimum(rows, columns), np.maximum(rows, columns)
+    keys = np.unique(low.astype(np.int64) * len(array) + high)
+    edges = np.stack([keys // len(array), keys % len(array)], axis=1)
+    return _join(array, edges)
+
+
+def _search(shared: tuple[NearestNeighbors, np.ndarray, int], block: tuple[int, int]) -> np.ndarray:
+    search, array, k = shared
+    low, high = block
+    indices = search.kneighbors(array[low:high], n_neighbors=k + 1, return_distance=False)
+    # the point itself comes first, but for points that coincide
+    others = indices != np.arange(low, high)[:, None]
+    others[others.all(1), -1] = False
+    return indices[others].reshape(high - low, k)
+
+
+def _measure(shared: tuple[Metric, Tensor, np.ndarray, float], block: tuple[int, int]) -> np.ndarray:
+    metric, points, edges, unit = shared
+    ends = torch.from_numpy(edges[slice(*block)].astype(np.int64)).to(points.device)
+    return segment_lengths(metric.parts(), points[ends[:, 0]], points[ends[:, 1]], unit).cpu().numpy()

@@ -1,0 +1,158 @@
+"""What the front doors share: arguments checked once, points made ready, warnings given."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._arrays import ArrayLike, Restore, describe, to_points
+from ..errors import ConvergenceWarning, InvalidArgumentError
+from ..geodesic.graph import subsample
+from ..geodesic.options import RelaxationOptions, make_options
+from ..metric import Metric
+from .report import DistanceReport
+
+#: support latents that join a graph beside the caller's own points
+_MOST_SUPPORT = 5_000
+#: median relative error of graph distances beyond which the caller is warned
+TOLERATED = 0.02
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The distinct points of a graph, and which of them the caller's are.
+
+    Attributes:
+        points: (n, d).
+        rows, columns: node of each row of ``a`` and of ``b``; ``columns`` is ``rows`` where there is no ``b``.
+    """
+
+    points: Tensor
+    rows: np.ndarray
+    columns: np.ndarray
+
+
+def check_metric(metric: Any) -> Metric:
+    """``metric``, if it is one.
+
+    Raises:
+        InvalidArgumentError: it is not.
+    """
+    if not isinstance(metric, Metric):
+        raise InvalidArgumentError(
+            f"`metric` must be a posthoc_metric.Metric; got {describe(metric)}. "
+            "Wrap a function with FunctionMetric(fn, dim), or a decoder with PullbackMetric(decoder)."
+        )
+    return metric
+
+
+def check_count(value: Any, name: str, low: int, what: str) -> int:
+    """``value`` as an integer of at least ``low``.
+
+    Raises:
+        InvalidArgumentError: anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
+        raise InvalidArgumentError(
+            f"`{name}` is {what} and must be an integer of at least {low}; got {describe(value)}."
+        )
+    return int(value)
+
+
+def check_solver(solver: dict[str, Any]) -> None:
+    """See that the solver will take these options, before hours of work.
+
+    Raises:
+        InvalidArgumentError: an unknown option or a bad value.
+    """
+    make_options(RelaxationOptions, {key: value for key, value in solver.items() if key not in ("solver", "support")})
+
+
+def as_points(metric: Metric, value: ArrayLike, name: str) -> tuple[Tensor, Tensor, Restore]:
+    """``value`` as it came, in float64, and the way back; at least one row.
+
+    Raises:
+        InvalidArgumentError: a wrong shape, rows that are not finite, or no rows.
+    """
+    raw, restore = to_points(value, name, metric.dim)
+    if not len(raw):
+        raise InvalidArgumentError(f"`{name}` must hold at least one point; it has no rows.")
+    return raw, raw.double(), restore
+
+
+def make_nodes(metric: Metric, a: Tensor, b: Tensor | None, support: ArrayLike | None) -> Nodes:
+    """Distinct rows of ``a``, ``b`` and the support, in an order that does not depend on theirs."""
+    known = metric.support if support is None else to_points(support, "support", metric.dim)[0]
+    parts = [a] if b is None else [a, b]
+    asked = sum(len(part) for part in parts)
+    if known is not None:
+        parts.append(subsample(known.to(a.device).double(), _MOST_SUPPORT))
+    distinct, which = np.unique(torch.cat(parts).cpu().numpy(), axis=0, return_inverse=True)
+    which = which.reshape(-1)
+    rows = which[: len(a)]
+    return Nodes(torch.from_numpy(distinct).to(a.device), rows, rows if b is None else which[len(a) : asked])
+
+
+def fingerprint(metric: Metric, a: Tensor, b: Tensor | None, solver: dict[str, Any], **facts: Any) -> dict[str, Any]:
+    """What tells a computation from another: digests of the points, values of the metric, and options."""
+    probe = a[:: max(len(a) // 4, 1)][:4]
+    with torch.no_grad():
+        values = torch.as_tensor(metric.tensor(probe)).double().flatten().tolist()
+    return {
+        "a": _digest(a),
+        "b": None if b is None else _digest(b),
+        "metric": values,
+        # a support is an array, and what it changes is in the graph's own files
+        "solver": {name: repr(value) for name, value in sorted(solver.items()) if name != "support"},
+        **facts,
+    }
+
+
+def _digest(points: Tensor) -> str:
+    array = np.ascontiguousarray(points.cpu().numpy())
+    return hashlib.sha256(str(array.shape).encode() + array.tobytes()).hexdigest()
+
+
+def below(store: str | Path | None, name: str) -> Path | None:
+    """The folder ``name`` in the store, if there is a store."""
+    return None if store is None else Path(store) / name
+
+
+def warn(report: DistanceReport, stacklevel: int = 3) -> None:
+    """Say in a warning what of the report nobody may overlook."""
+    if report.failed:
+        warnings.warn(
+            f"{report.failed} of {report.pairs} pairs have no distance (NaN, or inf where no path joins them): the "
+            "metric is not finite there. Check the decoder at these latents, or give `support`.",
+            ConvergenceWarning,
+            stacklevel=stacklevel,
+        )
+    if report.unconverged:
+        warnings.warn(
+            f"{report.unconverged} of the pairs solved did not converge; their distance is the length of the curve "
+            f"that was found, with a relative error of up to {report.largest_error:.1g} by the solver's own estimate. "
+            "metric.geodesic(a, b).status says why, pair by pair.",
+            ConvergenceWarning,
+            stacklevel=stacklevel,
+        )
+    if report.error is not None and report.error.pairs == 0:
+        warnings.warn(
+            "the error of the graph's distances is not known: the solver vouches for none of the sampled pairs.",
+            ConvergenceWarning,
+            stacklevel=stacklevel,
+        )
+    elif report.error is not None and report.error.median > TOLERATED and report.calibrated == 1.0:
+        warnings.warn(
+            f"distances on the graph differ from the solver's by {100 * report.error.median:.1f} % in the median "
+            f"({100 * report.error.p90:.1f} % at the 90th percentile). Raise `neighbours` "
+            f"(now {report.neighbours}), take the bias out with calibrate=True, or use method='solver'.",
+            ConvergenceWarning,
+            stacklevel=stacklevel,
+        )
