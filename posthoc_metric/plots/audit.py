@@ -87,14 +87,20 @@ def audit_panel(audit: Audit, ax: Axes | None = None) -> Axes:
         margins = [_margin(value, row.bound, row.relation, reach) for value in (row.before, row.after)]
         if row.relation == "at most" and row.before == 0:
             margins[0] = float("nan")  # the decoder against itself: zero by definition, and off the scale
-        if not np.isnan(margins).any():
+        if abs(margins[1] - margins[0]) > 0.3:
             ax.annotate(
                 "", (margins[1], y), (margins[0], y), arrowprops={"arrowstyle": "->", "color": FAINT, "lw": 1.4}
             )
         for margin, name in zip(margins, ("decoder", "repaired"), strict=True):
             trace = TRACES[name]
             ax.plot(
-                margin, y, trace.marker, color=trace.colour, markersize=7, label=trace.label if y == labelled else None
+                margin,
+                y,
+                trace.marker,
+                color=trace.colour,
+                markersize=7,
+                markeredgecolor="white",
+                label=trace.label if y == labelled else None,
             )
     ax.axvline(0, color=INK, linewidth=1)
     ax.set_yticks(range(len(rows)), [row.name for row in rows])
