@@ -56,12 +56,13 @@ class Attention(nn.Module):
         self.project = nn.Linear(8, 24)
 
     def forward(self, z):
-        tokens = self.up(z).view(-1, 8, 6)
-        if self.norm is not None:
-            tokens = self.norm(tokens)
-        parts = self.project(tokens.transpose(1, 2)).chunk(3, dim=-1)
+        tokens = self.up(z).view(-1, 8, 6).transpose(1, 2)
+        parts = self.project(tokens).chunk(3, dim=-1)
         query, key, value = (part.reshape(-1, 6, 2, 4).transpose(1, 2) for part in parts)
-        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(-1, 6, 8)
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(-1, 6, 8)
+        if self.norm is None:
+            return mixed
+        return self.norm(mixed.transpose(1, 2).reshape(-1, 8, 2, 3))
 
 
 class Transformer(nn.Module):
@@ -192,7 +193,7 @@ WORKS = {
     "GRU": (lambda: Recurrent(nn.GRU), ""),
     "RNN": (lambda: Recurrent(nn.RNN), ""),
     "attention": (Attention, "math attention"),
-    "attention after group norm": (lambda: Attention(norm=True), "math attention"),
+    "attention with group norm": (lambda: Attention(norm=True), "contiguous inputs"),
     "transformer": (Transformer, "math attention"),
     "gradient checkpointing": (Checkpointed, "forward-mode"),
     "no_grad inside": (lambda: NoGrad(torch.no_grad), "d forward columns"),

@@ -107,6 +107,8 @@ class Decoder:
             DecoderError: the decoder returned NaN or infinity; ``rows`` says where.
         """
         points, restore = to_points(z, "z", self.latent_dim)
+        if not len(points):
+            return restore(points.new_empty(0, self.output_dim))
         inner = points.to(self.device, self.dtype)
         with self._eval_mode(), torch.no_grad():
             value = self._gather([self._found.call(rows) for rows in self._chunks(inner)], inner)
@@ -117,6 +119,8 @@ class Decoder:
         """``f(z)`` and ``J(z) v``, each (B, D), for ``z`` and ``v`` of shape (B, d)."""
         points, restore = to_points(z, "z", self.latent_dim)
         tangents = self._beside(points, v, "v", self.latent_dim)
+        if not len(points):
+            return restore(points.new_empty(0, self.output_dim)), restore(points.new_empty(0, self.output_dim))
         route, smooth = self._found.route, self._found.smooth
         inner, tangents = points.to(smooth.device, smooth.dtype), tangents.to(smooth.device, smooth.dtype)
         with self._eval_mode():
@@ -131,6 +135,8 @@ class Decoder:
         """``f(z)`` (B, D) and ``J(z)ᵀ u`` (B, d), for ``u`` of shape (B, D)."""
         points, restore = to_points(z, "z", self.latent_dim)
         cotangents = self._beside(points, u, "u", self.output_dim)
+        if not len(points):
+            return restore(points.new_empty(0, self.output_dim)), restore(points.new_empty(0, self.latent_dim))
         route, smooth = self._found.route, self._found.smooth
         inner, cotangents = points.to(smooth.device, smooth.dtype), cotangents.to(smooth.device, smooth.dtype)
         values, pulls = [inner.new_empty(0, self.output_dim)], [inner.new_empty(0, self.latent_dim)]
@@ -153,6 +159,9 @@ class Decoder:
     def value_and_jacobian(self, z: ArrayLike) -> tuple[Any, Any]:
         """``f(z)`` (B, D) and ``J(z)`` (B, D, d), by forward-mode columns in chunks of ``max_bytes``."""
         points, restore = to_points(z, "z", self.latent_dim)
+        if not len(points):
+            empty = points.new_empty(0, self.output_dim, self.latent_dim)
+            return restore(empty[..., 0]), restore(empty)
         inner = points.to(self._found.smooth.device, self._found.smooth.dtype)
         chunks = list(self._column_chunks(inner))
         with self._eval_mode():
@@ -174,7 +183,7 @@ class Decoder:
     def describe(self) -> str:
         """What the probe found and chose, for a person to read."""
         route = self._found.route
-        kernels = f", with {' and '.join(route.kernels)}" if route.kernels else ""
+        kernels = f", with {', '.join(route.kernels)}" if route.kernels else ""
         columns = "sharing one evaluation (vmap)" if route.mapped else "on a batch repeated for each"
         lines = [
             f"Decoder R^{self.latent_dim} -> R^{self.output_dim}, one output of shape {self.output_shape}",

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 Function = Callable[[Tensor], Tensor]
 
@@ -88,100 +83,3 @@ def columns_by_tiling(
 def _pair(result: Any) -> tuple[Tensor, Tensor]:
     value, pushed = result
     return value, pushed
-
-
-class _ContiguousAttention(TorchFunctionMode):
-    """Hands attention contiguous tensors: the forward derivative of its math kernel takes views of them."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is functional.scaled_dot_product_attention:
-            # contiguous() would leave a tangent of another layout than its tensor as it is
-            copy = torch.contiguous_format
-            args = tuple(a.clone(memory_format=copy) if isinstance(a, Tensor) else a for a in args)
-        return func(*args, **(kwargs or {}))
-
-
-class _DirectLinearMaps(TorchFunctionMode):
-    """Pushes tangents through layers that are linear in their input by the layer itself.
-
-    Forward-mode AD gives a constant weight and bias a symbolic zero tangent, and every sum with one goes
-    through a shape computation in Python: 0.2 ms a layer, which on small batches is most of the time, and 2 s
-    for the imports of the first.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in _LINEAR_MAPS or kwargs or len(args) < 2:
-            return func(*args, **(kwargs or {}))
-        x, weight, *rest = args
-        primal, tangent = forward_ad.unpack_dual(x, level=0)
-        bias = rest[0] if rest else None
-        varies = any(forward_ad.unpack_dual(t, level=0).tangent is not None for t in (weight, bias) if t is not None)
-        if tangent is None or varies:
-            return func(*args)
-        without_bias = (None, *rest[1:])
-        return forward_ad.make_dual(func(primal, weight, *rest), func(tangent, weight, *without_bias), level=0)
-
-
-_LINEAR_MAPS = frozenset(
-    getattr(functional, name) for name in ("linear", *(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)))
-)
-
-
-class _ExplicitDistances(TorchFunctionMode):
-    """Euclidean distances by differences and squares: ``torch.cdist`` has no forward and no second derivative."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        options = kwargs or {}
-        euclidean = len(args) == 2 and options.get("p", 2.0) == 2.0
-        if func is torch.cdist and euclidean:
-            return (args[0].unsqueeze(-2) - args[1].unsqueeze(-3)).square().sum(dim=-1).sqrt()
-        return func(*args, **options)
-
-
-@contextmanager
-def _math_attention() -> Iterator[None]:
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH), _ContiguousAttention():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-@contextmanager
-def _without_mkldnn() -> Iterator[None]:
-    with torch.backends.mkldnn.flags(enabled=False):
-        yield
-
-
-#: what replaces kernels whose forward derivative is missing or slow, for the time of a call
-KERNELS: dict[str, Callable[[], Any]] = {
-    "direct linear maps": _DirectLinearMaps,
-    "math attention": _math_attention,
-    "no mkldnn": _without_mkldnn,
-    "explicit distances": _ExplicitDistances,
-}
-
-#: what an error says -> what to replace
-_COMPLAINTS = {
-    "scaled_dot_product": "math attention",
-    "transformer_encoder_layer": "math attention",
-    "view size is not compatible": "math attention",
-    "mkldnn": "no mkldnn",
-    "cdist": "explicit distances",
-}
-
-
-def remedies(error: Exception) -> list[str]:
-    """The kernels to replace according to the words of ``error``."""
-    return list(dict.fromkeys(kernel for words, kernel in _COMPLAINTS.items() if words in str(error)))
-
-
-@contextmanager
-def kernels(names: tuple[str, ...]) -> Iterator[None]:
-    """Inside, the kernels named in :data:`KERNELS` are in force."""
-    with ExitStack() as stack:
-        for name in names:
-            stack.enter_context(KERNELS[name]())
-        yield

@@ -102,7 +102,7 @@ def _named(model: Any, method: Any) -> Part:
                 f"`method` is {method!r}, but {type(part).__name__} has no {step!r}. "
                 f"It has: {', '.join(_callables(part)) or 'nothing that can be called'}."
             ) from None
-    if not callable(part):
+    if not callable(part) or (isinstance(part, nn.Module) and not _has_forward(part)):
         raise InvalidArgumentError(
             f"`method` is {method!r}, which is no function or module but {describe(part)}. "
             "For one of a list name its index too, such as 'decoders.0'."
@@ -171,7 +171,11 @@ def width_candidates(model: Any, part: Part) -> Iterator[tuple[int, tuple[int, .
         if isinstance(root, torch.fx.GraphModule):
             yield from _traced_widths(root)
         if root is not part.target and part.name.endswith((".decode", ".sample", ".generate")):
-            continue  # the first layer of a whole autoencoder is its encoder's
+            # the first layer of a whole autoencoder is its encoder's
+            inner = getattr(_unwrapped(root), "decoder", None)
+            if not isinstance(inner, nn.Module):
+                continue
+            root = inner
         for module in root.modules():
             if getattr(module, "original_name", "") == "Linear":  # a scripted one
                 yield dict(module.named_parameters())["weight"].shape[1], None, "first linear layer"

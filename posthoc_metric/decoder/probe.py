@@ -10,17 +10,16 @@ from torch import Tensor
 
 from .._arrays import name_rows
 from ..errors import DecoderError
-from . import derivatives
+from . import kernels
 from .call import Call
 from .finite import Difference, difference
 from .memory import bytes_per_row
+from .promises import check_rows_apart, check_same_twice, check_values, in_float64
 from .routes import Route
 from .settle import ROWS, probe_latents
 
 #: relative accuracy that a route must show against finite differences in float64, by the precision it runs in
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-5}
-#: parameters beyond this are not copied to float64 for the check
-_COPY_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -59,83 +58,16 @@ def probe(call: Call, latent_dim: int, latents: Tensor | None = None) -> Found:
     with torch.no_grad():
         value, row_bytes = bytes_per_row(call, z)
         output_shape = tuple(call.shaped(z[:2]).shape[1:])
-        _check_values(value)
-        scale = _check_same_twice(call, z, value)
-        _check_rows_apart(call, z, value, scale, latent_dim)
-        precise = _precise(call, z, value)
+        check_values(value)
+        scale = check_same_twice(call, z, value)
+        check_rows_apart(call, z, value, scale, latent_dim)
+        precise = in_float64(call, z, value)
     generator = torch.Generator().manual_seed(1)
     v = torch.randn(2 * len(z), latent_dim, generator=generator, dtype=torch.float64).to(call.device)
     v = v / v.norm(dim=1, keepdim=True)
     exam = _Exam(call, precise, z.repeat(2, 1), v)
     exam.check_smooth(value)
     return exam.choose(output_shape, row_bytes)
-
-
-def _check_values(value: Tensor) -> None:
-    if not value.is_floating_point():
-        raise DecoderError(
-            f"the decoder returns {value.dtype}, so that it is piecewise constant and has no derivative. "
-            "Wrap the layer before rounding, argmax or thresholding instead (method=, output=)."
-        )
-    bad = ~torch.isfinite(value).all(dim=1)
-    if bool(bad.any()):
-        raise DecoderError(
-            f"the decoder must return finite numbers; at standard normal latents {name_rows(bad)} NaN or infinite. "
-            "Check its weights; if its latents live elsewhere pass some of them as probe=.",
-            rows=tuple(torch.nonzero(bad).flatten().tolist()),
-        )
-
-
-def _noise(value: Tensor) -> float:
-    """What two equal computations may differ by, relative to the scale."""
-    return 1e-5 if value.dtype != torch.float64 else 1e-9
-
-
-def _check_same_twice(call: Call, z: Tensor, value: Tensor) -> Tensor:
-    scale = value.abs().amax().clamp_min(torch.finfo(value.dtype).tiny)
-    change = (call(z) - value).abs().amax()
-    if change > _noise(value) * scale:
-        raise DecoderError(
-            f"the decoder must give equal outputs for equal latents; two calls differ by {float(change):.2g} where the "
-            f"outputs reach {float(scale):.2g}. It samples, keeps state between calls, or drops out in eval mode: put "
-            "the model it uses into eval mode, and take the mean instead of a sample (method=, output=)."
-        )
-    return scale
-
-
-def _check_rows_apart(call: Call, z: Tensor, value: Tensor, scale: Tensor, dim: int) -> None:
-    others = probe_latents(len(z), dim, call, seed=2) * 3
-    others[0] = z[0]
-    change = (call(others)[0] - value[0]).abs().amax()
-    if change <= _noise(value) * scale:
-        # a lone row goes through other kernels: more noise, but a coupling would show
-        change = (call(z[:1])[0] - value[0]).abs().amax()
-        if change <= 100 * _noise(value) * scale:
-            return
-    raise DecoderError(
-        f"the decoder couples the rows of a batch: row 0 of the output changes by {float(change):.2g} when the other "
-        f"latents change, where the outputs reach {float(scale):.2g}. A layer normalises over the batch or quantises "
-        "by its range; give it fixed statistics, or pass a function that calls the model on one row at a time."
-    )
-
-
-def _precise(call: Call, z: Tensor, value: Tensor) -> Call | None:
-    """The call in float64, where the model can be copied or does not mind the precision of its input."""
-    if call.dtype == torch.float64:
-        return call
-    size = sum(p.numel() * p.element_size() for root in call.roots for p in root.parameters())
-    if size > _COPY_BYTES:
-        return None
-    try:
-        copied = call.copied(torch.float64)
-        twin = copied(z.double())
-        moved = copied(z.double() + 1e-9 * (1 + z.abs())) != twin
-    except Exception:  # a model may refuse copying in any way; the check then runs in its own precision
-        return None
-    scale = value.abs().amax()
-    agrees = twin.dtype == torch.float64 and bool(((twin - value).abs() <= 1e-3 * scale).all())
-    # a model that casts its input down inside does not feel so short a step
-    return copied if agrees and bool(moved.any()) else None
 
 
 class _Exam:
@@ -215,7 +147,7 @@ class _Exam:
             pushed = self._forward(route)
             if pushed is not None:
                 return route, pushed
-            more = [name for name in derivatives.remedies(self.error or Exception()) if name not in route.kernels]
+            more = [name for name in kernels.remedies(self.error or Exception()) if name not in route.kernels]
             if not more:
                 return None
             route = replace(route, kernels=(*route.kernels, *more))
@@ -331,7 +263,7 @@ class _Exam:
         return Found(self.call, smooth, route, output_shape, row_bytes, (*notes, *self._reasons()), warning)
 
     def _say(self, route: Route, reason: str) -> None:
-        kernels = f" with {' and '.join(route.kernels)}" if route.kernels else ""
+        kernels = f" with {', '.join(route.kernels)}" if route.kernels else ""
         self.reasons.append(f"{route.forward}{kernels}: {reason}")
 
     def _reasons(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import derivatives
+from . import derivatives, kernels
 from .finite import difference
 
 Function = Callable[[Tensor], Tensor]
@@ -35,7 +35,7 @@ class Route:
         forward: a key of :data:`FORWARD_WAYS`.
         reverse: a key of :data:`REVERSE_WAYS`.
         mapped: columns of the Jacobian share one evaluation of the function under ``vmap``.
-        kernels: see :data:`~posthoc_metric.decoder.derivatives.KERNELS`; for ``forward`` and ``reverse``.
+        kernels: see :data:`~posthoc_metric.decoder.kernels.KERNELS`; for ``forward`` and ``reverse``.
         reverse_kernels: the same for ``reverse``.
         shrink: divides the step of finite differences.
     """
@@ -49,7 +49,7 @@ class Route:
 
     def jvp(self, function: Function, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """``f(z)`` and ``J(z) v``, each (B, D)."""
-        with derivatives.kernels(self.kernels):
+        with kernels.in_force(self.kernels):
             return self._push(function, z, v)
 
     def _push(self, function: Function, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,7 +64,7 @@ class Route:
 
     def columns(self, function: Function, z: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
         """``f(z)`` (B, D) and columns ``first`` to ``last`` of ``J(z)``, (last - first, B, D)."""
-        with derivatives.kernels(self.kernels):
+        with kernels.in_force(self.kernels):
             if self.mapped:
                 return derivatives.columns_by_vmap(function, z, first, last)
             if self.forward == "differences":
@@ -77,7 +77,7 @@ class Route:
     def vjp(self, function: Function, z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """``f(z)`` (B, D) and ``J(z)ᵀ u`` (B, d)."""
         if self.reverse == "reverse":
-            with derivatives.kernels(self.reverse_kernels):
+            with kernels.in_force(self.reverse_kernels):
                 return derivatives.reverse(function, z, u)
         value, columns = self.columns(function, z, 0, z.shape[1])
         return value, torch.einsum("kbo,bo->bk", columns, u)

@@ -1,0 +1,84 @@
+"""What a decoder promises, checked on a few latents: finite numbers, equal for equal latents, row by row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._arrays import name_rows
+from ..errors import DecoderError
+from .call import Call
+from .settle import probe_latents
+
+#: parameters beyond this are not copied to float64 for the check
+_COPY_BYTES = 2**30
+
+
+def check_values(value: Tensor) -> None:
+    """Refuse outputs that are no finite real numbers."""
+    if not value.is_floating_point():
+        raise DecoderError(
+            f"the decoder returns {value.dtype}, so that it is piecewise constant and has no derivative. "
+            "Wrap the layer before rounding, argmax or thresholding instead (method=, output=)."
+        )
+    bad = ~torch.isfinite(value).all(dim=1)
+    if bool(bad.any()):
+        raise DecoderError(
+            f"the decoder must return finite numbers; at standard normal latents {name_rows(bad)} NaN or infinite. "
+            "Check its weights; if its latents live elsewhere pass some of them as probe=.",
+            rows=tuple(torch.nonzero(bad).flatten().tolist()),
+        )
+
+
+def _noise(value: Tensor) -> float:
+    """What two equal computations may differ by, relative to the scale."""
+    return 1e-5 if value.dtype != torch.float64 else 1e-9
+
+
+def check_same_twice(call: Call, z: Tensor, value: Tensor) -> Tensor:
+    """Refuse outputs that differ from call to call; return the scale of the outputs."""
+    scale = value.abs().amax().clamp_min(torch.finfo(value.dtype).tiny)
+    change = (call(z) - value).abs().amax()
+    if change > _noise(value) * scale:
+        raise DecoderError(
+            f"the decoder must give equal outputs for equal latents; two calls differ by {float(change):.2g} where the "
+            f"outputs reach {float(scale):.2g}. It samples, keeps state between calls, or drops out in eval mode: put "
+            "the model it uses into eval mode, and take the mean instead of a sample (method=, output=)."
+        )
+    return scale
+
+
+def check_rows_apart(call: Call, z: Tensor, value: Tensor, scale: Tensor, dim: int) -> None:
+    """Refuse outputs that depend on other rows of the batch."""
+    others = probe_latents(len(z), dim, call, seed=2) * 3
+    others[0] = z[0]
+    change = (call(others)[0] - value[0]).abs().amax()
+    if change <= _noise(value) * scale:
+        # a lone row goes through other kernels: more noise, but a coupling would show
+        change = (call(z[:1])[0] - value[0]).abs().amax()
+        if change <= 100 * _noise(value) * scale:
+            return
+    raise DecoderError(
+        f"the decoder couples the rows of a batch: row 0 of the output changes by {float(change):.2g} when the other "
+        f"latents change, where the outputs reach {float(scale):.2g}. A layer normalises over the batch or quantises "
+        "by its range; give it fixed statistics, or pass a function that calls the model on one row at a time."
+    )
+
+
+def in_float64(call: Call, z: Tensor, value: Tensor) -> Call | None:
+    """The call in float64, where the model can be copied or does not mind the precision of its input."""
+    if call.dtype == torch.float64:
+        return call
+    size = sum(p.numel() * p.element_size() for root in call.roots for p in root.parameters())
+    if size > _COPY_BYTES:
+        return None
+    try:
+        copied = call.copied(torch.float64)
+        twin = copied(z.double())
+        moved = copied(z.double() + 1e-9 * (1 + z.abs())) != twin
+    except Exception:  # a model may refuse copying in any way; the check then runs in its own precision
+        return None
+    scale = value.abs().amax()
+    agrees = twin.dtype == torch.float64 and bool(((twin - value).abs() <= 1e-3 * scale).all())
+    # a model that casts its input down inside does not feel so short a step
+    return copied if agrees and bool(moved.any()) else None

@@ -1,0 +1,508 @@
+"""The Decoder: which part is called, what it promises of its inputs and outputs, and what its refusals say."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import pickle
+import threading
+
+import numpy as np
+import pytest
+import torch
+from joblib import Parallel, delayed
+from torch import nn
+
+from posthoc_metric.decoder import Decoder, same_fingerprint
+from posthoc_metric.errors import DecoderError, InvalidArgumentError
+
+
+def net(dim=2, out=6):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(dim, 8), nn.Tanh(), nn.Linear(8, out))
+
+
+def latents(rows=5, dim=2, dtype=torch.float64):
+    return torch.randn(rows, dim, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+class Autoencoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Linear(6, 2)
+        self.decoder = net()
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
+
+
+class WithDecode(Autoencoder):
+    def decode(self, z):
+        return torch.sigmoid(self.decoder(z))
+
+
+class SameDecode(Autoencoder):
+    def decode(self, z):
+        return self.decoder(z).view(-1, 2, 3)
+
+
+class Several(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.decoders = nn.ModuleList([net(), net(out=3)])
+
+
+@dataclasses.dataclass
+class Result:
+    sample: torch.Tensor
+
+
+class Returning(nn.Module):
+    def __init__(self, wrap):
+        super().__init__()
+        self.net = net()
+        self.wrap = wrap
+
+    def forward(self, z):
+        return self.wrap(self.net(z))
+
+
+class Conditional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.embed = nn.Embedding(10, 3)
+            self.net = nn.Linear(5, 4)
+
+    def forward(self, z, label, *, shift=0.0):
+        extra = self.embed(label) if label.dtype == torch.long else label
+        return torch.tanh(self.net(torch.cat([z, extra], dim=1))) + shift
+
+
+class Queried(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net(dim=4, out=1)
+
+    def forward(self, z, points):
+        pairs = torch.cat([z[:, None].expand(-1, points.shape[1], -1), points], dim=-1)
+        return self.net(pairs).squeeze(-1)
+
+
+# ---- which part -------------------------------------------------------------------------------------------------
+
+
+def test_the_decoder_of_an_autoencoder_is_found():
+    model = Autoencoder()
+    decoder = Decoder(model)
+    assert "Autoencoder.decoder" in decoder.describe()
+    assert decoder.latent_dim == 2 and decoder.output_dim == 6
+    assert torch.allclose(decoder(latents()).float(), model.decoder(latents().float()))
+
+
+def test_a_decode_that_agrees_with_the_decoder_is_taken():
+    decoder = Decoder(SameDecode())
+    assert "SameDecode.decode" in decoder.describe()
+    assert decoder.output_shape == (2, 3)
+
+
+def test_a_decode_that_differs_from_the_decoder_is_asked_about():
+    with pytest.raises(DecoderError, match="method='decode' or method='decoder'"):
+        Decoder(WithDecode())
+    assert float(Decoder(WithDecode(), method="decode")(latents()).min()) > 0
+    assert Decoder(WithDecode(), method="decoder").latent_dim == 2
+
+
+@pytest.mark.parametrize("method", ["decoders.1", lambda model, z: model.decoders[1](z)])
+def test_one_of_a_list(method):
+    assert Decoder(Several(), method=method, latent_dim=2).output_dim == 3
+
+
+@pytest.mark.parametrize(("method", "words"), [("nothing", "has no 'nothing'"), ("decoders", "index"), (3, "name")])
+def test_a_method_that_is_not_there(method, words):
+    with pytest.raises(InvalidArgumentError, match=words):
+        Decoder(Several(), method=method, latent_dim=2)
+
+
+def test_bound_methods_partials_and_functions_bring_their_modules():
+    model = WithDecode().train()
+    expected = torch.sigmoid(model.decoder(latents().float()))
+    for function in (model.decode, functools.partial(WithDecode.decode, model), lambda z: model.decode(z)):
+        decoder = Decoder(function, latent_dim=2)
+        assert decoder.dtype == torch.float32
+        assert torch.allclose(decoder(latents()).float(), expected)
+
+
+@pytest.mark.parametrize("model", [3, "model.pt", None, nn.Module()])
+def test_what_cannot_be_called(model):
+    with pytest.raises(InvalidArgumentError, match="`model`"):
+        Decoder(model, latent_dim=2)
+
+
+def test_a_decoder_is_not_wrapped_twice():
+    with pytest.raises(InvalidArgumentError, match="already"):
+        Decoder(Decoder(net()))
+
+
+def test_unknown_options_are_rejected():
+    with pytest.raises(TypeError, match="latentdim"):
+        Decoder(net(), latentdim=2)
+
+
+# ---- latent dimension and shape ---------------------------------------------------------------------------------
+
+
+def test_the_width_is_read_off_attributes_and_layers():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.z_dim = 3
+            self.net = net(dim=5)
+
+        def forward(self, z):
+            return self.net(torch.cat([z, z[:, :2]], dim=1))
+
+    assert Decoder(Named()).latent_dim == 3
+    assert Decoder(net(dim=7)).latent_dim == 7
+
+
+def test_a_width_that_cannot_be_read_is_asked_for():
+    with pytest.raises(InvalidArgumentError, match="latent_dim="):
+        Decoder(torch.sin)
+
+
+@pytest.mark.parametrize("bad", [0, -1, 2.0, True, "2"])
+def test_a_bad_width(bad):
+    with pytest.raises(InvalidArgumentError, match="latent_dim"):
+        Decoder(net(), latent_dim=bad)
+
+
+def test_a_wrong_width_says_what_the_model_says():
+    with pytest.raises(DecoderError, match=r"tried: 3.*mat1 and mat2.*latent_dim="):
+        Decoder(net(), latent_dim=3)
+
+
+def test_generators_that_want_images_of_one_pixel():
+    generator = nn.Sequential(nn.ConvTranspose2d(4, 8, 4), nn.ReLU(), nn.ConvTranspose2d(8, 3, 4, 2, 1))
+    for decoder in (Decoder(generator), Decoder(generator, latent_dim=4), Decoder(generator, latent_shape=(4, 1, 1))):
+        assert decoder.latent_dim == 4 and decoder.output_shape == (3, 8, 8)
+    assert "(B, 4, 1, 1)" in Decoder(generator).describe()
+
+
+def test_latents_with_axes():
+    decoder = Decoder(nn.Conv2d(2, 3, 3, padding=1), latent_shape=(2, 4, 4))
+    assert decoder.latent_dim == 32
+    assert decoder.jacobian(latents(3, 32)).shape == (3, 48, 32)
+    with pytest.raises(InvalidArgumentError, match="32 numbers"):
+        Decoder(nn.Conv2d(2, 3, 3, padding=1), latent_shape=(2, 4, 4), latent_dim=31)
+    with pytest.raises(InvalidArgumentError, match="latent_shape"):
+        Decoder(nn.Conv2d(2, 3, 3, padding=1), latent_shape=(2, 0))
+
+
+# ---- outputs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrap", "output"),
+    [
+        (lambda x: (x,), None),
+        (lambda x: [x, "text"], None),
+        (lambda x: {"reconstruction": x, "loss": x.mean()}, None),
+        (lambda x: Result(x), None),
+        (lambda x: torch.distributions.Normal(x, 1.0), None),
+        (lambda x: torch.distributions.Independent(torch.distributions.Normal(x, 1.0), 1), None),
+        (lambda x: {"px": torch.distributions.Normal(x, 1.0), "pl": None}, None),
+        (lambda x: (2 * x, x), 1),
+        (lambda x: (x, 2 * x), -2),
+        (lambda x: {"a": x, "b": 2 * x}, "a"),
+        (lambda x: {"a": torch.distributions.Normal(x, 1.0), "b": x}, "a"),
+        (lambda x: Result(x), "sample"),
+        (lambda x: torch.distributions.Normal(x, 1.0), "loc"),
+        (lambda x: (x, 2 * x), lambda result: result[1] / 2),
+    ],
+)
+def test_outputs_are_picked(wrap, output):
+    decoder = Decoder(Returning(wrap), output=output)
+    assert torch.allclose(decoder(latents()).float(), net()(latents().float()))
+    assert decoder.jacobian(latents()).shape == (5, 6, 2)
+
+
+def test_several_outputs_are_asked_about():
+    with pytest.raises(DecoderError, match=r"tuple of \{0: Tensor of shape \(4, 6\), 1: .*output="):
+        Decoder(Returning(lambda x: (x, 2 * x)))
+
+
+@pytest.mark.parametrize("output", [2, "x"])
+def test_an_output_that_is_not_there(output):
+    with pytest.raises(DecoderError, match="`output` is"):
+        Decoder(Returning(lambda x: (x, x)), output=output)
+
+
+# ---- conditions -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        3,
+        torch.tensor(3),
+        torch.tensor([3]),
+        np.array([3]),
+        {"label": 3},
+        (3,),
+        lambda z: torch.full((len(z),), 3),
+        {"label": torch.tensor(3), "shift": 0.0},
+    ],
+)
+def test_labels_are_repeated_for_the_batch(condition):
+    model = Conditional()
+    decoder = Decoder(model, latent_dim=2, condition=condition)
+    expected = model(latents().float(), torch.full((5,), 3))
+    assert torch.allclose(decoder(latents()).float(), expected)
+    assert decoder.jacobian(latents()).shape == (5, 4, 2)
+
+
+@pytest.mark.parametrize("condition", [torch.tensor([0.1, 0.2, 0.3]), np.array([[0.1, 0.2, 0.3]]), [0.1, 0.2, 0.3]])
+def test_vectors_beside_z(condition):
+    model = Conditional()
+    decoder = Decoder(model, latent_dim=2, condition=condition)
+    expected = model(latents().float(), torch.tensor([[0.1, 0.2, 0.3]]).expand(5, -1))
+    assert torch.allclose(decoder(latents()).float(), expected)
+
+
+def test_query_points():
+    points = torch.linspace(0, 1, 14).view(7, 2)
+    decoder = Decoder(Queried(), latent_dim=2, condition=points)
+    assert decoder.output_dim == 7
+
+
+def test_a_missing_condition_names_the_remedy():
+    with pytest.raises(DecoderError, match="label.*condition="):
+        Decoder(Conditional(), latent_dim=2)
+
+
+# ---- the promises -----------------------------------------------------------------------------------------------
+
+
+def test_the_callers_mode_flags_and_tensors_stay():
+    model = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 6)).train()
+    model[1].eval()
+    modes = [module.training for module in model.modules()]
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    z = latents().requires_grad_(True)
+    before = z.detach().clone()
+    decoder = Decoder(model)
+    first = decoder(z)
+    assert torch.equal(decoder(z), first)  # dropout is off
+    decoder.jvp(z, z), decoder.vjp(z, first), decoder.jacobian(z)
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(z, before) and z.requires_grad and z.grad is None
+    assert not first.requires_grad
+
+
+def test_the_mode_is_restored_after_an_error():
+    model = Returning(lambda x: x).train()
+    decoder = Decoder(model)
+    model.wrap = lambda x: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        decoder(latents())
+    assert all(module.training for module in model.modules())
+
+
+def test_threads_share_a_model_in_train_mode():
+    model = nn.Sequential(nn.Linear(2, 64), nn.Dropout(0.5), nn.Linear(64, 6)).train()
+    decoder = Decoder(model)
+    z = latents(200)
+    expected, wrong = decoder(z), []
+
+    def work():
+        for _ in range(30):
+            if not torch.equal(decoder(z), expected):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert all(module.training for module in model.modules())
+
+
+def test_torchs_generator_is_not_disturbed():
+    state = torch.random.get_rng_state()
+    Decoder(net())
+    with pytest.raises(DecoderError):
+        Decoder(Returning(lambda x: x + torch.randn_like(x)))
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("own", [torch.float32, torch.float64])
+def test_what_comes_in_decides_what_goes_out(dtype, own):
+    decoder = Decoder(net().to(own))
+    z = latents().to(dtype)
+    outs = [decoder(z), *decoder.jvp(z, z), *decoder.vjp(z, decoder(z)), *decoder.value_and_jacobian(z)]
+    assert {out.dtype for out in outs} == {dtype}
+    array = z.numpy()
+    outs = [decoder(array), *decoder.jvp(array, array), decoder.jacobian(array)]
+    assert all(isinstance(out, np.ndarray) and out.dtype == array.dtype for out in outs)
+
+
+def test_lists_and_integers():
+    assert isinstance(Decoder(net())([[0.0, 1.0]]), np.ndarray)
+    assert Decoder(net())(torch.tensor([[0, 1]])).dtype == torch.get_default_dtype()
+
+
+def test_no_rows():
+    decoder = Decoder(net())
+    z = torch.empty(0, 2)
+    assert decoder(z).shape == (0, 6) and decoder.jacobian(z).shape == (0, 6, 2)
+    assert decoder.jvp(z, z)[1].shape == (0, 6) and decoder.vjp(z, torch.empty(0, 6))[1].shape == (0, 2)
+
+
+@pytest.mark.parametrize("max_bytes", [1, 2_000, 20_000])
+def test_chunks_change_nothing_but_memory(max_bytes):
+    whole, chunked = Decoder(net(dim=9).double()), Decoder(net(dim=9).double(), max_bytes=max_bytes)
+    z = latents(11, 9)
+    for one, other in zip(whole.value_and_jacobian(z), chunked.value_and_jacobian(z), strict=True):
+        assert torch.allclose(one, other, atol=1e-12)
+    u = whole(z)
+    assert torch.allclose(whole.vjp(z, u)[1], chunked.vjp(z, u)[1], atol=1e-12)
+    assert torch.allclose(whole.jvp(z, z)[1], chunked.jvp(z, z)[1], atol=1e-12)
+    assert torch.allclose(u, chunked(z), atol=1e-12)
+
+
+def test_rows_do_not_depend_on_their_batch():
+    decoder = Decoder(net().double())
+    z = latents()
+    assert torch.allclose(decoder.jacobian(z)[2:3], decoder.jacobian(z[2:3]), atol=1e-14)
+
+
+def test_work_is_counted():
+    decoder = Decoder(net(dim=3))
+    z = latents(7, 3)
+    with decoder.counting() as outer:
+        decoder(z)
+        with decoder.counting() as inner:
+            decoder.jacobian(z)
+        decoder.jvp(z, z)
+        decoder.vjp(z, torch.ones(7, 6))
+    decoder(z)
+    assert (inner.values, inner.jvps, inner.vjps) == (7, 21, 0)
+    assert (outer.values, outer.jvps, outer.vjps) == (14, 28, 7)
+
+
+def test_pickles_and_copies():
+    decoder = Decoder(net())
+    z = latents()
+    for twin in (pickle.loads(pickle.dumps(decoder)), copy.deepcopy(decoder)):
+        assert torch.equal(twin(z), decoder(z)) and torch.equal(twin.jacobian(z), decoder.jacobian(z))
+        with twin.counting() as work:
+            twin(z)
+        assert work.values == 5
+
+
+@pytest.mark.parametrize("backend", ["threading", pytest.param("loky", marks=pytest.mark.slow)])
+def test_joblib_workers(backend):
+    decoder = Decoder(net())
+    z = latents(4)
+    parts = Parallel(n_jobs=2, backend=backend)(delayed(decoder)(row[None]) for row in z)
+    assert torch.allclose(torch.cat(parts), decoder(z))
+
+
+def test_fingerprints_tell_decoders_apart():
+    decoder = Decoder(net())
+    assert same_fingerprint(decoder.fingerprint(), Decoder(net().double()).fingerprint())
+    nudged = net()
+    with torch.no_grad():
+        nudged[2].bias[4] += 0.01
+    assert not same_fingerprint(decoder.fingerprint(), Decoder(nudged).fingerprint())
+    assert not same_fingerprint(decoder.fingerprint(), Decoder(net(out=7)).fingerprint())
+    points = latents(3)
+    assert decoder.fingerprint(points).shape == (3, 9)
+    assert same_fingerprint(decoder.fingerprint(points), decoder.fingerprint(points.numpy()))
+
+
+# ---- bad input --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("z", "words"),
+    [
+        (torch.zeros(3, 5), "2 columns"),
+        (torch.zeros(2), "batch axis"),
+        (torch.tensor([[0.0, 1.0], [float("nan"), 0.0]]), "row 1 is NaN"),
+        (np.array([[0.0, np.inf]]), "row 0 is NaN or infinite"),
+        ("text", "must be a tensor"),
+        (torch.zeros(3, 2, dtype=torch.complex64), "real"),
+    ],
+)
+def test_bad_latents(z, words):
+    decoder = Decoder(net())
+    for call in (decoder, decoder.jacobian, lambda z: decoder.jvp(z, z)):
+        with pytest.raises(InvalidArgumentError, match=words):
+            call(z)
+
+
+def test_vectors_that_do_not_go_with_the_latents():
+    decoder = Decoder(net())
+    z = torch.zeros(3, 2)
+    with pytest.raises(InvalidArgumentError, match="`v`.*3 rows"):
+        decoder.jvp(z, torch.zeros(2, 2))
+    with pytest.raises(InvalidArgumentError, match="`u`.*6 columns"):
+        decoder.vjp(z, torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.5, True])
+def test_a_bad_budget(bad):
+    with pytest.raises(InvalidArgumentError, match="max_bytes"):
+        Decoder(net(), max_bytes=bad)
+
+
+def test_nan_far_away_names_the_rows():
+    class Bounded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, z):
+            return torch.where(z.abs().amax(dim=1, keepdim=True) < 50, self.net(z), torch.nan)
+
+    decoder = Decoder(Bounded())
+    z = latents()
+    z[[1, 4]] = 1e4
+    for call in (decoder, decoder.jacobian, lambda z: decoder.jvp(z, z)):
+        with pytest.raises(DecoderError, match="rows 1, 4 are NaN") as caught:
+            call(z)
+        assert caught.value.rows == (1, 4)
+        assert pickle.loads(pickle.dumps(caught.value)).rows == (1, 4)
+
+
+def test_a_decoder_whose_latents_live_elsewhere():
+    model = Returning(lambda x: x)
+    model.net = nn.Sequential(nn.Linear(2, 6))
+    with torch.no_grad():
+        model.net[0].weight.fill_(1.0)
+        model.net[0].bias.zero_()
+    model.wrap = lambda x: torch.log(x - 10)
+    with pytest.raises(DecoderError, match="probe="):
+        Decoder(model, latent_dim=2)
+    there = 20 + latents(6)
+    decoder = Decoder(model, latent_dim=2, probe=there)
+    assert torch.allclose(decoder(there), torch.log(there.sum(dim=1, keepdim=True) - 10).expand(-1, 6), atol=1e-5)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda():
+    decoder = Decoder(net().cuda())
+    z = latents()
+    assert decoder(z).device.type == "cpu"
+    assert decoder(z.cuda()).device.type == "cuda"
+    assert torch.allclose(decoder.jacobian(z), Decoder(net()).jacobian(z), atol=1e-5)
