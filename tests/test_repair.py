@@ -83,7 +83,7 @@ def test_a_smaller_support_starts_the_rise_earlier():
     edges = []
     for quantile in (0.7, 0.9, 0.99):
         gate = pm.repair(wrap(member), member.latents, support_quantile=quantile).gate
-        edges.append(gate.middle)
+        edges.append(gate.knee)
     assert edges == sorted(edges)
     assert edges[0] < edges[-1]
 

@@ -2,13 +2,14 @@
 
 from .audit import Audit, ShellRow, audit
 from .criteria import Criterion
-from .faithfulness import Faithfulness, share_off_data
+from .faithfulness import Faithfulness, Followed, share_off_data
 from .shells import Shell, Statistics, shells
 
 __all__ = [
     "Audit",
     "Criterion",
     "Faithfulness",
+    "Followed",
     "Shell",
     "ShellRow",
     "Statistics",

@@ -6,71 +6,111 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from scipy.sparse.csgraph import connected_components
+from sklearn.neighbors import radius_neighbors_graph
 from torch import Tensor
 
 from ..geodesic import geodesic
 from ..metric import Metric
 from ..support import Support
+from ..uncertainty.centres import nearest
 
 if TYPE_CHECKING:
     from ..repair import RepairedMetric
 
+#: the offset of the audit's first shell
+FAR = 0.25
 _SAMPLES = 64
+_MOST_LINKED = 5_000
+
+
+@dataclass(frozen=True)
+class Followed:
+    """Curves between held-out data, mean over pairs.
+
+    Attributes:
+        off_data: share of the Euclidean latent length at offset > 0, where 5 % of held-out data lie too.
+        far: the share at offset > 0.25, the first shell of the audit.
+        converged: share of the pairs whose geodesic converged; 1 for straight lines.
+    """
+
+    off_data: float
+    far: float
+    converged: float
 
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """Shares of curves between held-out data that lie off the data (offset > 0), by Euclidean latent length.
+    """Straight lines, geodesics of the decoder's own metric and of the repaired one, between the same pairs."""
 
-    Attributes:
-        straight, before, after: mean share for straight lines, geodesics of the decoder and of the repaired metric.
-        before_converged, after_converged: share of pairs whose geodesic converged.
-        pairs: how many pairs were followed.
-    """
-
-    straight: float
-    before: float
-    after: float
-    before_converged: float
-    after_converged: float
+    straight: Followed
+    before: Followed
+    after: Followed
     pairs: int
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def faithfulness(repaired: RepairedMetric, pairs: int, *, seed: int = 0) -> Faithfulness:
-    """Follow geodesics between random pairs of held-out latents, in one batch for each metric."""
-    generator = torch.Generator().manual_seed(seed)
-    held_out = repaired.geometry.audit
-    count = min(pairs, len(held_out) // 2)
-    drawn = held_out[torch.randperm(len(held_out), generator=generator)[: 2 * count].to(held_out.device)]
-    start, end = drawn[:count], drawn[count:]
+def faithfulness(repaired: RepairedMetric, pairs: int, *, seed: int = 0) -> Faithfulness | None:
+    """Follow geodesics between held-out latents that the data connect, in one batch for each metric.
+
+    No repair can keep a curve on the data where there are none between its ends.  So a pair is drawn only if a
+    chain of training latents joins it whose balls of radius q95 overlap: along it the offset never exceeds zero.
+    ``None`` where there is no such pair.
+    """
+    support = repaired.geometry
+    start, end = connected_pairs(support, pairs, seed=seed)
+    if not len(start):
+        return None
     t = torch.linspace(0, 1, _SAMPLES, dtype=start.dtype, device=start.device)
     straight = start[:, None] + t[None, :, None] * (end - start)[:, None]
-    before, before_converged = _followed(repaired.decoder_metric, start, end, repaired.geometry)
-    after, after_converged = _followed(repaired, start, end, repaired.geometry)
     return Faithfulness(
-        straight=float(share_off_data(straight, repaired.geometry).mean()),
-        before=before,
-        after=after,
-        before_converged=before_converged,
-        after_converged=after_converged,
-        pairs=count,
+        straight=_shares(straight, torch.ones(len(start)), support),
+        before=_followed(repaired.decoder_metric, start, end, support),
+        after=_followed(repaired, start, end, support),
+        pairs=len(start),
     )
 
 
-def _followed(metric: Metric, start: Tensor, end: Tensor, support: Support) -> tuple[float, float]:
+def connected_pairs(support: Support, count: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Up to ``count`` pairs of held-out latents at offset ≤ 0 that the data connect; each (n, d)."""
+    training = support.training[:_MOST_LINKED]
+    centred = (training - support.mean).cpu().numpy()
+    links = radius_neighbors_graph(centred, 2 * support.spread)
+    _, component = connected_components(links, directed=False)
+    held_out = support.audit[support.distance(support.audit) <= support.spread]
+    generator = torch.Generator().manual_seed(seed)
+    held_out = held_out[torch.randperm(len(held_out), generator=generator).to(held_out.device)][: 20 * count]
+    if len(held_out) < 2:
+        return held_out[:0], held_out[:0]
+    _, nearest_row = nearest(held_out - support.mean, training - support.mean)
+    label = torch.as_tensor(component)[nearest_row.cpu()]
+    order = torch.argsort(label, stable=True)
+    first, second = order[:-1:2], order[1::2]
+    joined = label[first] == label[second]
+    drawn = torch.randperm(int(joined.sum()), generator=generator)[:count]
+    return held_out[first[joined][drawn]], held_out[second[joined][drawn]]
+
+
+def _followed(metric: Metric, start: Tensor, end: Tensor, support: Support) -> Followed:
     solution = geodesic(metric, start, end)
     finite = torch.isfinite(solution.length)
-    shares = share_off_data(solution.points[finite], support)
-    return float(shares.mean()), float(solution.converged.double().mean())
+    return _shares(solution.points[finite], solution.converged, support)
 
 
-def share_off_data(curves: Tensor, support: Support) -> Tensor:
-    """Share (B,) of the Euclidean length of curves (B, T, d) whose offset exceeds zero, by segment midpoints."""
+def _shares(curves: Tensor, converged: Tensor, support: Support) -> Followed:
+    return Followed(
+        off_data=float(share_off_data(curves, support).mean()),
+        far=float(share_off_data(curves, support, beyond=FAR).mean()),
+        converged=float(converged.double().mean()),
+    )
+
+
+def share_off_data(curves: Tensor, support: Support, *, beyond: float = 0.0) -> Tensor:
+    """Share (B,) of the Euclidean length of curves (B, T, d) at an offset above ``beyond``, by segment midpoints."""
     steps = (curves[:, 1:] - curves[:, :-1]).norm(dim=2)
     middle = 0.5 * (curves[:, 1:] + curves[:, :-1])
-    off = (support.offset(middle.flatten(0, 1)) > 0).reshape(steps.shape)
+    off = (support.offset(middle.flatten(0, 1)) > beyond).reshape(steps.shape)
     total = steps.sum(1)
     return torch.where(total > 0, (steps * off).sum(1) / total.clamp_min(1e-300), torch.zeros_like(total))

@@ -1,11 +1,12 @@
 """From a score to a metric: three knobs with meanings, set on held-out latents.
 
-The calibrated addition is ``w(z) = ε + W σ((score(z) - m) / δ)`` with σ the logistic function:
+``w(z)``, what is added to the decoder's metric, is a :class:`Gate` on the model's score:
 
-- ``W``, the ceiling, from ``inflation``: the costliest unit step on the data, times the inflation, squared;
-- ``m`` and ``δ`` from ``support_quantile``: at that quantile of held-out scores ``w`` still leaves the
-  decoder's volume alone, and it rises from there, evenly in its logarithm, until the void begins;
-- ``ε``, the floor, from ``max_condition_number``: the smallest constant that bounds κ(J) on the data.
+- its ceiling, from ``inflation``: the costliest unit step on the data, times the inflation, squared;
+- its edge, from ``support_quantile``: at that quantile of held-out scores ``w`` still leaves the decoder's
+  volume alone.  From there it rises to the costliest eigenvalue on the data within the data's own spacing, and
+  on to the ceiling by a third of the data's radius;
+- its floor, from ``max_condition_number``: the smallest constant that bounds κ(J) on the data.
 
 What is chosen is checked by computing the audit's own quantities from eigenvalues measured once.
 """
@@ -14,8 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -29,12 +29,16 @@ from .base import UncertaintyModel
 #: offsets at which the void is sampled
 VOID_OFFSETS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 100.0, 1000.0)
 #: where the rise may end, widest first: a wide rise is a smooth metric, a narrow one hugs the data
-_RISE_ENDS = (0.5, 0.35, 0.25, 0.15)
-#: σ at the end of the rise is 1 / (1 + e^-3) = 0.95
-_SATURATION = 3.0
+_RISE_ENDS = (0.35, 0.25, 0.15, 0.1)
+#: what share of the ceiling is reached at the end of the rise
+_SATURATION = 0.95
+#: where the knee may lie, in offsets; the data's own spacing decides between these
+_KNEE_RANGE = (0.03, 0.15)
 #: change of log volume per dimension that still counts as none
 _UNCHANGED = 0.05
 _MOST_DEPTH = 45.0
+#: a bound found on a sample is met a little more tightly, to hold on others
+_MARGIN = 0.93
 _JACOBIAN_BUDGET = 5e8
 
 
@@ -54,7 +58,8 @@ class Measured:
     Attributes:
         data, void: ascending eigenvalues, (n, d) and (shells, n, d).
         data_points, void_points: where, (n, d) and (shells, n, d).
-        support_points: training latents (n, d) whose eigenvalues ``support`` also bound the condition number.
+        support_points: training latents and gaps (n, d) whose eigenvalues ``support`` also set the floor.
+        spacing: the 95th percentile of held-out distances to the nearest training latent, in data radii.
     """
 
     data: Tensor
@@ -63,6 +68,7 @@ class Measured:
     support_points: Tensor
     void: Tensor
     void_points: Tensor
+    spacing: float
 
     @property
     def costliest(self) -> float:
@@ -72,21 +78,50 @@ class Measured:
 
 @dataclass(frozen=True)
 class Gate:
-    """``w(z) = floor + ceiling · σ((score - middle) / width)``, with its gradient."""
+    """``w(z) = ε + 1 / (1/W + (e^{-u/δ₁} + e^{-u/δ₂}) / V)`` with ``u = score(z) - k``, and its gradient.
+
+    A precision network read from the score: below the knee ``w`` falls off steeply, above it ``w`` climbs gently
+    to its ceiling.  One slope for both would either let curves stray beside the data or make the metric stiff.
+
+    Attributes:
+        model: the fitted uncertainty model.
+        knee: k, the score at which ``w`` is V / 2.
+        level: V, at most the costliest eigenvalue on the data.
+        steep, gentle: δ₁ and δ₂, in units of the score.
+        ceiling: W, what ``w`` tends to in the void.
+        floor: ε.
+    """
 
     model: UncertaintyModel
-    middle: float
-    width: float
+    knee: float
+    level: float
+    steep: float
+    gentle: float
     ceiling: float
     floor: float
 
+    def weight(self, score: Tensor) -> tuple[Tensor, Tensor]:
+        """``w - ε`` and its derivative by the score, each (B,), from scores (B,)."""
+        u = score - self.knee
+        terms = torch.stack(
+            [
+                torch.full_like(u, -math.log(self.ceiling)),
+                -u / self.steep - math.log(self.level),
+                -u / self.gentle - math.log(self.level),
+            ]
+        )
+        total = torch.logsumexp(terms, dim=0)
+        weight = (-total).exp()
+        slope = (terms[1] - total).exp() / self.steep + (terms[2] - total).exp() / self.gentle
+        return weight, weight * slope
+
     def share(self, z: Tensor) -> Tensor:
-        """``σ((score - middle) / width)`` in (0, 1): what share of the ceiling applies at z (B, d) -> (B,)."""
-        return torch.sigmoid((self.model.score(z) - self.middle) / self.width)
+        """What share of the ceiling applies at z (B, d): (B,) in (0, 1)."""
+        return self.weight(self.model.score(z))[0] / self.ceiling
 
     def __call__(self, z: Tensor) -> Tensor:
         """``w(z)`` (B,)."""
-        return self.floor + self.ceiling * self.share(z)
+        return self.floor + self.weight(self.model.score(z))[0]
 
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``w(z)`` (B,) and ``∇w(z)`` (B, d), closed-form where the model's score is."""
@@ -97,26 +132,19 @@ class Gate:
                 score = self.model.score(point)
                 (gradient,) = torch.autograd.grad(score.sum(), point)
             found = score.detach(), gradient
-        score, gradient = found
-        share = torch.sigmoid((score - self.middle) / self.width)
-        slope = self.ceiling * share * (1 - share) / self.width
-        return self.floor + self.ceiling * share, slope[:, None] * gradient
+        weight, slope = self.weight(found[0])
+        return self.floor + weight, slope[:, None] * found[1]
 
     def shaped(self, z: Tensor) -> Tensor:
-        """``ε I + W σ(...) S(z)`` (B, d, d), for a model whose ignorance has a shape S."""
+        """``ε I + (w - ε) S(z)`` (B, d, d), for a model whose ignorance has a shape S."""
         shape = self.model.shape()
         assert shape is not None
         identity = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-        return self.floor * identity + (self.ceiling * self.share(z))[:, None, None] * shape(z)
+        return self.floor * identity + self.weight(self.model.score(z))[0][:, None, None] * shape(z)
 
     def numbers(self) -> dict[str, float]:
-        """The four numbers that calibration chose."""
-        return {key: float(value) for key, value in asdict_shallow(self).items() if key != "model"}
-
-
-def asdict_shallow(instance: Any) -> dict[str, Any]:
-    """Fields of a dataclass without descending into them."""
-    return {name: getattr(instance, name) for name in instance.__dataclass_fields__}
+        """The numbers that calibration chose."""
+        return {field.name: float(getattr(self, field.name)) for field in fields(self) if field.name != "model"}
 
 
 def measure(decoder: SmoothMap, support: Support, *, seed: int = 0) -> Measured:
@@ -125,7 +153,8 @@ def measure(decoder: SmoothMap, support: Support, *, seed: int = 0) -> Measured:
     most = int(min(max(_JACOBIAN_BUDGET / (dim * decoder.output_dim), 64), 1000))
     each = max(most // len(VOID_OFFSETS), 24)
     data = support.calibration[:most]
-    training = support.training[:most]
+    # the floor must also hold in the gaps between clusters, where the gate may still be shut
+    training = torch.cat([support.training[:most], support.gaps(most // 4, seed=seed)])
     void = torch.stack(
         [support.shell(offset, each, seed=seed + 1 + index) for index, offset in enumerate(VOID_OFFSETS)]
     )
@@ -137,6 +166,7 @@ def measure(decoder: SmoothMap, support: Support, *, seed: int = 0) -> Measured:
         support_points=training,
         void=void_values,
         void_points=void,
+        spacing=support.spread / support.radius,
     )
 
 
@@ -210,9 +240,10 @@ def _tops(edge: float, void: Tensor) -> list[float]:
 
 
 def _floor(measured: Measured, knobs: Knobs) -> float:
-    """The smallest constant ε with κ(JᵀJ + εI) ≤ κ_max² at every sampled data point."""
-    values = torch.cat([measured.data, measured.support])
-    bound = knobs.max_condition_number**2
+    """The smallest constant ε with κ(JᵀJ + εI) ≤ κ_max² at every point sampled on the data and just off them."""
+    near = [values for values, offset in zip(measured.void, VOID_OFFSETS, strict=True) if offset < 0.5]
+    values = torch.cat([measured.data, measured.support, *near])
+    bound = (_MARGIN * knobs.max_condition_number) ** 2
     return float(((values[:, -1] - bound * values[:, 0]) / (bound - 1)).max().clamp_min(0))
 
 
@@ -220,18 +251,22 @@ def _gate(
     model: UncertaintyModel, measured: Measured, knobs: Knobs, known: Tensor, edge: float, floor: float, top: float
 ) -> Gate:
     """The gate that rises from score ``edge`` to ``top``, with the least depth that leaves the data alone."""
-    ceiling = knobs.inflation**2 * measured.costliest / _sigmoid(_SATURATION)
-    low, high = 1.0, _MOST_DEPTH
+    ceiling = knobs.inflation**2 * measured.costliest / _SATURATION
+    ceiling *= _raise(ceiling, measured)
+    level = min(measured.costliest, ceiling / 4)
+    knee_offset = min(max(measured.spacing, _KNEE_RANGE[0]), _KNEE_RANGE[1])
+    knee = edge + knee_offset / _RISE_ENDS[0] * (top - edge)
+    gentle = (top - knee) / math.log(ceiling / level / (1 / _SATURATION - 1))
+    # never less steep than the climb above the knee, or the ceiling would not be reached by ``top``
+    low, high = (knee - edge) / gentle, _MOST_DEPTH
     for _ in range(40):
         depth = 0.5 * (low + high)
-        width = (top - edge) / (depth + _SATURATION)
-        weight = ceiling * torch.sigmoid((known - edge) / width - depth)
-        if _fidelity_met(measured.data, weight, floor, knobs):
+        gate = Gate(model, knee, level, (knee - edge) / depth, gentle, ceiling, floor)
+        if _fidelity_met(measured.data, gate.weight(known)[0], floor, knobs):
             high = depth
         else:
             low = depth
-    width = (top - edge) / (high + _SATURATION)
-    return Gate(model, edge + high * width, width, ceiling * _raise(ceiling, measured), floor)
+    return Gate(model, knee, level, (knee - edge) / high, gentle, ceiling, floor)
 
 
 def _fidelity_met(eigenvalues: Tensor, weight: Tensor, floor: float, knobs: Knobs) -> bool:
@@ -260,7 +295,7 @@ def _raise(ceiling: float, measured: Measured) -> float:
 
 def _shortfall(gate: Gate, measured: Measured, void: Tensor) -> float:
     """The largest fall of the median log volume from any shell, data included, to a farther one, less 0.04."""
-    weights = gate.floor + gate.ceiling * torch.sigmoid((void - gate.middle) / gate.width)
+    weights = gate.floor + gate.weight(void)[0]
     on_data = gate(measured.data_points)
     medians = [_median_log_volume(measured.data, on_data)]
     medians += [_median_log_volume(values, weight) for values, weight in zip(measured.void, weights, strict=True)]
@@ -273,7 +308,3 @@ def _shortfall(gate: Gate, measured: Measured, void: Tensor) -> float:
 
 def _median_log_volume(eigenvalues: Tensor, weight: Tensor) -> float:
     return float((0.5 * (eigenvalues + weight[:, None]).clamp_min(1e-300).log().mean(1)).median())
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))

@@ -30,7 +30,8 @@ class RBF(UncertaintyModel):
     left to the calibration, so ``a_k`` keeps only the clusters' evidence relative to one another.
 
     Args:
-        centres: K; by default an eighth of the latents, between 16 and 128.
+        centres: K; by default a third of the latents, between 32 and 256, or 512 beyond d = 8, where cells are wide
+            and the decoder's Jacobian costs more anyway.
     """
 
     def __init__(self, *, centres: int | None = None):
@@ -39,7 +40,8 @@ class RBF(UncertaintyModel):
 
     def fit(self, decoder: SmoothMap, latents: Tensor, data: Tensor | None = None, *, seed: int = 0) -> RBF:
         latents = latents.double()
-        count = self.centres or min(max(len(latents) // 8, 16), 128)
+        most = 256 if latents.shape[1] <= _MOST_DIRECT_DIM else 512
+        count = self.centres or min(max(len(latents) // 3, 32), most)
         found = place_centres(latents, count, seed=seed, outliers=max(count // 4, 4))
         self._origin = latents.mean(0)
         self._points = found.points - self._origin

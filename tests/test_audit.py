@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from family import gan, vae
+
+import posthoc_metric as pm
+from posthoc_metric.diagnostics import share_off_data, shells
+from posthoc_metric.diagnostics.criteria import at_most, largest_fall
+from posthoc_metric.diagnostics.faithfulness import connected_pairs
+from posthoc_metric.diagnostics.smoothness import smoothness
+from posthoc_metric.repair import RepairedMetric
+from posthoc_metric.support import Support
+
+
+def wrap(member):
+    return pm.Decoder(member.decoder, latent_dim=member.latents.shape[1])
+
+
+@pytest.fixture(scope="module")
+def repaired():
+    member = vae(2)
+    return pm.repair(wrap(member), member.latents, member.data)
+
+
+@pytest.fixture(scope="module")
+def audit(repaired):
+    return repaired.audit(pairs=10)
+
+
+def criterion(audit, name):
+    (found,) = [line for line in audit.criteria if line.name == name]
+    return found
+
+
+def test_the_default_repair_passes(audit):
+    assert audit.passed, str(audit)
+    assert all(line.passed is not None for line in audit.criteria), str(audit)
+
+
+def test_the_unrepaired_decoder_would_fail(audit):
+    for name in ("inflation", "persistence", "conditioning in the void"):
+        line = criterion(audit, name)
+        before = line.before
+        assert not (before <= line.bound if line.relation == "at most" else before >= line.bound)
+
+
+def test_the_published_repair_fails_and_shows_its_wall_and_collapse():
+    member = vae(2)
+    published = pm.repair(wrap(member), member.latents, member.data, uncertainty="rbf-published")
+    found = published.audit(pairs=0)
+    assert not found.passed
+    assert criterion(found, "persistence").passed is False
+    assert criterion(found, "conditioning in the void").passed is False
+    volume = [row.metrics["repaired"].log_volume_q50 for row in found.shells if row.name != "gaps"]
+    assert max(volume[1:5]) > volume[0] + 1, "no wall"
+    assert volume[-1] < volume[0] - 1, "no collapse"
+    condition = [row.metrics["repaired"].condition_number_q95 for row in found.shells]
+    assert max(condition) > 10 * condition[0], "the wall is not of rank one"
+
+
+def test_a_loose_condition_number_fails():
+    member = gan(64, conv=True)
+    loose = pm.repair(wrap(member), member.latents, max_condition_number=1e7)
+    assert criterion(loose.audit(pairs=0, points=40), "conditioning near the data").passed is False
+
+
+def changed(repaired, **numbers):
+    """The same repair with other numbers in its gate."""
+    gate = replace(repaired.gate, **numbers)
+    return RepairedMetric(repaired.decoder, repaired.model, gate, repaired.geometry, repaired.knobs, repaired.data)
+
+
+def test_a_support_that_is_too_small_fails(repaired):
+    known = repaired.model.score(repaired.geometry.calibration)
+    narrow = changed(repaired, knee=float(known.quantile(0.3)))
+    assert criterion(narrow.audit(pairs=0, baseline=False), "fidelity, 90th percentile").passed is False
+
+
+def test_an_inflation_that_was_not_delivered_fails(repaired):
+    weak = changed(repaired, ceiling=repaired.gate.ceiling / 10)
+    assert criterion(weak.audit(pairs=0, baseline=False), "inflation").passed is False
+
+
+def test_a_support_that_is_too_large_fails(repaired):
+    wide = changed(repaired, knee=repaired.gate.knee + repaired.geometry.radius)
+    found = wide.audit(pairs=0, baseline=False)
+    assert criterion(found, "persistence").passed is False
+
+
+def test_smoothness_of_an_exponential_metric_is_its_rate():
+    z = torch.linspace(-1, 1, 9, dtype=torch.float64)
+    tensor = torch.exp(3 * z)[:, None, None] * torch.eye(2, dtype=torch.float64)
+    found = smoothness(tensor, 3 * tensor, radius=2.0)
+    torch.testing.assert_close(found, torch.full_like(found, 2 * 3 * math.sqrt(2)))
+
+
+def test_statistics_are_those_of_the_metric(repaired, audit):
+    row = audit.shells[0]
+    values = repaired.eigenvalues(row.shell.points)
+    expected = float(torch.quantile(values[:, 0], 0.05, interpolation="lower"))
+    assert row.metrics["repaired"].smallest_eigenvalue_q05 == pytest.approx(expected, rel=1e-6)
+
+
+def test_held_out_points_are_new_to_model_and_calibration(repaired):
+    (data, *_) = shells(repaired.geometry, 10_000)
+    seen = torch.cat([repaired.geometry.training, repaired.geometry.calibration])
+    assert not (data.points[:, None] == seen[None]).all(-1).any()
+
+
+def test_share_off_data_counts_what_lies_outside():
+    support = Support(torch.rand(2000, 2, generator=torch.Generator().manual_seed(0)))
+    curve = torch.stack([torch.linspace(0, 3, 301), torch.full((301,), 0.5)], 1)[None].double()
+    expected = (2 - support.spread) / 3
+    assert float(share_off_data(curve, support)[0]) == pytest.approx(expected, abs=0.02)
+
+
+def test_pairs_are_drawn_only_where_the_data_connect_them():
+    generator = torch.Generator().manual_seed(0)
+    sides = torch.cat([torch.randn(400, 2, generator=generator) * 0.3 + shift for shift in (-5, 5)])
+    start, end = connected_pairs(Support(sides), 40)
+    assert len(start) == 40
+    assert torch.equal(start[:, 0] > 0, end[:, 0] > 0)
+
+
+@pytest.mark.parametrize(("values", "fall"), [([0, 1, 2], 0), ([0, 3, 1, 2], 2), ([1, -math.inf], math.inf)])
+def test_largest_fall(values, fall):
+    assert largest_fall([float(value) for value in values]) == fall
+
+
+def test_nan_does_not_pass():
+    assert at_most("x", "", 0.0, math.nan, 1.0).passed is False
+
+
+def test_as_dict_is_json_with_the_same_numbers(audit):
+    again = json.loads(json.dumps(audit.as_dict()))
+    assert again["passed"] == audit.passed
+    assert again["criteria"][0]["after"] == audit.criteria[0].after
+    assert str(audit).startswith("repair audit: passed")
