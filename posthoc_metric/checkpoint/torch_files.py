@@ -157,5 +157,3 @@ def read_safetensors(container: Container) -> dict[str, torch.Tensor]:
         return load_file(container.path)
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(container, error) from error
-
-
