@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +36,7 @@ def demo(
     digits by geodesics before and after, audits the repair, and writes report.html, audit.json, geodesics.npz and the
     figures into DIR.
     """
-    with clear_errors():
+    with clear_errors(), one_thread():
         began = time.perf_counter()
         check_folder(out)
         with stages(6) as bar:
@@ -69,6 +71,17 @@ def demo(
             _summarise(facts, audit, out, time.perf_counter() - began)
         if not audit.passed:
             raise typer.Exit(NEGATIVE)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Matrices as small as the demo's gain nothing from threads, and lose much where cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _pairs(latents: torch.Tensor, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
