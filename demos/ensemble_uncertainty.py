@@ -24,6 +24,8 @@ from posthoc_metric.examples import digits, digits_vae
 
 
 class Ensemble(pm.UncertaintyModel):
+    steps = 800
+
     def fit(self, decoder, latents, data=None, *, seed=0):
         draw = torch.Generator().manual_seed(seed)
         targets = (decoder(latents) if data is None else data[torch.arange(len(latents))]).double()
@@ -32,7 +34,7 @@ class Ensemble(pm.UncertaintyModel):
         sizes = pairwise([latents.shape[1], 64, 64, targets.shape[1]])
         self.layers = [torch.randn(8, a + 1, b, generator=draw).double() / a**0.5 for a, b in sizes]
         adam = torch.optim.Adam([layer.requires_grad_() for layer in self.layers], lr=3e-3)
-        for _ in range(800):
+        for _ in range(self.steps):
             rows = torch.randint(len(latents), (8, 64), generator=draw)
             loss = (self.outputs(latents[rows]) - targets[rows]).square().sum((0, 2)).mean()
             adam.zero_grad()

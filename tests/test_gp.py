@@ -32,7 +32,7 @@ def _latents(rows, dim, seed=0):
 def exact():
     decoder, latents = _decoder(), 3 * _latents(120, 2) + 5
     data = decoder(latents) + 0.3 * _latents(120, 5, seed=9)
-    return latents, GaussianProcess().fit(decoder, latents, data)
+    return latents, GaussianProcess(targets="data").fit(decoder, latents, data)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_hyperparameters_of_a_known_process_come_back():
     kernel = torch.exp(-0.5 * (latents[:, None] - latents[None]).square().sum(-1) / scale**2)
     root = torch.linalg.cholesky(kernel + 0.05 * torch.eye(400, dtype=torch.float64))
     data = 7 + 3 * root @ _latents(400, 30, seed=4)
-    model = GaussianProcess().fit(_decoder(outputs=30), latents, data)
+    model = GaussianProcess(targets="data").fit(_decoder(outputs=30), latents, data)
     assert model.exact
     assert model.hyperparameters.length_scale == pytest.approx(scale, rel=0.05)
     assert model.hyperparameters.noise == pytest.approx(0.05, rel=0.1)
@@ -154,10 +154,14 @@ def test_gradient_of_the_score_near_and_far(which, request):
         assert torch.equal(score, model.score(z))
 
 
-def test_score_is_the_mean_eigenvalue_of_the_shape(sparse):
-    latents, model = sparse
-    mean = model.shape()(latents[:50]).diagonal(dim1=1, dim2=2).mean(1)
-    torch.testing.assert_close(model.score(latents[:50]), (-torch.log1p(-mean)).sqrt(), rtol=1e-6, atol=1e-9)
+def test_score_is_the_posterior_variance_and_far_away_a_distance(exact):
+    latents, model = exact
+    z = torch.cat([latents[:20], latents[:20] + 2.0])
+    variance = _posterior(model, latents)(z, z).diagonal()
+    torch.testing.assert_close(model.score(z), (-torch.log1p(-variance)).sqrt(), rtol=1e-4, atol=2e-4)
+    far = latents.mean(0) + torch.tensor([[1e5, 0.0], [3e5, 0.0]], dtype=torch.float64)
+    near = (far[:, None] - latents[None]).norm(dim=2).amin(1)
+    torch.testing.assert_close(model.score(far), near / model.hyperparameters.length_scale, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("dim", [2, 20, 100])
@@ -220,7 +224,7 @@ def test_length_scale_is_capped_where_it_would_claim_to_know_the_void():
     model = GaussianProcess().fit(linear, latents)
     low, high = model.length_scales
     radius = float((latents - latents.mean(0)).square().sum(1).mean().sqrt())
-    assert low < model.hyperparameters.length_scale <= high < radius
+    assert low < model.hyperparameters.length_scale <= high * (1 + 1e-6) < radius
     least = torch.linalg.eigvalsh(model.shape()(Support(latents).shell(1.0, 200, seed=5)))[:, 0]
     assert float(least.quantile(0.05)) > 0.6
 
@@ -231,7 +235,7 @@ def test_float32_latents_and_memory_mapped_data(tmp_path):
     decoder, latents = _decoder(), _latents(200, 2)
     np.save(tmp_path / "data.npy", decoder(latents).float().numpy())
     mapped = np.load(tmp_path / "data.npy", mmap_mode="r")
-    model, again = (GaussianProcess().fit(decoder, latents.float(), mapped) for _ in range(2))
+    model, again = (GaussianProcess(targets="data").fit(decoder, latents.float(), mapped) for _ in range(2))
     assert model.score(latents[:3].float()).dtype == torch.float64
     assert torch.equal(model.score(latents[:3]), again.score(latents[:3]))
 
@@ -248,9 +252,13 @@ def test_guards():
     with pytest.raises(FitError, match="all rows coincide"):
         GaussianProcess().fit(decoder, latents[:1].repeat(40, 1))
     with pytest.raises(FitError, match="constant"):
-        GaussianProcess().fit(decoder, latents, torch.ones(40, 5))
+        GaussianProcess(targets="data").fit(decoder, latents, torch.ones(40, 5))
     with pytest.raises(FitError, match="finite"):
-        GaussianProcess().fit(decoder, latents, torch.full((40, 5), torch.nan))
+        GaussianProcess(targets="data").fit(decoder, latents, torch.full((40, 5), torch.nan))
+    with pytest.raises(FitError, match="`data` must be given"):
+        GaussianProcess(targets="data").fit(decoder, latents)
+    with pytest.raises(InvalidArgumentError, match="`targets`"):
+        GaussianProcess(targets="both")
     with pytest.raises(NotFittedError, match="fit"):
         GaussianProcess().score(latents)
     with pytest.raises(InvalidArgumentError, match="`inducing`"):

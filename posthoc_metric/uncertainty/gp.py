@@ -14,12 +14,14 @@ from ..errors import FitError, InvalidArgumentError, NotFittedError
 from ..smooth_map import SmoothMap
 from ..support import FEWEST, Support
 from .base import UncertaintyModel
-from .centres import place_centres, squared_distances
+from .centres import nearest, place_centres, squared_distances
 from .gp_evidence import ENTRIES, Hyperparameters, cholesky, largest_length_scale, maximise, outputs, reduce
 
 #: up to this many latents nothing is approximated
 EXACT_UP_TO = 1000
 _EVIDENCE_ROWS = 10_000
+#: inducing points are placed among at most about this many latents
+_COVERED_ROWS = 50_000
 _LONGEST = 2.0
 #: one data radius beyond the support, at least this share of the prior must be back in every direction
 _FORGOTTEN = 0.8
@@ -38,8 +40,10 @@ class GaussianProcess(UncertaintyModel):
 
     is the share of the prior covariance of a partial derivative that the latents leave unknown: zero where the
     derivatives are determined, the identity far away.  Neither the outputs nor the noise enter S, only the
-    hyperparameters depend on them.  :meth:`shape` is S; the score is ``sqrt(-log(1 - tr S / d))``, which is a posterior
-    standard deviation where little is unknown and grows like a distance over ℓ where all is.
+    hyperparameters depend on them.  :meth:`shape` is S.  The score is ``sqrt(-log(1 - v))`` of the posterior variance
+    ``v(z) = 1 - k(z, Z) (K + νI)⁻¹ k(Z, z)`` of the outputs: a standard deviation where little is unknown, and far
+    from the latents the distance to them over ℓ.  (A lone latent determines an output but no derivative, so
+    tr S would call held-out latents in sparse places unknown.)
 
     Length scale and noise maximise the marginal likelihood: exactly up to 1,000 latents, above by Titsias' bound with
     k-means inducing points on at most 10,000 rows (of outputs reduced to 64 principal components, the rest taken as
@@ -49,6 +53,8 @@ class GaussianProcess(UncertaintyModel):
 
     Args:
         inducing: number of inducing points above 1,000 latents.
+        targets: "decoder" conditions on the decoder's outputs at the latents, so that what is unknown is the decoder;
+            "data" on the data, as in a GP-LVM, whose noise then makes latents known less surely.
 
     Attributes:
         hyperparameters: length scale (latent units), noise ratio, variance, evidence.
@@ -61,18 +67,23 @@ class GaussianProcess(UncertaintyModel):
         Titsias: Variational Learning of Inducing Variables in Sparse Gaussian Processes, AISTATS 2009.
     """
 
-    def __init__(self, *, inducing: int = 256):
+    def __init__(self, *, inducing: int = 256, targets: str = "decoder"):
         if not isinstance(inducing, int) or isinstance(inducing, bool) or inducing < 2:
             raise InvalidArgumentError(f"`inducing` must be an integer of at least 2; got {describe(inducing)}.")
+        if targets not in ("decoder", "data"):
+            raise InvalidArgumentError(f'`targets` must be "decoder" or "data"; got {describe(targets)}.')
         self.inducing = inducing
+        self.targets = targets
         self._factor: Tensor | None = None
 
     def fit(self, decoder: SmoothMap, latents: Tensor, data: Any = None, *, seed: int = 0) -> GaussianProcess:
-        """Condition on latents (N, d) and on their data (N, D), or on ``decoder(latents)`` without data.
+        """Condition on latents (N, d) and the decoder's outputs there, or with ``targets="data"`` on ``data`` (N, D).
 
         Raises:
-            FitError: latents or outputs do not vary, or are not finite.
+            FitError: latents or outputs do not vary, or are not finite; or data are wanted and there are none.
         """
+        if data is None and self.targets == "data":
+            raise FitError('`data` must be given with targets="data". Pass them, or leave `targets` at "decoder".')
         latents = latents.double()
         origin = latents.mean(0)
         radius = (latents - origin).square().sum(1).mean().sqrt()
@@ -82,9 +93,10 @@ class GaussianProcess(UncertaintyModel):
         points = (latents - origin) / radius
         self.exact = len(points) <= EXACT_UP_TO
         rows = _choose_rows(len(points), decoder.output_dim, seed).to(points.device)
-        targets = reduce(outputs(decoder, latents, data, rows), exact=self.exact, seed=seed)
+        wanted = data if self.targets == "data" else None
+        targets = reduce(outputs(decoder, latents, wanted, rows), exact=self.exact, seed=seed)
         seen = points[rows]
-        inducing = None if self.exact else place_centres(points, self.inducing, seed=seed, outliers=16).points
+        inducing = None if self.exact else _place_inducing(points, self.inducing, seed)
         sites = seen if inducing is None else inducing
         low = min(_spacing(sites), 0.25)
         found = maximise(seen, targets, inducing, (low, _LONGEST))
@@ -113,48 +125,51 @@ class GaussianProcess(UncertaintyModel):
         self.fitted = True
 
     def score(self, z: Tensor) -> Tensor:
-        """``sqrt(-log(1 - tr S(z)/d))``, (B, d) -> (B,)."""
-        return torch.cat([self._score(part, False)[0] for part in self._parts(z)])
+        """``sqrt(-log(1 - v(z)))``, (B, d) -> (B,)."""
+        return torch.cat([self._score(part)[0] for part in self._parts(z, 1)])
 
     def score_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The score (B,) and its gradient (B, d), both in closed form."""
-        found = [self._score(part, True) for part in self._parts(z)]
-        return torch.cat([score for score, _ in found]), torch.cat([gradient for _, gradient in found])
+        assert self._factor is not None
+        scores, gradients = [], []
+        for part in self._parts(z, 1):
+            score, kernel, known = self._score(part)
+            pull = kernel * (known @ self._factor)
+            slope = pull.sum(1, keepdim=True) * part - pull @ self._sites
+            scale = known.square().sum(1) * score * (self._length_scale**2 * self._radius)
+            scores.append(score)
+            gradients.append(slope / scale[:, None])
+        return torch.cat(scores), torch.cat(gradients)
+
+    def _score(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The score, and kernel values and what is known in units of the row's largest kernel value."""
+        assert self._factor is not None
+        exponent = squared_distances(points, self._sites).mul_(0.5 / self._length_scale**2)
+        least = exponent.amin(1)
+        # with the common factor apart nothing underflows, however far the latents are
+        kernel = (least[:, None] - exponent).exp_()
+        known = kernel @ self._factor.T
+        log_share = ((1 - _KEPT) * known.square().sum(1)).log() - 2 * least
+        return (-log_share).sqrt(), kernel, known
 
     def shape(self) -> Callable[[Tensor], Tensor]:
         """``S``: (B, d) -> (B, d, d), eigenvalues in [1e-6, 1]."""
 
         def evaluate(z: Tensor) -> Tensor:
+            parts = self._parts(z, z.shape[1])
             assert self._factor is not None
-            return torch.cat([_shape(part, self._sites, self._factor, self._length_scale) for part in self._parts(z)])
+            return torch.cat([_shape(part, self._sites, self._factor, self._length_scale) for part in parts])
 
         return evaluate
 
-    def _parts(self, z: Tensor) -> tuple[Tensor, ...]:
+    def _parts(self, z: Tensor, width: int) -> tuple[Tensor, ...]:
         if self._factor is None:
             raise NotFittedError("this GaussianProcess is not fitted; call fit(decoder, latents) first.")
         points = (z.double() - self._origin) / self._radius
-        return points.split(max(1, _CHUNK // (self._sites.shape[0] * points.shape[1])))
-
-    def _score(self, points: Tensor, gradient: bool) -> tuple[Tensor, Tensor]:
-        assert self._factor is not None
-        dim = points.shape[1]
-        kernel, exponent, delta = _kernel(points, self._sites, self._length_scale)
-        known = _push(kernel, delta, self._factor)
-        total = known.square().sum((1, 2))
-        # log of the known share, the kernel's common factor apart so that it cannot underflow
-        log_share = (total * ((1 - _KEPT) / dim)).log() - 2 * exponent
-        score = (-log_share).sqrt()
-        if not gradient:
-            return score, points[:, :0]
-        pulled = kernel[:, None] * (known @ self._factor)
-        along = (pulled * delta).sum(1)
-        slope = torch.einsum("bm,bjm->bj", along, delta) - pulled.sum(2)
-        slope = slope / (total * score * self._length_scale * self._radius)[:, None]
-        return score, slope
+        return points.split(max(1, _CHUNK // (self._sites.shape[0] * width)))
 
     def settings(self) -> dict[str, Any]:
-        return {"inducing": self.inducing}
+        return {"inducing": self.inducing, "targets": self.targets}
 
     def state(self) -> dict[str, Tensor]:
         if self._factor is None:
@@ -173,6 +188,8 @@ class GaussianProcess(UncertaintyModel):
     def from_state(cls, settings: dict[str, Any], state: dict[str, Tensor]) -> GaussianProcess:
         """The fitted model that :meth:`settings` and :meth:`state` describe, bit for bit."""
         model = cls(**settings)
+        # a file's tensors lie at odd addresses, where matrix products round differently; copies do not
+        state = {name: tensor.clone() for name, tensor in state.items()}
         model._origin, model._radius = state["origin"], state["radius"]
         model._sites, model._factor = state["sites"], state["factor"]
         model._length_scale, noise, variance, evidence, low, high, model.jitter, exact = state["numbers"].tolist()
@@ -184,22 +201,10 @@ class GaussianProcess(UncertaintyModel):
         return model
 
 
-def _kernel(points: Tensor, sites: Tensor, length_scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Kernel values (B, M) over their row's largest, minus that one's logarithm (B,), and (z - c)/ℓ (B, d, M)."""
-    delta = (points[:, :, None] - sites.T[None]) / length_scale
-    exponent = 0.5 * delta.square().sum(1)
-    least = exponent.amin(1)
-    return (least[:, None] - exponent).exp(), least, delta
-
-
-def _push(kernel: Tensor, delta: Tensor, factor: Tensor) -> Tensor:
-    """``F ∂k(Z, z)`` (B, d, r), up to sign, in units of ℓ."""
-    return (kernel[:, None] * delta) @ factor.T
-
-
 def _shape(points: Tensor, sites: Tensor, factor: Tensor, length_scale: float) -> Tensor:
-    kernel, exponent, delta = _kernel(points, sites, length_scale)
-    known = _push(kernel, delta, factor) * (-exponent).exp()[:, None, None]
+    delta = (points[:, :, None] - sites.T[None]) / length_scale
+    slopes = (-0.5 * delta.square().sum(1)).exp()[:, None] * delta
+    known = slopes @ factor.T
     square = known @ known.mT
     # a batched product is symmetric only up to rounding
     return torch.eye(points.shape[1]).to(points) - (0.5 - 0.5 * _KEPT) * (square + square.mT)
@@ -240,6 +245,24 @@ def _choose_rows(count: int, outputs: int, seed: int) -> Tensor:
     if count <= most:
         return torch.arange(count)
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].sort().values
+
+
+def _place_inducing(points: Tensor, count: int, seed: int) -> Tensor:
+    """k-means centres, and for a third of ``count`` the latents farthest from all others (Gonzalez 1985).
+
+    Means of clusters avoid sparse places, so that latents there would not be known although they were seen.
+    """
+    step = math.ceil(len(points) / _COVERED_ROWS)
+    seen = points[::step]
+    sites = place_centres(seen, count - count // 3, seed=seed).points
+    distance, _ = nearest(seen, sites)
+    for _ in range(count // 3):
+        worst = int(distance.argmax())
+        if not float(distance[worst]) > 0:
+            break
+        sites = torch.cat([sites, seen[worst, None]])
+        distance = torch.minimum(distance, (seen - seen[worst]).square().sum(1))
+    return sites
 
 
 def _spacing(sites: Tensor) -> float:
