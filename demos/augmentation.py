@@ -125,7 +125,7 @@ def main(
 ) -> list[Table]:
     study = Study("augmentation", quick, out, mnist, publish)
     size = QUICK if quick else Size()
-    images = study.images()
+    images = study.images().pooled()
     training, rest = images.split(len(images) // 2)
     tested = rest.part(slice(size.tested))
     accuracy: dict[tuple[int, str], list[float]] = {}

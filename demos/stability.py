@@ -24,10 +24,10 @@ from posthoc_metric import plots
 class Size:
     seeds: int = 10
     pairs: int = 100
-    names: tuple[str, ...] = ("decoder", "rbf-published", "rbf")
+    names: tuple[str, ...] = ("decoder", "rbf")
 
 
-QUICK = Size(seeds=2, pairs=5, names=("decoder", "rbf"))
+QUICK = Size(seeds=2, pairs=5)
 
 
 def variation(distances: np.ndarray, *, scale_free: bool) -> np.ndarray:
@@ -45,7 +45,7 @@ def main(
 ) -> list[Table]:
     study = Study("stability", quick, out, mnist, publish)
     size = QUICK if quick else Size()
-    images = study.images()
+    images = study.images().pooled()
     training, _ = images.split(len(images) // 2)
     drawn = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[: 2 * size.pairs]
     first, second = drawn[: size.pairs], drawn[size.pairs :]
