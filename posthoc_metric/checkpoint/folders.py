@@ -135,7 +135,7 @@ def read_scvi(container: Container, trust: bool) -> Read:
     if not isinstance(make, type) or "registry" not in inspect.signature(make).parameters:
         raise CheckpointError(
             f"{folder} is a scvi-tools folder of a model {name!r} that cannot be rebuilt without its data. Load it "
-            "with scvi-tools and wrap its module: Decoder(model.module, method='generative', output='px', condition={...})."
+            "with scvi-tools and wrap its module: Decoder(module, method='generative', output='px', condition={...})."
         )
     given = described.get("init_params_", {})
     arguments = dict(given.get("non_kwargs", {}))

@@ -46,7 +46,7 @@ def read_keras(container: Container, trust: bool) -> tuple[Any, dict[str, Any]]:
 
 
 def _keras() -> Any:
-    if "keras" not in sys.modules:
+    if sys.modules.get("keras") is None:
         before = os.environ.get("KERAS_BACKEND")
         os.environ["KERAS_BACKEND"] = before or "torch"
         try:
