@@ -174,3 +174,86 @@ def test_times_outside_the_curve_are_refused():
     space, a, b = ORACLES["sphere"]
     with pytest.raises(InvalidArgumentError, match=r"\[0, 1\]"):
         geodesic(space, a[:1], b[:1])(1.5)
+
+
+def test_a_decoder_without_value_fails_its_own_pair_only():
+    from posthoc_metric.errors import DecoderError
+    from posthoc_metric.metric import PullbackMetric
+
+    roll = SwissRoll().embedding
+
+    class Holed:
+        latent_dim, output_dim = 2, 3
+
+        def _checked(self, z):
+            bad = (z[:, 1] > 12).nonzero().flatten().tolist()
+            if bad:
+                raise DecoderError("no value", tuple(bad))
+            return z
+
+        def __call__(self, z):
+            return roll(self._checked(z))
+
+        def jvp(self, z, v):
+            return roll.jvp(self._checked(z), v)
+
+        def vjp(self, z, u):
+            return roll.vjp(self._checked(z), u)
+
+        def value_and_jacobian(self, z):
+            return roll.value_and_jacobian(self._checked(z))
+
+    metric = PullbackMetric(Holed())
+    a, b = ORACLES["Swiss roll"][1:]
+    bad = b.clone()
+    bad[3, 1] = 20.0
+    solution, clean = geodesic(metric, a, bad), geodesic(metric, a, b)
+    rest = torch.arange(20) != 3
+    assert solution.status[3] is Status.NOT_FINITE and clean.converged.all()
+    assert solution.converged[rest].all()
+    assert torch.equal(solution.points[rest], clean.points[rest])
+
+
+def test_a_float32_decoder_and_near_pairs():
+    from posthoc_metric.decoder import Decoder
+    from posthoc_metric.metric import PullbackMetric
+
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(2, 32), torch.nn.Tanh(), torch.nn.Linear(32, 50))
+    metric = PullbackMetric(Decoder(net, latent_dim=2))
+    a = points(10, 2).float()
+    for size in (1e-5, 1e-3, 1e-1):
+        step = size * points(10, 2, 1).float()
+        solution = geodesic(metric, a, a + step)
+        step = (a + step).double() - a.double()
+        assert solution.converged.all(), size
+        expected = metric.norm(a.double() + step / 2, step)
+        torch.testing.assert_close(solution.length.double(), expected, rtol=20 * size**2 + 2e-4, atol=0)
+
+
+def test_start_graphs_are_kept_with_the_metric_but_not_pickled():
+    import pickle
+
+    space = Sphere()
+    a, b = ORACLES["sphere"][1:]
+    first = geodesic(space, a, b)
+    kept = space._start_cache.built
+    second = geodesic(space, a, b)
+    assert space._start_cache.built == kept > 0
+    again = pickle.loads(pickle.dumps(space))
+    assert not again._start_cache.graphs
+    assert torch.equal(first.points, second.points) and torch.equal(geodesic(again, a, b).points, first.points)
+
+
+def test_the_grid_finds_the_way_round_a_wall():
+    # a bump in the middle: the straight line over it relaxes to one side or stays on the top by symmetry
+    def bump(z):
+        cost = 1 + 1e4 * torch.exp(-(z.square().sum(1)) / 0.18)
+        return cost[:, None, None] * torch.eye(2, dtype=z.dtype)
+
+    metric = FunctionMetric(bump, 2)
+    a, b = torch.tensor([[-1.0, 0.0]], dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    over = geodesic(metric, a, b, starts="straight")
+    round_it = geodesic(metric, a, b)
+    assert round_it.converged.all() and round_it.start == ("grid",)
+    assert round_it.length < 0.9 * over.length

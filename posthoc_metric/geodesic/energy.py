@@ -45,9 +45,10 @@ class Linearisation(Batch):
         gradient: with respect to the inner nodes (P, n-1, d).
         convex: the Gauss-Newton model, positive semi-definite.
         rest: what the first derivatives at hand tell of the rest of the Hessian; indefinite.
-        values, jacobians: ``F`` (P, n+1, D) and ``J_F`` (P, n+1, D, d) at the nodes.
-        squares: ``J_FᵀJ_F`` there (P, n+1, d, d).
+        values, squares: ``F`` (P, n+1, D) and ``J_FᵀJ_F`` (P, n+1, d, d) at the nodes.
+        jacobians, end_jacobians: ``J_F`` at the inner nodes (P, n-1, D, d) and the ends (P, 2, D, d).
         bend: ``r_{k-1}/h_{k-1} - r_k/h_k`` at the inner nodes, ``r`` the chords (P, n-1, D).
+        pull: ``J_Fᵀ bend`` (P, n-1, d).
         grain: rounding error of the energy that comes from the precision of ``F`` (P,).
     """
 
@@ -60,6 +61,8 @@ class Linearisation(Batch):
     jacobians: Tensor | None = None
     squares: Tensor | None = None
     bend: Tensor | None = None
+    pull: Tensor | None = None
+    end_jacobians: Tensor | None = None
     grain: Tensor | None = None
 
 
@@ -96,39 +99,43 @@ class CurveEnergy:
         return out
 
     def _embed(self, out: Linearisation, before: Linearisation | None) -> None:
-        """Values and Jacobians at the nodes."""
+        """Values and Jacobians at the nodes; at the ends they are asked for once."""
         assert self.embedding is not None
         count, total, dim = out.nodes.shape
+        inner, jacobians = self.embedding.value_and_jacobian(out.nodes[:, 1:-1].reshape(-1, dim))
+        out.jacobians = jacobians.view(count, total - 2, -1, dim)
         if before is None:
-            values, jacobians = self.embedding.value_and_jacobian(out.nodes.reshape(-1, dim))
-            out.values, out.jacobians = values.view(count, total, -1), jacobians.view(count, total, -1, dim)
-            return
-        assert before.values is not None and before.jacobians is not None
-        values, jacobians = self.embedding.value_and_jacobian(out.nodes[:, 1:-1].reshape(-1, dim))
-        out.values, out.jacobians = torch.empty_like(before.values), torch.empty_like(before.jacobians)
-        for whole, inner, old in ((out.values, values, before.values), (out.jacobians, jacobians, before.jacobians)):
-            whole[:, 1:-1] = inner.view_as(whole[:, 1:-1])
-            whole[:, 0], whole[:, -1] = old[:, 0], old[:, -1]
+            ends, at_ends = self.embedding.value_and_jacobian(out.nodes[:, [0, -1]].reshape(-1, dim))
+            ends, out.end_jacobians = ends.view(count, 2, -1), at_ends.view(count, 2, -1, dim)
+        else:
+            assert before.values is not None
+            ends, out.end_jacobians = before.values[:, [0, -1]], before.end_jacobians
+        out.values = torch.cat([ends[:, :1], inner.view(count, total - 2, -1), ends[:, 1:]], dim=1)
 
     def _add_chords(self, out: Linearisation, h: Tensor) -> None:
-        assert out.values is not None and out.jacobians is not None
+        assert out.values is not None and out.jacobians is not None and out.end_jacobians is not None
         r = out.values.diff(dim=1)
         size = r.square().sum(-1)
         out.grain = 2 * _rounding(out.values) * (size.sqrt() / h).sum(1)
         close = out.grain > _CANCELLED * (size / h).sum(1)
         if bool(close.any()):
             # the values of near nodes agree in most of their digits; their derivatives do not lose any
-            mean = (out.jacobians[close, :-1] + out.jacobians[close, 1:]) / 2
+            ends = out.end_jacobians[close]
+            every = torch.cat([ends[:, :1], out.jacobians[close], ends[:, 1:]], dim=1)
+            mean = (every[:, :-1] + every[:, 1:]) / 2
             r[close] = (mean @ out.nodes[close].diff(dim=1)[..., None])[..., 0]
             size = r.square().sum(-1)
         bend = r[:, :-1] / h[:, :-1, None] - r[:, 1:] / h[:, 1:, None]
         out.bend = bend
         out.energy += (size / h).sum(1)
         transposed = out.jacobians.mT
-        out.squares = transposed @ out.jacobians
-        out.gradient += 2 * (transposed[:, 1:-1] @ bend[..., None])[..., 0]
-        out.convex.diagonal += (2 / h[:, :-1] + 2 / h[:, 1:])[..., None, None] * out.squares[:, 1:-1]
-        out.convex.coupling -= (2 / h[:, 1:-1])[..., None, None] * (transposed[:, 1:-2] @ out.jacobians[:, 2:-1])
+        squares = transposed @ out.jacobians
+        at_ends = out.end_jacobians.mT @ out.end_jacobians
+        out.squares = torch.cat([at_ends[:, :1], squares, at_ends[:, 1:]], dim=1)
+        out.pull = (transposed @ bend[..., None])[..., 0]
+        out.gradient += 2 * out.pull
+        out.convex.diagonal += (2 / h[:, :-1] + 2 / h[:, 1:])[..., None, None] * squares
+        out.convex.coupling -= (2 / h[:, 1:-1])[..., None, None] * (transposed[:, :-1] @ out.jacobians[:, 1:])
 
     def _add_weight(self, out: Linearisation, middle: Tensor, step: Tensor, h: Tensor) -> None:
         assert self.weight is not None

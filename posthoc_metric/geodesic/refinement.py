@@ -13,21 +13,20 @@ from .curves import Clock, make_clock, pad, respace
 from .energy import CurveEnergy
 from .options import RelaxationOptions
 from .quadrature import confirm, measure
-from .relaxation import relax
+from .relaxation import STATUSES, Relaxed, relax
 from .spline import Spline, interpolate
 from .starts import StartCurves
 from .status import Status
 
 #: coarse curves are compared before they are stationary to the tolerance asked for
 _COARSE_TOL = 5e-2
-#: and are taken as they are after so many steps: finer nodes make the rest easier
-_COARSE_STEPS = 12
+#: steps at one number of spans, unless it is the last
+_STEPS_A_LEVEL = 12
 #: chords that together are shorter than this share of the curve they stand for have jumped over something
 _CHORD_SHARE = 0.9
 #: most spans at which a start curve is given up to what it is
 _MOST_COARSE = 64
 
-STATUSES = tuple(Status)
 _CODE = {status: code for code, status in enumerate(STATUSES)}
 
 
@@ -163,17 +162,19 @@ class Refiner:
         return better, ((converged & confirmed) | broken) & ~rejected, rejected
 
     def _relax(self, knots: Tensor, nodes: Tensor, pair: Tensor, kind: Tensor, tol: float) -> Curves:
-        steps = self.options.max_steps if tol <= self.options.tol else min(_COARSE_STEPS, self.options.max_steps)
-        relaxed = relax(self.energy, nodes, knots, tol=tol, max_steps=steps)
+        # a curve that is slow here goes on with more nodes, where its like are still in the batch
+        last = 2 * (knots.shape[1] - 1) > self.options.max_spans
+        steps = self.options.max_steps if last else min(_STEPS_A_LEVEL, self.options.max_steps)
+        relaxed = self._in_blocks(nodes, knots, tol, steps)
         spline = interpolate(knots, relaxed.nodes)
         measured = measure(self.parts, spline, relaxed.squares)
         spans = knots.shape[1] - 1
         self.steps.index_add_(0, pair, relaxed.steps)
         self.evaluations.index_add_(0, pair, relaxed.evaluations + spans)
-        status = torch.tensor([_CODE[status] for status in relaxed.status], device=knots.device)
+        status = relaxed.status
         # the chords of a curve fall short of it by a share of order h², its discretisation error by the square of that
         chords = relaxed.energy.clamp_min(0).sqrt()
-        shortfall = (1 - chords / measured.length.clamp_min(1e-300)).square() * 3 + relaxed.residual.square() / 4
+        shortfall = (1 - chords / measured.length.clamp_min(1e-300)).square() * 5 + relaxed.residual.square() / 4
         worth = torch.isfinite(measured.length) & (shortfall <= self.options.rtol)
         error = measured.length * shortfall
         if bool(worth.any()):
@@ -196,6 +197,16 @@ class Refiner:
         )
         density = _density(spline, measured.lengths, measured.errors)
         return Curves(pair, kind, facts, spline, make_clock(spline, speeds), density)
+
+    def _in_blocks(self, nodes: Tensor, knots: Tensor, tol: float, steps: int) -> Relaxed:
+        """Relax as many curves at once as the memory limit lets."""
+        dim = nodes.shape[2]
+        width = 0 if self.parts.embedding is None else self.parts.embedding.output_dim
+        # values, bend and their like, and the Jacobians of this step, of the last, and of a copy between them
+        numbers = nodes.shape[1] * (width * (3 * dim + 6) + 20 * dim * dim)
+        block = max(1, self.options.memory_limit // (8 * numbers))
+        pieces = zip(nodes.split(block), knots.split(block), strict=True)
+        return Relaxed.join([relax(self.energy, part, times, tol=tol, max_steps=steps) for part, times in pieces])
 
     def _assemble(self, done: list[Curves]) -> Refined:
         rows = [curves.pair for curves in done]

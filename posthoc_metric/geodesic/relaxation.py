@@ -19,6 +19,8 @@ from .energy import CurveEnergy, Linearisation
 from .linear import solve_block_tridiagonal
 from .status import Status
 
+STATUSES = tuple(Status)
+
 #: trust radius, relative to the curve's own length, at which no step is possible
 _SMALLEST = 1e-9
 #: share of the predicted decrease that a step must bring
@@ -26,7 +28,7 @@ _ENOUGH = 1e-3
 
 
 @dataclass
-class Relaxed:
+class Relaxed(Batch):
     """What :func:`relax` made of P curves.
 
     Attributes:
@@ -34,7 +36,7 @@ class Relaxed:
         energy: (P,).
         residual: ``sqrt(gᵀ H⁻¹ g / E)`` (P,): twice the relative energy still to be gained, as a root.
         squares: ``J_FᵀJ_F`` at the nodes (P, n+1, d, d), where there is an embedding.
-        status: P of them.
+        status: indices into ``STATUSES`` (P,).
         steps: accepted and rejected steps (P,).
         evaluations: points at which the metric was linearised (P,).
     """
@@ -43,7 +45,7 @@ class Relaxed:
     energy: Tensor
     residual: Tensor
     squares: Tensor | None
-    status: list[Status]
+    status: Tensor
     steps: Tensor
     evaluations: Tensor
 
@@ -56,6 +58,7 @@ class _Active(Batch):
     here: Linearisation
     h: Tensor
     radius: Tensor
+    damping: Tensor
     secant: Tensor
 
 
@@ -85,11 +88,12 @@ def relax(energy: CurveEnergy, nodes: Tensor, knots: Tensor, *, tol: float, max_
         here.energy.clone(),
         torch.full_like(here.energy, float("inf")),
         None if here.squares is None else here.squares.clone(),
-        [Status.STEP_LIMIT] * count,
+        torch.full_like(row, STATUSES.index(Status.STEP_LIMIT)),
         torch.zeros_like(row),
         torch.full_like(row, total),
     )
-    active = _Active(row, here, h, torch.full_like(here.energy, float("inf")), torch.zeros_like(here.convex.diagonal))
+    radius, secant = torch.full_like(here.energy, float("inf")), torch.zeros_like(here.convex.diagonal)
+    active = _Active(row, here, h, radius, torch.zeros_like(here.energy), secant)
     broken = ~_finite(here)
     _leave(final, active.take(broken), Status.NOT_FINITE)
     active = active.take(~broken)
@@ -150,8 +154,7 @@ def _leave(final: Relaxed, curves: _Active, why: Status) -> None:
     final.nodes[rows], final.energy[rows] = curves.here.nodes, curves.here.energy
     if final.squares is not None and curves.here.squares is not None:
         final.squares[rows] = curves.here.squares
-    for row in rows.tolist():
-        final.status[row] = why
+    final.status[rows] = STATUSES.index(why)
 
 
 def _finite(state: Linearisation) -> Tensor:
@@ -166,7 +169,8 @@ def _trust_region_step(active: _Active) -> _Step:
     coupling = here.convex.coupling + here.rest.coupling
     move = torch.zeros_like(here.gradient)
     size = torch.zeros_like(here.energy)
-    mu = torch.zeros_like(here.energy)
+    # the last damping is a good first guess; a tenth of it lets a curve grow out of it
+    mu = torch.where(active.damping > 1e-2, active.damping / 10, torch.zeros_like(active.damping))
     todo = torch.arange(len(mu), device=mu.device)
     for _ in range(60):
         damped = diagonal[todo] + (mu[todo] * here.energy[todo])[:, None, None, None] * inertia[todo]
@@ -179,6 +183,7 @@ def _trust_region_step(active: _Active) -> _Step:
         todo = todo[~inside]
         if len(todo) == 0:
             break
+    active.damping = mu
     move[todo] = 0.0
     slope = -(here.gradient * move).sum((1, 2))
     damping = mu * here.energy * size.square()
@@ -194,10 +199,10 @@ def _trust_region_step(active: _Active) -> _Step:
 
 def _update_secant(secant: Tensor, here: Linearisation, there: Linearisation, move: Tensor, accept: Tensor) -> Tensor:
     """Powell's symmetric update in the metric's scale, block by block, where the step was taken."""
-    if here.jacobians is None or there.jacobians is None or there.bend is None:
+    if here.jacobians is None or there.pull is None or there.bend is None:
         return secant
-    new, old = (state.jacobians[:, 1:-1].mT @ there.bend[..., None] for state in (there, here))  # type: ignore[index]
-    miss = 2 * (new - old)[..., 0] - (secant @ move[..., None])[..., 0]
+    old = (here.jacobians.mT @ there.bend[..., None])[..., 0]
+    miss = 2 * (there.pull - old) - (secant @ move[..., None])[..., 0]
     weighted = (there.convex.diagonal @ move[..., None])[..., 0]
     length = (weighted * move).sum(-1).clamp_min(1e-300)[..., None, None]
     outer = miss[..., :, None] * weighted[..., None, :]

@@ -13,6 +13,7 @@ from ..errors import InvalidArgumentError
 from ..metric import Metric
 from .acceleration import Acceleration
 from .batch import Batch
+from .guard import guard
 from .options import check_integer, check_positive
 from .status import Status
 
@@ -102,7 +103,7 @@ def integrate(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Status]]:
     """:func:`shoot` on float64 tensors."""
     count = len(z)
-    acceleration = Acceleration(metric.parts(), torch.cat([z, z + v]))
+    acceleration = Acceleration(guard(metric.parts()), torch.cat([z, z + v]))
     first, squares = acceleration(z, v)
     end, velocity = torch.full_like(z, float("nan")), torch.full_like(v, float("nan"))
     steps = torch.zeros(count, dtype=torch.long, device=z.device)

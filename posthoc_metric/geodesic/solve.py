@@ -11,8 +11,10 @@ from .._arrays import ArrayLike, Restore, describe, to_points
 from ..errors import InvalidArgumentError
 from ..metric import Metric
 from .curves import Clock
+from .guard import guard
 from .options import START_NAMES, RelaxationOptions, make_options
-from .refinement import STATUSES, Refiner
+from .refinement import Refiner
+from .relaxation import STATUSES
 from .solution import Solution
 from .spline import Spline
 from .starts import make_starts
@@ -63,7 +65,7 @@ def geodesic(
         return _empty(metric, points, restore, chosen)
     known = metric.support if support is None else to_points(support, "support", metric.dim)[0]
     latents = None if known is None else known.to(a.device).double()
-    parts = metric.parts()
+    parts = guard(metric.parts())
     with torch.no_grad():
         starts = make_starts(metric, parts, a, b, latents, chosen.starts)
         refined = Refiner(parts, starts, len(a), chosen).run()

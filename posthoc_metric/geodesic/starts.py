@@ -91,8 +91,13 @@ def make_starts(
             rows = rows[distinct[rows]]
             if len(rows):
                 grid = _grid(cache, parts, box, support)
-                found.append(_through(grid, start, end, rows, START_NAMES.index("grid")))
-                _estimate(grid, lines, rows)
+                curves, line = _through(grid, start, end, rows, START_NAMES.index("grid")), lines.take(rows)
+                reached = torch.isfinite(curves.length)
+                _estimate(grid, line)
+                _estimate(grid, curves)
+                curves.length[~reached] = float("inf")
+                found.append(curves)
+                lines.put_rows(rows, line)
     elif "graph" in names and support is not None and len(support) > 1:
         graph = _support_graph(cache, parts, support)
         rows = distinct.nonzero().flatten()
@@ -137,17 +142,13 @@ def _through(graph: MetricGraph, start: Tensor, end: Tensor, rows: Tensor, kind:
         ]
     )
     latent = corners.diff(dim=1).norm(dim=-1)
-    run = torch.cat([torch.zeros_like(latent[:, :1]), latent.cumsum(1)], dim=1)
-    share = run / run[:, -1:].clamp_min(1e-300)
-    targets = torch.linspace(0, 1, _DENSE, dtype=start.dtype, device=start.device).expand(len(rows), -1)
-    place = invert(torch.arange(most, dtype=start.dtype, device=start.device).expand(len(rows), -1), share, targets)
-    left = place.floor().clamp(0, most - 2).long()
-    inside = (place - left)[..., None]
-    expand = left[..., None].expand(-1, -1, corners.shape[2])
-    nodes = corners.gather(1, expand) * (1 - inside) + corners.gather(1, expand + 1) * inside
+    share = _run(latent / latent.sum(1, keepdim=True).clamp_min(1e-300))
+    targets = torch.linspace(0, 1, _DENSE, dtype=start.dtype, device=start.device).expand(len(rows), -1).contiguous()
+    equal = torch.linspace(0, 1, most, dtype=start.dtype, device=start.device).expand(len(rows), -1)
+    nodes = _interpolate(corners, invert(equal, share, targets))
     nodes = _smooth(nodes)
     kinds = torch.full_like(rows, kind)
-    return StartCurves(rows, kinds, targets.contiguous(), nodes, lengths)
+    return StartCurves(rows, kinds, targets.clone(), nodes, lengths)
 
 
 def _smooth(nodes: Tensor, rounds: int = 8) -> Tensor:
@@ -158,16 +159,47 @@ def _smooth(nodes: Tensor, rounds: int = 8) -> Tensor:
     return nodes
 
 
-def _estimate(graph: MetricGraph, curves: StartCurves, rows: Tensor) -> None:
-    """Write lengths and knots of ``curves`` (one a pair) at ``rows``, from what the graph's nearest points know."""
-    every = curves.nodes[rows][:, ::4]
-    count, points, dim = every.shape
-    flat = every.reshape(-1, dim)
+def _estimate(graph: MetricGraph, curves: StartCurves) -> None:
+    """Length of ``curves`` by what the graph's nearest points know, and nodes and knots to match, in place.
+
+    A node is worth its share of the length and of the latent way; the knots are the share of the length, so that
+    a curve starts out at nearly constant speed even where it runs up a wall.
+    """
+    if len(curves.pair) == 0:
+        return
+    count, number, dim = curves.nodes.shape
+    flat = curves.nodes.reshape(-1, dim)
     index = graph.search.kneighbors(flat.cpu().numpy(), n_neighbors=1, return_distance=False)[:, 0]
-    known = graph.known[torch.from_numpy(index).to(flat.device)].view(count, points, *graph.known.shape[1:])
-    a, b = every[:, :-1].reshape(-1, dim), every[:, 1:].reshape(-1, dim)
+    known = graph.known[torch.from_numpy(index).to(flat.device)].view(count, number, *graph.known.shape[1:])
+    a, b = curves.nodes[:, :-1].reshape(-1, dim), curves.nodes[:, 1:].reshape(-1, dim)
     pieces = graph.ruler.lengths(a, b, known[:, :-1].flatten(0, 1), known[:, 1:].flatten(0, 1)).view(count, -1)
-    curves.length[rows] = pieces.sum(1).nan_to_num(nan=float("inf"))
+    length = pieces.sum(1)
+    curves.length[:] = length.nan_to_num(nan=float("inf"))
+    steps = curves.nodes.diff(dim=1).norm(dim=-1)
+    fine = torch.isfinite(length) & (length > 0)
+    if not bool(fine.any()):
+        return
+    share, way = (part[fine] / part[fine].sum(1, keepdim=True) for part in (pieces, steps))
+    place = torch.linspace(0, 1, number, dtype=flat.dtype, device=flat.device).expand(len(share), -1).contiguous()
+    at = invert(place, _run(0.6 * share + 0.4 * way), place)
+    curves.knots[fine] = _interpolate(_run(share)[..., None], at)[..., 0]
+    curves.nodes[fine] = _interpolate(curves.nodes[fine], at)
+
+
+def _run(share: Tensor) -> Tensor:
+    """Running sums (Q, m+1) from 0 to 1 of shares (Q, m)."""
+    total = torch.cat([torch.zeros_like(share[:, :1]), share.cumsum(1)], dim=1)
+    return total / total[:, -1:]
+
+
+def _interpolate(values: Tensor, at: Tensor) -> Tensor:
+    """Values (Q, m+1, k) tabulated at equal steps of [0, 1], between them linearly, at (Q, j)."""
+    last = values.shape[1] - 1
+    place = at * last
+    left = place.floor().clamp(0, last - 1).long()
+    inside = (place - left)[..., None]
+    index = left[..., None].expand(-1, -1, values.shape[2])
+    return values.gather(1, index) * (1 - inside) + values.gather(1, index + 1) * inside
 
 
 def _boxes(start: Tensor, end: Tensor, support: Tensor | None) -> dict[tuple[float, ...], Tensor]:

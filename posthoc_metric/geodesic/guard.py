@@ -1,0 +1,70 @@
+"""A metric's parts as the solver calls them: rows that have no value become NaN and leave the others alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import DecoderError
+from ..metric import MetricParts
+from ..smooth_map import SmoothMap
+
+
+class GuardedMap:
+    """``F`` that answers NaN where it has no value, instead of raising for the whole batch."""
+
+    def __init__(self, embedding: SmoothMap):
+        self.embedding = embedding
+        self.latent_dim = embedding.latent_dim
+        self.output_dim = embedding.output_dim
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self._ask(lambda points: (self.embedding(points),), (self.output_dim,), z)[0]
+
+    def jvp(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        value, pushed = self._ask(self.embedding.jvp, (self.output_dim,), z, v)
+        return value, pushed
+
+    def vjp(self, z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        value, pulled = self._ask(self.embedding.vjp, (self.latent_dim,), z, u)
+        return value, pulled
+
+    def value_and_jacobian(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        value, jacobian = self._ask(self.embedding.value_and_jacobian, (self.output_dim, self.latent_dim), z)
+        return value, jacobian
+
+    def _ask(
+        self, call: Callable[..., tuple[Tensor, ...]], shape: tuple[int, ...], *rows: Tensor
+    ) -> tuple[Tensor, ...]:
+        """``call(*rows)``, asked again without the rows that have no value; ``shape`` is that of the last answer."""
+        bad = ~torch.stack([torch.isfinite(part).all(1) for part in rows]).all(0)
+        answers: tuple[Tensor, ...] | None = None
+        while answers is None and not bool(bad.all()):
+            good = ~bad
+            try:
+                answers = call(*rows) if bool(good.all()) else call(*(part[good] for part in rows))
+            except DecoderError as error:
+                if not error.rows:
+                    raise
+                bad[good.nonzero().flatten()[torch.tensor(error.rows, device=bad.device)]] = True
+        if answers is None:
+            nan = rows[0].new_full((len(bad), self.output_dim), float("nan"))
+            last = rows[0].new_full((len(bad), *shape), float("nan"))
+            return nan, last
+        if not bool(bad.any()):
+            return answers
+        out = []
+        for values in answers:
+            whole = values.new_full((len(bad), *values.shape[1:]), float("nan"))
+            whole[~bad] = values
+            out.append(whole)
+        return tuple(out)
+
+
+def guard(parts: MetricParts) -> MetricParts:
+    """``parts`` with a guarded embedding."""
+    if parts.embedding is None or isinstance(parts.embedding, GuardedMap):
+        return parts
+    return MetricParts(embedding=GuardedMap(parts.embedding), weight=parts.weight, field=parts.field)
