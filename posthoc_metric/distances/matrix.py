@@ -169,7 +169,7 @@ def _solved(job: _Job) -> tuple[np.ndarray, DistanceReport]:
     report = DistanceReport(
         method="solver",
         pairs=job.pairs.count,
-        failed=int(np.isnan(solved.lengths).sum()),
+        failed=int((~np.isfinite(solved.lengths)).sum()),
         unconverged=solved.unconverged,
         largest_error=_largest(solved.lengths, solved.errors),
         error=None,

@@ -62,7 +62,7 @@ Pairs = AllPairs | SomePairs
 
 @dataclass(frozen=True)
 class Solved:
-    """Lengths of some pairs, their absolute errors, and how many are not CONVERGED."""
+    """Lengths of some pairs, their absolute errors, and how many have a length but are not CONVERGED."""
 
     lengths: np.ndarray
     errors: np.ndarray
@@ -90,12 +90,9 @@ def solve(
     ):
         where = slice(*blocks[index])
         results.write(index, {"lengths": [(where, lengths)], "errors": [(where, errors)], "codes": [(where, codes)]})
-    codes = results.arrays["codes"]
-    return Solved(
-        np.array(results.arrays["lengths"]),
-        np.array(results.arrays["errors"]),
-        int((codes != _STATUSES.index(Status.CONVERGED)).sum()),
-    )
+    lengths = np.array(results.arrays["lengths"])
+    loose = np.isfinite(lengths) & (results.arrays["codes"] != _STATUSES.index(Status.CONVERGED))
+    return Solved(lengths, np.array(results.arrays["errors"]), int(loose.sum()))
 
 
 def solved_shapes(count: int) -> dict[str, tuple[tuple[int, ...], Any]]:

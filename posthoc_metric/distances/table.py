@@ -82,6 +82,7 @@ class MetricTable(Metric):
         side = float((high - low).max()) or 1.0
         self.low, self.high = low - 0.1 * side, high + 0.1 * side
         self.evaluations = 0
+        self.levels: tuple[Level, ...] = ()
         with torch.no_grad():
             self.levels = self._build(max_levels)
             self.error = self._check(seed)
@@ -120,7 +121,7 @@ class MetricTable(Metric):
 
     def _build(self, max_levels: int) -> tuple[Level, ...]:
         levels: list[Level] = []
-        self.levels: tuple[Level, ...] = ()
+        self.levels = ()
         sides = self.high - self.low
         cells = (_COARSEST * sides / sides.max()).ceil().long().clamp_min(1)
         wanted: Tensor | None = None
