@@ -152,6 +152,19 @@ def test_unknown_options_are_rejected():
         Decoder(net(), latentdim=2)
 
 
+@pytest.mark.filterwarnings("ignore::posthoc_metric.errors.DerivativeWarning")
+def test_an_estimator_predicts():
+    from sklearn.linear_model import LinearRegression
+
+    rng = np.random.default_rng(0)
+    model = LinearRegression().fit(rng.normal(size=(20, 3)), rng.normal(size=(20, 4)))
+    decoder = Decoder(model)
+    assert decoder.latent_dim == 3
+    z = rng.normal(size=(5, 3))
+    assert np.allclose(decoder(z), model.predict(z))
+    assert np.abs(decoder.jacobian(z) - model.coef_).max() < 1e-8
+
+
 # ---- latent dimension and shape ---------------------------------------------------------------------------------
 
 

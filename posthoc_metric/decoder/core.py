@@ -15,6 +15,7 @@ from .._arrays import ArrayLike, name_rows, to_points
 from ..errors import DecoderError, DerivativeWarning, InvalidArgumentError
 from .fingerprint import sketch
 from .frozen import EvalMode
+from .probe import Found
 from .probe import probe as run_probe
 from .routes import FORWARD_WAYS, REVERSE_WAYS
 from .settle import probe_latents, settle
@@ -86,9 +87,7 @@ class Decoder:
         self.max_bytes = max_bytes
         self._eval_mode = EvalMode(settled.call.roots)
         latents = None if probe is None else to_points(probe, "probe", self.latent_dim)[0]
-        with self._eval_mode(), torch.random.fork_rng(devices=[]):
-            found = run_probe(settled.call, self.latent_dim, latents)
-        self._found = found
+        found = self._found = self._probed(settled.call, latents)
         self._notes = settled.notes
         self.output_shape = found.output_shape
         self.output_dim = int(torch.Size(found.output_shape).numel())
@@ -179,6 +178,24 @@ class Decoder:
     def jacobian(self, z: ArrayLike) -> Any:
         """``J(z)``, (B, d) -> (B, D, d)."""
         return self.value_and_jacobian(z)[1]
+
+    @property
+    def saturated(self) -> bool:
+        """Whether the output is flat where the probe looked, so that :meth:`probe_at` is owed real latents."""
+        return self._found.saturated
+
+    def probe_at(self, latents: ArrayLike) -> None:
+        """Probe once more, at latents (n, d) of the caller's.
+
+        Raises:
+            DecoderError: as at wrap time.
+        """
+        points, _ = to_points(latents, "latents", self.latent_dim)
+        self._found = self._probed(self._found.call, points)
+
+    def _probed(self, call: Any, latents: Tensor | None) -> Found:
+        with self._eval_mode(), torch.random.fork_rng(devices=[]):
+            return run_probe(call, self.latent_dim, latents)
 
     def describe(self) -> str:
         """What the probe found and chose, for a person to read."""
