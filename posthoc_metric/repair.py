@@ -149,6 +149,8 @@ def repair(
     )
     _check_decoder(decoder)
     points, _ = to_points(latents, "latents", decoder.latent_dim)
+    if getattr(decoder, "saturated", False):
+        decoder.probe_at(points)  # type: ignore[attr-defined]
     geometry = Support(points, seed=seed)
     rows = None if data is None else _check_data(decoder, data, len(points)).subset(geometry.training_rows)
     model = make_model(uncertainty) if isinstance(uncertainty, str) else uncertainty
