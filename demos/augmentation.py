@@ -41,8 +41,8 @@ class Size:
     labelled: tuple[int, ...] = (100, 300, 1000)
     seeds: int = 3
     latent_dim: int = 8
-    pairs: int = 80
-    steps: int = 300
+    pairs: int = 60
+    steps: int = 250
     tested: int = 2000
 
 

@@ -44,11 +44,11 @@ _SAMPLES = 100
 
 @dataclass(frozen=True)
 class Size:
-    seeds: int = 5
+    seeds: int = 3
     pairs: int = 40
     points: int = 200
     data_dim: int = 1000
-    epochs: int = 400
+    epochs: int = 300
     names: tuple[str, ...] = tuple(LABELS)
     panels: int = 10
 

@@ -46,12 +46,12 @@ NEIGHBOURS = 5
 @dataclass(frozen=True)
 class Size:
     subsets: tuple[tuple[int, ...], ...] = SUBSETS
-    seeds: int = 4
-    points: int = 200
-    epochs: int = 50
+    seeds: int = 3
+    points: int = 150
+    epochs: int = 40
     names: tuple[str, ...] = METRICS
-    resolution: int = 90
-    checked_pairs: int = 15
+    resolution: int = 80
+    checked_pairs: int = 10
 
 
 QUICK = Size(SUBSETS[:1], 1, 30, 60, ("decoder", "rbf"), 30, 2)
@@ -144,7 +144,7 @@ def main(
 ) -> list[Table]:
     study = Study("clusters", quick, out, mnist, publish)
     size = QUICK if quick else Size()
-    images = study.images()
+    images = study.images().pooled()
     rows = ["k-means", "euclidean", *size.names]
     scores: dict[tuple, list[tuple[float, float]]] = {}
     ratios: dict[str, list[float]] = {}

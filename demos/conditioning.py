@@ -33,10 +33,10 @@ class Size:
     widths: tuple[int, ...] = (128, 32)
     activations: tuple[str, ...] = ("tanh", "sigmoid")
     seeds: int = 3
-    images: int = 4000
+    images: int = 3000
     epochs: int = 40
-    points: int = 150
-    resolution: int = 90
+    points: int = 100
+    resolution: int = 80
 
 
 QUICK = Size(widths=(16,), activations=("tanh",), seeds=2, images=500, epochs=15, points=24, resolution=24)
@@ -213,7 +213,7 @@ def main(
 ) -> list[Table]:
     study = Study("conditioning", quick, out, mnist, publish)
     size = QUICK if quick else Size()
-    images = study.images()
+    images = study.images().pooled()
     images, _ = images.split(min(size.images, len(images)))
     results: dict[tuple, dict[str, dict[str, float]]] = {}
     chosen: dict[str, Trained] = {}

@@ -136,7 +136,7 @@ def main(
 ) -> list[Table]:
     study = Study("sevens", quick, out, mnist, publish)
     size = QUICK if quick else Size()
-    images = study.images()
+    images = study.images().pooled()
     training, rest = images.split(len(images) // 2)
     judge_by = classifier(study, rest)
     tables, figure = [], None

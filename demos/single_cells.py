@@ -31,10 +31,10 @@ _COMPONENTS = 20
 class Size:
     latent_dims: tuple[int, ...] = (2, 8)
     seeds: int = 3
-    pairs: int = 60
+    pairs: int = 50
     frames: int = 33
     epochs: int = 120
-    names: tuple[str, ...] = ("decoder", "rbf-published", "rbf", "gp")
+    names: tuple[str, ...] = ("decoder", "rbf-published", "rbf")
 
 
 QUICK = Size((2,), 1, 4, 9, 20, ("decoder", "rbf"))
