@@ -137,6 +137,10 @@ class Metric(ABC):
         values = self.eigenvalues(points.double())
         return restore((values[:, -1] / values[:, 0]).sqrt().nan_to_num(nan=float("inf")).to(points.dtype))
 
+    def __sklearn_clone__(self) -> Metric:
+        """scikit-learn's ``clone`` keeps the metric itself: metrics are never changed, and decoders are large."""
+        return self
+
     def geodesic(self, start: ArrayLike, end: ArrayLike, **options: Any) -> Solution:
         """Geodesics between the rows of ``start`` and ``end``; see :func:`posthoc_metric.geodesic`."""
         from .geodesic import geodesic

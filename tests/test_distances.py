@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse.csgraph import dijkstra
+from test_spaces import points, upper
 
 from posthoc_metric.distances import distances, neighbours
 from posthoc_metric.distances.edges import segment_lengths
@@ -13,8 +14,6 @@ from posthoc_metric.distances.report import compare
 from posthoc_metric.errors import ConvergenceWarning, InvalidArgumentError
 from posthoc_metric.metric import FunctionMetric
 from posthoc_metric.spaces import HalfPlane, Plane, Sphere
-
-from test_spaces import points, upper
 
 
 def exact(space, a, b):

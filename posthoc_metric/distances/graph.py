@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse import coo_matrix, csr_matrix, hstack, vstack
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from ..metric import Metric
 from .blocks import cut, run_blocks
 from .edges import segment_lengths
 from .progress import Progress
+from .shortest import ROW_BLOCK, rows
 from .store import open_results
 
 #: rows of the neighbour search, and edges measured, in one block
@@ -57,8 +58,28 @@ class DistanceGraph:
         near = self.points[torch.from_numpy(indices).to(self.points.device)]
         with torch.no_grad():
             lengths = segment_lengths(metric.parts(), others.repeat_interleave(self.k, 0), near, self.unit)
-        rows = np.repeat(np.arange(len(others)), self.k)
-        return _sparse(rows, indices, lengths.cpu().numpy(), (len(others), len(self.points)))
+        owners = np.repeat(np.arange(len(others)), self.k)
+        return _sparse(owners, indices, lengths.cpu().numpy(), (len(others), len(self.points)))
+
+    def reach(self, metric: Metric, targets: Tensor, n_jobs: int | None = None) -> np.ndarray:
+        """Distances (n, m) from every node to ``targets`` (m, d), which join the graph for this call, one by one."""
+        size, count = len(self.points), len(targets)
+        # targets are rows below the graph's that only lead out, so that no path runs through another target
+        joined = vstack([self.lengths, self.attach(metric, targets)])
+        whole = hstack([joined, csr_matrix((size + count, count))]).tocsr()
+        blocks = cut(count, ROW_BLOCK)
+        found = dict(run_blocks(rows, (whole, np.arange(size, size + count), np.arange(size)), blocks, n_jobs=n_jobs))
+        return np.concatenate([found[index] for index in range(len(blocks))]).T
+
+    def through(self, metric: Metric, others: Tensor, reached: np.ndarray) -> np.ndarray:
+        """Distances (B, m) of ``others`` (B, d) by way of the nodes from which targets are ``reached`` (n, m)."""
+        near = self.attach(metric, others)
+        out = np.full((len(others), reached.shape[1]), np.inf)
+        for row in range(len(others)):
+            own = slice(near.indptr[row], near.indptr[row + 1])
+            if near.indptr[row] < near.indptr[row + 1]:
+                out[row] = (near.data[own, None] + reached[near.indices[own]]).min(0)
+        return out
 
 
 def default_neighbours(count: int) -> int:
@@ -78,8 +99,10 @@ def build_distance_graph(
 ) -> DistanceGraph:
     """The symmetric k-nearest-neighbour graph of ``points`` (n, d), in one piece, its edges measured in blocks."""
     array = points.cpu().numpy()
-    k = min(k, len(array) - 1)
-    search = NearestNeighbors(n_neighbors=k).fit(array)
+    k = max(min(k, len(array) - 1), 1)
+    search = NearestNeighbors(n_neighbors=min(k, len(array))).fit(array)
+    if len(array) == 1:
+        return DistanceGraph(points, csr_matrix((1, 1)), search, 1, 1.0)
     plan = {**(plan or {}), "neighbours": k}
     edges = _edges(search, array, k, n_jobs, store, plan, progress)
     unit = _spacing(array, edges)
@@ -114,11 +137,11 @@ def _spacing(array: np.ndarray, edges: np.ndarray) -> float:
     return float(positive[int(share)]) if len(positive) else 1.0
 
 
-def _sparse(rows: np.ndarray, columns: np.ndarray, lengths: np.ndarray, shape: tuple[int, int]) -> csr_matrix:
+def _sparse(first: np.ndarray, second: np.ndarray, lengths: np.ndarray, shape: tuple[int, int]) -> csr_matrix:
     usable = np.isfinite(lengths)
     # an explicit zero is no edge to csgraph; equal points are joined by a length too small to matter
     values = np.maximum(lengths[usable], 1e-300)
-    return coo_matrix((values, (rows[usable], columns[usable])), shape=shape).tocsr()
+    return coo_matrix((values, (first[usable], second[usable])), shape=shape).tocsr()
 
 
 def _edges(
@@ -144,8 +167,8 @@ def _edges(
         columns = np.array(results.arrays["indices"]).reshape(-1)
     finally:
         results.close()
-    rows = np.repeat(np.arange(len(array), dtype=np.int32), k)
-    low, high = np.minimum(rows, columns), np.maximum(rows, columns)
+    owners = np.repeat(np.arange(len(array), dtype=np.int32), k)
+    low, high = np.minimum(owners, columns), np.maximum(owners, columns)
     keys = np.unique(low.astype(np.int64) * len(array) + high)
     edges = np.stack([keys // len(array), keys % len(array)], axis=1)
     return _join(array, edges)

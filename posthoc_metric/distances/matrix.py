@@ -23,7 +23,7 @@ from .store import Results, open_results
 
 METHODS = ("auto", "solver", "graph")
 #: pairs up to which "auto" solves each of them
-_MOST_SOLVED = 4_000
+MOST_SOLVED = 4_000
 _TILE = 1024
 
 
@@ -96,7 +96,7 @@ def distances(
     end = None if b is None else as_points(metric, b, "b")[1].to(start.device)
     pairs = AllPairs(len(start), None if end is None else len(end))
     if method == "auto":
-        method = "solver" if pairs.count <= _MOST_SOLVED else "graph"
+        method = "solver" if pairs.count <= MOST_SOLVED else "graph"
     if support is not None:
         solver = {**solver, "support": support}
     plan = fingerprint(metric, start, end, solver, method=method)

@@ -67,7 +67,7 @@ class DistanceReport:
         method: "solver" or "graph".
         pairs: distinct pairs whose distance was asked for.
         failed: pairs without a distance: NaN, or ``inf`` where the graph does not join them.
-        unconverged: pairs solved that have a length but are not CONVERGED; their length is that of the curve that was found.
+        unconverged: pairs solved that have a length but are not CONVERGED; the length is that of the curve found.
         largest_error: the largest relative ``length_error`` that the solver states of the pairs it solved.
         error: of the graph's distances, before any were refined; ``None`` for the solver, or where ``sample`` is 0.
         neighbours: of a node of the graph; 0 for the solver.

@@ -1,0 +1,87 @@
+"""What the estimators share: where their metric comes from, and distances under it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.metrics import euclidean_distances
+
+from ..distances.graph import DistanceGraph, build_distance_graph, default_neighbours
+from ..distances.job import make_nodes
+from ..distances.matrix import METHODS, MOST_SOLVED, distances
+from ..errors import InvalidArgumentError
+from ..metric import Metric
+from ..repair import repair
+
+
+class GeodesicEstimator(BaseEstimator):
+    """Base of the estimators: parameters ``metric``, ``method``, ``n_jobs``, ``random_state``."""
+
+    metric: Any
+    method: str
+    n_jobs: int | None
+    metric_: Metric | None
+    _graph: DistanceGraph | None
+
+    def _resolve_metric(self, X: np.ndarray) -> Metric | None:
+        """The metric that ``self.metric`` stands for once the training latents are known; ``None`` is Euclidean."""
+        if self.metric is None or isinstance(self.metric, Metric):
+            found = self.metric
+        elif hasattr(self.metric, "value_and_jacobian"):
+            found = repair(self.metric, X)
+        elif callable(self.metric):
+            found = self.metric(X)
+        else:
+            raise InvalidArgumentError(
+                "`metric` must be None (Euclidean), a posthoc_metric.Metric, a Decoder to be repaired on X, or a "
+                f"function X -> Metric; got {type(self.metric).__name__}. Wrap a module first: pm.Decoder(module)."
+            )
+        if found is not None and not isinstance(found, Metric):
+            raise InvalidArgumentError(
+                f"`metric` must make a posthoc_metric.Metric from X; it made {type(found).__name__}."
+            )
+        if found is not None and found.dim != X.shape[1]:
+            raise InvalidArgumentError(
+                f"`X` must have {found.dim} features, the latent dimension of `metric`; got {X.shape[1]}."
+            )
+        return found
+
+    def _prepare(self, X: np.ndarray, pairs: int) -> None:
+        """Settle metric, method and graph, so that what is asked later does not depend on how it is batched."""
+        if self.method not in METHODS:
+            raise InvalidArgumentError(f"`method` must be one of {', '.join(METHODS)}; got {self.method!r}.")
+        self.metric_ = self._resolve_metric(X)
+        solve = self.method == "solver" or (self.method == "auto" and pairs <= MOST_SOLVED)
+        self._graph = None
+        if self.metric_ is not None and not solve:
+            latents = _tensor(X)
+            nodes = make_nodes(self.metric_, latents, None, None).points
+            self._graph = build_distance_graph(self.metric_, nodes, default_neighbours(len(nodes)), n_jobs=self.n_jobs)
+
+    def _reach(self, targets: np.ndarray) -> np.ndarray | None:
+        """What the graph must know of ``targets`` to answer :meth:`_distances`; ``None`` where there is no graph."""
+        if self._graph is None or self.metric_ is None:
+            return None
+        return self._graph.reach(self.metric_, _tensor(targets), self.n_jobs)
+
+    def _distances(self, a: np.ndarray, b: np.ndarray | None = None, reached: np.ndarray | None = None) -> np.ndarray:
+        """Distances of the rows of ``a`` to those of ``b``, or of ``a`` itself, in the dtype of ``a``."""
+        if self.metric_ is None:
+            return euclidean_distances(a, b)
+        if self._graph is None:
+            return np.asarray(distances(self.metric_, a, b, method="solver", n_jobs=self.n_jobs))
+        if reached is None:
+            reached = self._graph.reach(self.metric_, _tensor(a if b is None else b), self.n_jobs)
+        matrix = self._graph.through(self.metric_, _tensor(a), reached)
+        if b is None:
+            matrix = np.minimum(matrix, matrix.T)
+            np.fill_diagonal(matrix, 0.0)
+        return matrix.astype(a.dtype)
+
+
+def _tensor(X: np.ndarray) -> torch.Tensor:
+    # a copy: scikit-learn may hand over memory that must not be written to
+    return torch.from_numpy(np.array(X, dtype=np.float64))

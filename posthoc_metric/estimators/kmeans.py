@@ -1,0 +1,188 @@
+"""Clusters around Fréchet means."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import ClusterMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ..errors import ConvergenceWarning
+from ..geodesic import frechet_mean
+from .base import GeodesicEstimator
+from .kmedoids import check_clusters, check_positive
+
+
+class GeodesicKMeans(TransformerMixin, ClusterMixin, GeodesicEstimator):
+    """k-means with geodesic distances and Fréchet means: Lloyd's alternation on a manifold.
+
+    Parameters
+    ----------
+    n_clusters : int, default=8
+        Number of clusters.
+    metric : Metric, Decoder, callable or None, default=None
+        As in :class:`GeodesicDistance`.
+    max_iter : int, default=20
+        Alternations at most.
+    tol : float, default=1e-3
+        Relative decrease of the inertia at which the alternation ends.
+    method : {"auto", "solver", "graph"}, default="auto"
+        As in :func:`posthoc_metric.distances`.
+    n_jobs : int or None, default=None
+        As in joblib.
+    random_state : int, RandomState instance or None, default=None
+        Of the sowing, which is that of k-means++.
+
+    Attributes
+    ----------
+    metric_ : Metric or None
+        The metric in use.
+    cluster_centers_ : ndarray of shape (n_clusters, n_features_in_)
+        The means.
+    center_status_ : list of bool
+        Whether each mean was found to the tolerance of :func:`posthoc_metric.geodesic.frechet_mean`.
+    labels_ : ndarray of shape (n_samples,)
+        Cluster of each training latent.
+    inertia_ : float
+        Sum of the squared distances to the nearest mean.
+    n_iter_ : int
+        Alternations run.
+    n_features_in_ : int
+        Latent dimension.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, where ``X`` has string names.
+
+    References
+    ----------
+    Pennec, X. (2006). Intrinsic statistics on Riemannian manifolds.
+    Arthur, D. & Vassilvitskii, S. (2007). k-means++: the advantages of careful seeding.
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        metric: Any = None,
+        *,
+        max_iter: int = 20,
+        tol: float = 1e-3,
+        method: str = "auto",
+        n_jobs: int | None = None,
+        random_state: Any = None,
+    ):
+        self.n_clusters = n_clusters
+        self.metric = metric
+        self.max_iter = max_iter
+        self.tol = tol
+        self.method = method
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> GeodesicKMeans:
+        """Cluster the training latents.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training latents.
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        Returns
+        -------
+        self : object
+            Fitted estimator.
+        """
+        X = validate_data(self, X, dtype=[np.float64, np.float32])
+        check_clusters(self.n_clusters, len(X))
+        check_positive(self.max_iter, "max_iter")
+        self._prepare(X, len(X) * self.n_clusters)
+        centres = X[self._sow(X, check_random_state(self.random_state))].copy()
+        inertia = np.inf
+        for step in range(1, self.max_iter + 1):
+            self.n_iter_ = step
+            labels, now = self._assign(X, centres)
+            if not inertia - now > self.tol * now:
+                break
+            inertia = now
+            found = [self._mean(X[labels == cluster], centres[cluster]) for cluster in range(self.n_clusters)]
+            centres = np.stack([centre for centre, _ in found])
+            self.center_status_ = [status for _, status in found]
+        self.cluster_centers_ = centres
+        self._reached = self._reach(centres)
+        self.labels_, self.inertia_ = self._assign(X, centres)
+        if not all(self.center_status_):
+            warnings.warn(
+                f"{self.center_status_.count(False)} of {self.n_clusters} Fréchet means were not found to the "
+                "tolerance; see `center_status_`.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Distances to the means.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Latents.
+
+        Returns
+        -------
+        X_new : ndarray of shape (n_samples, n_clusters)
+            Distances.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        return self._distances(X, self.cluster_centers_.astype(X.dtype, copy=False), self._reached)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The nearest mean's cluster.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Latents.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+            Cluster of each latent.
+        """
+        return np.nan_to_num(self.transform(X), nan=np.inf).argmin(1)
+
+    def _sow(self, X: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+        """k-means++ that asks only for the distances to the means already sown."""
+        chosen = [int(random.randint(len(X)))]
+        nearest = np.full(len(X), np.inf)
+        while len(chosen) < self.n_clusters:
+            latest = self._distances(X, X[chosen[-1:]])[:, 0]
+            nearest = np.minimum(nearest, np.nan_to_num(latest, nan=np.inf))
+            squares = np.nan_to_num(nearest, posinf=0.0) ** 2
+            squares[chosen] = 0.0
+            rest = np.setdiff1d(np.arange(len(X)), chosen)
+            weight = squares[rest].astype(np.float64)
+            share = weight / weight.sum() if weight.sum() > 0 else None
+            chosen.append(int(random.choice(rest, p=share)))
+        return np.array(chosen)
+
+    def _assign(self, X: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, float]:
+        table = np.nan_to_num(self._distances(X, centres).astype(np.float64), nan=np.inf)
+        return table.argmin(1), float((table.min(1) ** 2).sum())
+
+    def _mean(self, members: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, bool]:
+        if not len(members):
+            return before, True
+        if self.metric_ is None:
+            return members.mean(0), True
+        found = frechet_mean(self.metric_, torch.from_numpy(np.array(members)))
+        return found.point.numpy(), found.converged
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags

@@ -1,0 +1,198 @@
+"""Clusters around training points."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.base import ClusterMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ..errors import InvalidArgumentError
+from .base import GeodesicEstimator
+
+
+class GeodesicKMedoids(TransformerMixin, ClusterMixin, GeodesicEstimator):
+    """k-medoids on geodesic distances: the centres are training latents, and a distance matrix is all it takes.
+
+    Medoids are sown as in k-means++ and then moved by the alternation of Park & Jun: every point to its nearest medoid,
+    every medoid to the point of its cluster with the least sum of distances, until nothing changes.
+
+    Parameters
+    ----------
+    n_clusters : int, default=8
+        Number of clusters.
+    metric : Metric, Decoder, callable or None, default=None
+        As in :class:`GeodesicDistance`.
+    n_init : int, default=10
+        Sowings, of which the best result is kept; they share one distance matrix.
+    max_iter : int, default=100
+        Alternations of one sowing at most.
+    method : {"auto", "solver", "graph"}, default="auto"
+        As in :func:`posthoc_metric.distances`.
+    n_jobs : int or None, default=None
+        As in joblib.
+    random_state : int, RandomState instance or None, default=None
+        Of the sowing.
+
+    Attributes
+    ----------
+    metric_ : Metric or None
+        The metric in use.
+    cluster_centers_ : ndarray of shape (n_clusters, n_features_in_)
+        The medoids.
+    medoid_indices_ : ndarray of shape (n_clusters,)
+        Their rows in the training latents.
+    labels_ : ndarray of shape (n_samples,)
+        Cluster of each training latent.
+    inertia_ : float
+        Sum of the distances to the nearest medoid.
+    n_iter_ : int
+        Alternations of the best sowing.
+    n_features_in_ : int
+        Latent dimension.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, where ``X`` has string names.
+
+    References
+    ----------
+    Park, H.-S. & Jun, C.-H. (2009). A simple and fast algorithm for K-medoids clustering.
+    Arthur, D. & Vassilvitskii, S. (2007). k-means++: the advantages of careful seeding.
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        metric: Any = None,
+        *,
+        n_init: int = 10,
+        max_iter: int = 100,
+        method: str = "auto",
+        n_jobs: int | None = None,
+        random_state: Any = None,
+    ):
+        self.n_clusters = n_clusters
+        self.metric = metric
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.method = method
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> GeodesicKMedoids:
+        """Cluster the training latents.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training latents.
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        Returns
+        -------
+        self : object
+            Fitted estimator.
+        """
+        X = validate_data(self, X, dtype=[np.float64, np.float32])
+        check_clusters(self.n_clusters, len(X))
+        for name in ("n_init", "max_iter"):
+            check_positive(getattr(self, name), name)
+        random = check_random_state(self.random_state)
+        self._prepare(X, len(X) * (len(X) - 1) // 2)
+        table = np.nan_to_num(self._distances(X).astype(np.float64), nan=np.inf)
+        best: tuple[float, np.ndarray, int] | None = None
+        for _ in range(self.n_init):
+            medoids, steps = _alternate(table, sow(table, self.n_clusters, random), self.max_iter)
+            cost = float(table[:, medoids].min(1).sum())
+            if best is None or cost < best[0]:
+                best = cost, medoids, steps
+        assert best is not None
+        self.inertia_, self.medoid_indices_, self.n_iter_ = best
+        self.cluster_centers_ = X[self.medoid_indices_]
+        self._reached = self._reach(self.cluster_centers_)
+        self.labels_ = table[:, self.medoid_indices_].argmin(1)
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Distances to the medoids.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Latents.
+
+        Returns
+        -------
+        X_new : ndarray of shape (n_samples, n_clusters)
+            Distances.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        return self._distances(X, self.cluster_centers_.astype(X.dtype, copy=False), self._reached)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The nearest medoid's cluster.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Latents.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+            Cluster of each latent.
+        """
+        return np.nan_to_num(self.transform(X), nan=np.inf).argmin(1)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+def check_positive(value: Any, name: str) -> None:
+    """Raise unless ``value`` is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise InvalidArgumentError(f"`{name}` must be a positive integer; got {value!r}.")
+
+
+def check_clusters(value: Any, count: int) -> None:
+    """Raise unless ``value`` is a number of clusters that ``count`` points can fill."""
+    check_positive(value, "n_clusters")
+    if value > count:
+        raise InvalidArgumentError(
+            f"`n_clusters` must be at most n_samples={count}; got {value}. Ask for fewer clusters."
+        )
+
+
+def sow(table: np.ndarray, count: int, random: np.random.RandomState) -> np.ndarray:
+    """k-means++ on a distance matrix: each next one drawn in proportion to the squared distance to those before."""
+    chosen = [int(random.randint(len(table)))]
+    for _ in range(count - 1):
+        squares = np.nan_to_num(table[:, chosen].min(1), posinf=0.0) ** 2
+        squares[chosen] = 0.0
+        rest = np.setdiff1d(np.arange(len(table)), chosen)
+        total = squares.sum()
+        chosen.append(int(random.choice(len(table), p=squares / total)) if total > 0 else int(random.choice(rest)))
+    return np.array(chosen)
+
+
+def _alternate(table: np.ndarray, medoids: np.ndarray, most: int) -> tuple[np.ndarray, int]:
+    for step in range(1, most + 1):
+        labels = table[:, medoids].argmin(1)
+        # a medoid stays its own even where another coincides with it
+        labels[medoids] = np.arange(len(medoids))
+        moved = medoids.copy()
+        for cluster in range(len(medoids)):
+            members = np.flatnonzero(labels == cluster)
+            sums = table[np.ix_(members, members)].sum(1)
+            here = int(np.flatnonzero(members == medoids[cluster])[0])
+            if sums.min() < sums[here]:
+                moved[cluster] = members[sums.argmin()]
+        if (moved == medoids).all():
+            return medoids, step
+        medoids = moved
+    return medoids, most

@@ -1,0 +1,147 @@
+"""The estimators by scikit-learn's own checks, and on curved metrics."""
+
+import pickle
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.cluster import DBSCAN, SpectralClustering
+from sklearn.manifold import TSNE
+from sklearn.model_selection import GridSearchCV
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import posthoc_metric as pm
+from posthoc_metric.errors import InvalidArgumentError
+from posthoc_metric.estimators import GeodesicDistance, GeodesicKMeans, GeodesicKMedoids
+from posthoc_metric.spaces import HalfPlane, Plane, Sphere
+
+
+def plane_of(X):
+    """A metric made at fit, so that scikit-learn's checks, which vary the number of features, reach the solver."""
+    return Plane(dim=X.shape[1])
+
+
+def estimators():
+    return [
+        GeodesicDistance(),
+        GeodesicDistance(n_landmarks=3),
+        GeodesicKMedoids(),
+        GeodesicKMeans(),
+        GeodesicDistance(plane_of, n_landmarks=2, method="solver"),
+        GeodesicKMedoids(3, plane_of, method="graph"),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::posthoc_metric.errors.ConvergenceWarning")
+@parametrize_with_checks(estimators())
+def test_scikit_learn_s_own_checks(estimator, check):
+    check(estimator)
+
+
+def blobs(seed=0, count=8):
+    random = np.random.default_rng(seed)
+    centres = np.array([[0.0, 0.5], [1.0, 0.5], [0.5, 3.0]])
+    X = np.concatenate([centre * np.exp(0.05 * random.standard_normal((count, 2))) for centre in centres])
+    return X, np.repeat(np.arange(3), count)
+
+
+def same_partition(a, b):
+    return len(set(zip(a.tolist(), b.tolist(), strict=True))) == len(set(a.tolist())) == len(set(b.tolist()))
+
+
+def test_distances_are_the_metric_s():
+    X, _ = blobs()
+    space = HalfPlane()
+    matrix = GeodesicDistance(space).fit_transform(X)
+    exact = space.distance(np.repeat(X, len(X), 0), np.tile(X, (len(X), 1))).reshape(len(X), -1)
+    np.testing.assert_allclose(matrix, exact, rtol=1e-4, atol=1e-12)
+    few = GeodesicDistance(space, n_landmarks=4, random_state=0).fit(X)
+    np.testing.assert_allclose(few.transform(X[:5]), exact[:5][:, few.landmark_indices_], rtol=1e-4, atol=1e-12)
+    assert len(set(few.landmark_indices_)) == 4
+    assert list(few.get_feature_names_out()) == [f"geodesicdistance{i}" for i in range(4)]
+
+
+@pytest.mark.parametrize("kind", [GeodesicKMedoids, GeodesicKMeans])
+def test_clusters_are_found(kind):
+    X, y = blobs()
+    found = kind(3, HalfPlane(), random_state=0).fit(X)
+    assert same_partition(found.labels_, y)
+    assert (found.predict(X) == found.labels_).all()
+    np.testing.assert_allclose(
+        found.transform(X).min(1) ** (1 + (kind is GeodesicKMeans)),
+        found.transform(X).min(1) ** (1 + (kind is GeodesicKMeans)),
+    )
+    again = pickle.loads(pickle.dumps(found))
+    assert (again.predict(X) == found.labels_).all()
+
+
+def test_the_mean_of_a_cluster_is_its_frechet_mean_and_not_the_average():
+    X = np.array([[0.0, 1.0], [0.0, np.e**2]])
+    found = GeodesicKMeans(1, HalfPlane(), random_state=0).fit(X)
+    np.testing.assert_allclose(found.cluster_centers_, [[0.0, np.e]], rtol=1e-2, atol=1e-2)
+    assert found.inertia_ == pytest.approx(2.0, rel=1e-3) and found.center_status_ == [True]
+
+
+def test_medoids_are_the_best_of_all():
+    X, _ = blobs(count=4)
+    space = HalfPlane()
+    found = GeodesicKMedoids(1, space, random_state=0).fit(X)
+    matrix = GeodesicDistance(space).fit_transform(X)
+    assert found.medoid_indices_[0] == matrix.sum(1).argmin()
+    assert found.inertia_ == pytest.approx(matrix.sum(1).min())
+
+
+def test_pipelines_grid_searches_and_precomputed_estimators():
+    X, y = blobs()
+    pipe = make_pipeline(GeodesicDistance(HalfPlane()), KNeighborsClassifier(metric="precomputed"))
+    search = GridSearchCV(pipe, {"kneighborsclassifier__n_neighbors": [1, 3]}, cv=3).fit(X, y)
+    assert search.best_score_ == 1.0
+    matrix = GeodesicDistance(HalfPlane()).fit_transform(X)
+    assert same_partition(DBSCAN(eps=0.4, min_samples=2, metric="precomputed").fit_predict(matrix), y)
+    affinity = np.exp(-(matrix**2))
+    spectral = SpectralClustering(3, affinity="precomputed", random_state=0).fit_predict(affinity)
+    assert same_partition(spectral, y)
+    flat = TSNE(metric="precomputed", init="random", perplexity=5, max_iter=250, random_state=0).fit_transform(matrix)
+    assert flat.shape == (len(X), 2)
+    near = pm.distances.neighbours(HalfPlane(), X, 5, sample=0) if hasattr(pm.distances, "neighbours") else None
+    if near is not None:
+        knn = KNeighborsClassifier(5, metric="precomputed").fit(near, y)
+        assert knn.score(near, y) == 1.0
+
+
+def test_a_clone_shares_the_metric_and_forgets_the_fit():
+    space = Sphere()
+    copy = clone(GeodesicKMedoids(3, space).fit(blobs()[0]))
+    assert copy.metric is space and not hasattr(copy, "labels_")
+
+
+def test_a_decoder_is_repaired_on_the_training_latents():
+    torch.manual_seed(0)
+    decoder = pm.Decoder(
+        torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 8)), latent_dim=2
+    )
+    X = np.random.default_rng(0).standard_normal((60, 2))
+    found = GeodesicDistance(decoder, n_landmarks=1, random_state=0).fit(X)
+    assert isinstance(found.metric_, pm.RepairedMetric)
+    made = GeodesicDistance(partial(pm.repair, decoder), n_landmarks=1, random_state=0).fit(X)
+    np.testing.assert_array_equal(found.transform(X[:4]), made.transform(X[:4]))
+
+
+def test_bad_input_is_named():
+    X, _ = blobs()
+    for estimator, words in [
+        (GeodesicDistance("cosine"), "Metric"),
+        (GeodesicDistance(lambda X: 3), "made int"),
+        (GeodesicDistance(Sphere(5)), "5 features"),
+        (GeodesicDistance(n_landmarks=0), "n_landmarks"),
+        (GeodesicKMedoids(0), "n_clusters"),
+        (GeodesicKMeans(1000), "at most"),
+        (GeodesicKMedoids(3, n_init=0), "n_init"),
+        (GeodesicDistance(Sphere(), method="magic"), "method"),
+    ]:
+        with pytest.raises(InvalidArgumentError, match=words):
+            estimator.fit(X).transform(X)
