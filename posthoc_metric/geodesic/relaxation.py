@@ -173,8 +173,16 @@ def _trust_region_step(active: _Active) -> _Step:
     mu = torch.where(active.damping > 1e-2, active.damping / 10, torch.zeros_like(active.damping))
     todo = torch.arange(len(mu), device=mu.device)
     for _ in range(60):
-        damped = diagonal[todo] + (mu[todo] * here.energy[todo])[:, None, None, None] * inertia[todo]
-        found, convex = solve_block_tridiagonal(damped, coupling[todo], -here.gradient[todo])
+        push = (mu[todo] * here.energy[todo])[:, None, None, None] * inertia[todo]
+        found, convex = solve_block_tridiagonal(diagonal[todo] + push, coupling[todo], -here.gradient[todo])
+        if not bool(convex.all()):
+            # far from a minimum the Gauss-Newton part alone gives longer steps than damping what is indefinite
+            saddle = todo[~convex]
+            diagonal[saddle], coupling[saddle] = here.convex.diagonal[saddle], here.convex.coupling[saddle]
+            again, found_convex = solve_block_tridiagonal(
+                diagonal[saddle] + push[~convex], coupling[saddle], -here.gradient[saddle]
+            )
+            found[~convex], convex[~convex] = again, found_convex
         length = torch.einsum("pki,pkij,pkj->p", found, inertia[todo], found).clamp_min(0).sqrt()
         inside = convex & (length <= 1.2 * active.radius[todo])
         move[todo], size[todo] = found, length
