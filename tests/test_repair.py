@@ -73,7 +73,7 @@ def test_support_quantile_is_the_share_left_alone(make, quantile):
     found = pm.repair(wrap(member), member.latents, member.data, support_quantile=quantile)
     held_out = found.geometry.audit
     change = (found.log_volume(held_out) - found.decoder_metric.log_volume(held_out)) / found.dim
-    alone = float((change <= 0.1).double().mean())
+    alone = float((change <= 0.25).double().mean())
     # about 269 held-out latents: three standard errors, below; a share is never promised to be exact from above
     assert alone >= quantile - 3 * (quantile * (1 - quantile) / len(held_out)) ** 0.5 - 0.01
 

@@ -13,9 +13,9 @@ INFLATION_SLACK = 4.0
 PERSISTENCE = 0.05
 CONDITION_ON_DATA = 1e3
 CONDITION_IN_VOID = 10.0
-#: share of a geodesic's length off the data: relative to the unrepaired decoder's, and what counts as near zero
-FAITHFULNESS_RATIO = 0.75
+#: share of a geodesic's length that counts as near zero, and by how much it may exceed the unrepaired decoder's
 FAITHFULNESS_NEAR_ZERO = 0.05
+FAITHFULNESS_SLACK = 1.05
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,14 @@ _RISE_ENDS = (0.35, 0.25, 0.15, 0.1)
 #: what share of the ceiling is reached at the end of the rise
 _SATURATION = 0.95
 #: where the knee may lie, in offsets; the data's own spacing decides between these
-_KNEE_RANGE = (0.03, 0.15)
-#: change of log volume per dimension that still counts as none
-_UNCHANGED = 0.05
+_KNEE_RANGE = (0.01, 0.05)
+#: change of log volume per dimension that still counts as none: at the median, at 90 % and at ``support_quantile``
+_UNCHANGED = (0.02, 0.1, 0.2)
 _MOST_DEPTH = 45.0
 #: a bound found on a sample is met a little more tightly, to hold on others
 _MARGIN = 0.93
+#: how far beyond the largest of a few scores the edge is put, in distances to their 80 % quantile
+_TAIL = 0.3
 _JACOBIAN_BUDGET = 5e8
 
 
@@ -205,7 +207,7 @@ def calibrate(model: UncertaintyModel, measured: Measured, knobs: Knobs) -> Gate
     void = torch.stack([model.score(points) for points in measured.void_points])
     if not bool(torch.isfinite(known).all() and torch.isfinite(void).all()):
         raise FitError("the uncertainty model's score must be finite on and off the data; it is NaN or infinite.")
-    edge = float(torch.quantile(known, knobs.support_quantile, interpolation="higher"))
+    edge = _edge(known, knobs.support_quantile)
     floor = _floor(measured, knobs)
     candidates = [_gate(model, measured, knobs, known, edge, floor, top) for top in _tops(edge, void)]
     # the widest rise that passes; failing that, the one that falls least
@@ -219,6 +221,14 @@ def calibrate(model: UncertaintyModel, measured: Measured, knobs: Knobs) -> Gate
             stacklevel=3,
         )
     return candidates[best]
+
+
+def _edge(known: Tensor, share: float) -> float:
+    """The quantile of held-out scores (n,), beyond the largest of them where they are too few to show it."""
+    edge = torch.quantile(known, share, interpolation="higher")
+    if len(known) * (1 - share) < 1:
+        edge = edge + _TAIL * (edge - torch.quantile(known, 0.8 * share))
+    return float(edge)
 
 
 def _tops(edge: float, void: Tensor) -> list[float]:
@@ -271,10 +281,10 @@ def _gate(
 
 def _fidelity_met(eigenvalues: Tensor, weight: Tensor, floor: float, knobs: Knobs) -> bool:
     change = _log_volume_change(eigenvalues + floor, weight)
-    return (
-        float(torch.quantile(change, knobs.support_quantile)) <= _UNCHANGED * 2
-        and float(change.median()) <= 0.2 * _UNCHANGED
-    )
+    shares = torch.tensor([0.5, 0.9, knobs.support_quantile], dtype=change.dtype, device=change.device)
+    # a support smaller than 90 % of the data is what was asked for
+    shares = shares.clamp_max(knobs.support_quantile)
+    return bool((torch.quantile(change, shares) <= change.new_tensor(_UNCHANGED)).all())
 
 
 def _log_volume_change(eigenvalues: Tensor, weight: Tensor) -> Tensor:
