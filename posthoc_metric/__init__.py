@@ -3,7 +3,9 @@
 Public names, in the order of the pipeline.
 """
 
+from .checkpoint import load_decoder
 from .decoder import Decoder
+from .geodesic import Solution, Status, geodesic
 from .invert import invert
 from .metric import FunctionMetric, Metric, PullbackMetric
 from .mixup import GeodesicMixup, geodesic_mixup
@@ -19,9 +21,13 @@ __all__ = [
     "Metric",
     "PullbackMetric",
     "RepairedMetric",
+    "Solution",
+    "Status",
     "UncertaintyModel",
+    "geodesic",
     "geodesic_mixup",
     "invert",
     "load",
+    "load_decoder",
     "repair",
 ]
