@@ -161,9 +161,9 @@ def width_candidates(model: Any, part: Part) -> Iterator[tuple[int, tuple[int, .
     owners = list(part.roots)
     if isinstance(model, nn.Module) and model not in owners:
         owners.append(_unwrapped(model))
-    estimator = getattr(part.target, "__self__", None)
-    if isinstance(getattr(estimator, "n_features_in_", None), int):
-        yield estimator.n_features_in_, None, "attribute `n_features_in_`"  # scikit-learn's
+    features = getattr(getattr(part.target, "__self__", None), "n_features_in_", None)
+    if isinstance(features, int):
+        yield features, None, "attribute `n_features_in_`"  # scikit-learn's
     for owner in owners:
         for holder in (owner, *(getattr(owner, n, None) for n in ("config", "model_config", "hparams", "cfg"))):
             for name in _WIDTH_NAMES:
