@@ -120,8 +120,8 @@ class Rows:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> torch.Tensor:
-        """Rows (n, D) as floating point."""
-        chosen = self._order[torch.as_tensor(rows)]
+        """Rows (n, D) as floating point; ``rows`` is a slice, or indices or a mask (n,)."""
+        chosen = self._order[rows if isinstance(rows, slice) else torch.as_tensor(rows)]
         if isinstance(self._data, torch.Tensor):
             found = self._data[chosen.to(self._data.device)].detach()
         else:

@@ -200,17 +200,17 @@ def load(path: str | Path, decoder: SmoothMap, *, model: type | None = None) -> 
         )
     knobs = Knobs(**facts["knobs"])
     state = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
-    kind = model if model is not None else model_class(facts["uncertainty"])
+    kind: Any = model if model is not None else model_class(facts["uncertainty"])
     fitted = kind.from_state(facts["settings"], state)
     gate = None if facts["gate"] is None else Gate(model=fitted, **facts["gate"])
     return RepairedMetric(decoder, fitted, gate, geometry, knobs)
 
 
 def _parts(decoder: SmoothMap, model: UncertaintyModel | PublishedRBF, gate: Gate | None) -> MetricParts:
-    if isinstance(model, PublishedRBF) or gate is None:
+    if isinstance(model, PublishedRBF):
         return MetricParts(embedding=StackedMap([decoder, model.noise]))
-    shape = model.shape()
-    if shape is None:
+    assert gate is not None
+    if model.shape() is None:
         return MetricParts(embedding=decoder, weight=gate)
     return MetricParts(embedding=decoder, field=gate.shaped)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .._arrays import Rows
 from ..smooth_map import SmoothMap
 
 
@@ -26,10 +27,11 @@ class UncertaintyModel(ABC):
     fitted: bool = False
 
     @abstractmethod
-    def fit(
-        self, decoder: SmoothMap, latents: Tensor, data: Tensor | None = None, *, seed: int = 0
-    ) -> UncertaintyModel:
-        """Learn from latents (N, d) and, where there are any, data (N, D); return ``self``."""
+    def fit(self, decoder: SmoothMap, latents: Tensor, data: Rows | None = None, *, seed: int = 0) -> UncertaintyModel:
+        """Learn from latents (N, d) and, where there are any, data (N, D); return ``self``.
+
+        ``data`` are rows that are read when asked for: ``data[:]`` is all of them as a tensor, ``data[rows]`` some.
+        """
 
     @abstractmethod
     def score(self, z: Tensor) -> Tensor:

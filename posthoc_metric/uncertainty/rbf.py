@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._arrays import Rows
 from ..errors import NotFittedError
 from ..smooth_map import SmoothMap
 from .base import UncertaintyModel
@@ -38,7 +39,7 @@ class RBF(UncertaintyModel):
         self.centres = centres
         self._points: Tensor | None = None
 
-    def fit(self, decoder: SmoothMap, latents: Tensor, data: Tensor | None = None, *, seed: int = 0) -> RBF:
+    def fit(self, decoder: SmoothMap, latents: Tensor, data: Rows | None = None, *, seed: int = 0) -> RBF:
         latents = latents.double()
         most = 256 if latents.shape[1] <= _MOST_DIRECT_DIM else 512
         count = self.centres or min(max(len(latents) // 3, 32), most)
@@ -107,7 +108,7 @@ class RBF(UncertaintyModel):
         return model
 
 
-def _cluster_residuals(decoder: SmoothMap, latents: Tensor, data: Tensor, labels: Tensor, count: int) -> Tensor:
+def _cluster_residuals(decoder: SmoothMap, latents: Tensor, data: Rows, labels: Tensor, count: int) -> Tensor:
     """Mean squared residual ``‖x - f(z)‖²`` of each cluster (count,), from at most 20,000 rows."""
     step = math.ceil(len(latents) / _RESIDUAL_ROWS)
     rows = torch.arange(0, len(latents), step, device=latents.device)
