@@ -1,0 +1,20 @@
+"""Geometry of a metric beyond its geodesics: curvature, transport, volume, random walks, principal geodesics."""
+
+from .curvature import curvature
+from .principal import PrincipalGeodesics, principal_geodesics
+from .transport import Transport, transport
+from .volume import Volume, VolumeSample, sample_volume, volume
+from .walk import random_walk
+
+__all__ = [
+    "PrincipalGeodesics",
+    "Transport",
+    "Volume",
+    "VolumeSample",
+    "curvature",
+    "principal_geodesics",
+    "random_walk",
+    "sample_volume",
+    "transport",
+    "volume",
+]

@@ -1,0 +1,239 @@
+"""Geometry against closed forms on the sphere, the hyperbolic plane and the torus, and against geomstats."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_spaces import points, upper
+
+import posthoc_metric as pm
+from posthoc_metric.errors import InvalidArgumentError, NumericalError
+from posthoc_metric.geodesic import exp, frechet_mean, log
+from posthoc_metric.geometry import curvature, principal_geodesics, random_walk, sample_volume, transport, volume
+from posthoc_metric.metric import FunctionMetric
+from posthoc_metric.spaces import HalfPlane, LinearDecoder, Plane, Sphere, SwissRoll, Torus
+
+
+@pytest.mark.parametrize(
+    "space, z, value",
+    [
+        (Sphere(), points(8, 2), 1.0),
+        (Sphere(radius=2.0), points(8, 2), 0.25),
+        (HalfPlane(), upper(8), -1.0),
+        (Plane([[2.0, 0.5], [0.5, 1.0]]), points(8, 2), 0.0),
+        (SwissRoll(), 6 + points(8, 2), 0.0),
+        (LinearDecoder(points(7, 2, 1)), points(8, 2), 0.0),
+    ],
+)
+def test_gaussian_curvature_of_constant_curvature(space, z, value):
+    torch.testing.assert_close(curvature(space, z), torch.full((8,), value, dtype=torch.float64), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("space, z, value", [(Sphere(5), points(8, 5), 1.0), (HalfPlane(4), upper(8, 4), -1.0)])
+def test_sectional_curvature_of_any_plane_and_any_size_of_vectors(space, z, value):
+    u, v = 100 * points(8, space.dim, 3), points(8, space.dim, 4)
+    found = curvature(space, z, u, v)
+    torch.testing.assert_close(found, torch.full((8,), value, dtype=torch.float64), rtol=1e-4, atol=1e-5)
+
+
+def test_gaussian_curvature_that_varies():
+    z = points(8, 2, scale=2.0)
+    exact = z[:, 1].cos() / (2 + z[:, 1].cos())
+    torch.testing.assert_close(curvature(Torus(), z), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_curvature_through_a_single_precision_decoder():
+    class Ball(torch.nn.Module):
+        def forward(self, z):
+            square = z.square().sum(1, keepdim=True)
+            return torch.cat([2 * z, square - 1], 1) / (1 + square)
+
+    metric = pm.PullbackMetric(pm.Decoder(Ball(), latent_dim=2))
+    torch.testing.assert_close(curvature(metric, points(8, 2)), torch.ones(8).double(), rtol=0, atol=1e-2)
+
+
+def test_curvature_of_a_bad_item_spares_the_others():
+    z = upper(4)
+    z[1, 1] = -1.0
+    found = curvature(HalfPlane(), z)
+    assert torch.isnan(found[1])
+    torch.testing.assert_close(found[[0, 2, 3]], -torch.ones(3).double(), rtol=1e-5, atol=0)
+    parallel = curvature(Sphere(3), points(2, 3), points(2, 3, 1), 2 * points(2, 3, 1))
+    assert torch.isnan(parallel).all()
+
+
+def carry_on_the_sphere(space, a, b, v):
+    """Parallel transport on the round sphere in the space around it, pulled back by the chart's derivative."""
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda x: space.to_ambient(x[None])[0]))
+    p, q, w = space.to_ambient(a), space.to_ambient(b), (jacobian(a) @ v[..., None])[..., 0]
+    carried = w - ((w * q).sum(1) / (1 + (p * q).sum(1)))[:, None] * (p + q)
+    return torch.linalg.lstsq(jacobian(b), carried[..., None]).solution[..., 0]
+
+
+@pytest.mark.parametrize("dim", [2, 4])
+def test_transport_on_the_sphere(dim):
+    space = Sphere(dim)
+    a, b, v = points(6, dim, scale=0.4), points(6, dim, 1, 0.4), points(6, dim, 2)
+    found = transport(space, a, b, v, rtol=1e-5)
+    assert found.converged.all() and (found.norm_drift < 1e-4).all()
+    torch.testing.assert_close(found.vectors, carry_on_the_sphere(space, a, b, v), rtol=1e-3, atol=1e-3)
+
+
+def test_transport_keeps_angles_with_the_geodesic_and_with_each_other():
+    space, a, b = HalfPlane(), upper(5), upper(5, seed=1)
+    u, v = points(5, 2, 2), points(5, 2, 3)
+    over = [transport(space, a, b, x, rtol=1e-6).vectors for x in (u, v)]
+    torch.testing.assert_close(space.inner(b, *over), space.inner(a, u, v), rtol=1e-3, atol=1e-4)
+    along = transport(space, a, b, log(space, a, b), rtol=1e-6)
+    torch.testing.assert_close(along.vectors, along.geodesics.velocity(1.0), rtol=2e-3, atol=1e-3)
+
+
+def test_transport_of_a_pair_without_a_curve_is_nan_alone():
+    def hole(z):
+        return torch.where(z.norm(dim=1) < 0.3, float("nan"), 1.0)[:, None, None] * torch.eye(2).to(z)
+
+    a, b = torch.tensor([[0.0, 0.0], [1.0, 0.0]]).double(), torch.tensor([[1.0, 1.0], [1.0, 1.0]]).double()
+    found = transport(FunctionMetric(hole, 2), a, b, torch.ones(2, 2).double())
+    assert torch.isnan(found.vectors[0]).all() and not found.converged[0]
+    torch.testing.assert_close(found.vectors[1], torch.ones(2).double())
+
+
+def test_volume_of_a_cap_and_of_a_hyperbolic_rectangle():
+    # the chart's disc of radius r is a cap of height 2 r² / (1 + r²)
+    cap = volume(Sphere(), [-0.8, -0.8], [0.8, 0.8], inside=lambda z: z.norm(dim=1) <= 0.8)
+    exact = 2 * math.pi * 2 * 0.64 / 1.64
+    assert abs(cap.value - exact) < max(5 * cap.standard_error, 1e-3 * exact) < 0.02 * exact
+    strip = volume(HalfPlane(), [0.0, 1.0], [3.0, 2.0], num=2**10)
+    assert abs(strip.value - 1.5) < 5 * strip.standard_error < 0.01 and strip.evaluations == 2**10
+    assert volume(Plane(dim=4), np.zeros(4), np.full(4, 2.0), num=64).value == pytest.approx(16.0)
+
+
+def test_volume_samples_are_even_on_the_sphere():
+    space = Sphere()
+    drawn = sample_volume(space, 2000, [-2.0, -2.0], [2.0, 2.0], inside=lambda z: z.norm(dim=1) <= 2, steps=40)
+    # by Archimedes the height of an even point is even, here from the pole at -1 to (r² - 1)/(r² + 1)
+    height = space.to_ambient(drawn.points)[:, 2]
+    top = 3 / 5
+    share = ((height + 1) / (top + 1)).sort().values
+    even = (torch.arange(2000) + 0.5) / 2000
+    assert (share - even).abs().max() < 1.63 / math.sqrt(2000)
+    assert 0.1 < drawn.acceptance < 1
+    again = sample_volume(space, 2000, [-2.0, -2.0], [2.0, 2.0], inside=lambda z: z.norm(dim=1) <= 2, steps=40)
+    assert torch.equal(drawn.points, again.points)
+
+
+def test_metropolis_steps_leave_the_volume_measure_alone_where_the_metric_is_no_scalar():
+    def shear(z):
+        m = torch.zeros(len(z), 2, 2).to(z)
+        m[:, 0, 0], m[:, 1, 1] = (2 * z[:, 0]).exp(), 1 + z[:, 0].square()
+        m[:, 0, 1] = m[:, 1, 0] = 0.3 * z[:, 0].exp()
+        return m
+
+    drawn = sample_volume(FunctionMetric(shear, 2), 3000, [0.0, 0.0], [1.0, 1.0], steps=60).points
+    x = torch.linspace(0, 1, 2001, dtype=torch.float64)
+    density = ((2 * x).exp() * (1 + x**2 - 0.09)).sqrt()
+    mean = torch.trapezoid(x * density, x) / torch.trapezoid(density, x)
+    assert abs(drawn[:, 0].mean() - mean) < 4 * 0.29 / math.sqrt(3000)
+    assert abs(drawn[:, 1].mean() - 0.5) < 4 * 0.29 / math.sqrt(3000)
+
+
+def test_brownian_motion_spreads_as_its_closed_forms_say():
+    start = torch.zeros(4000, 2).double()
+    flat = random_walk(Plane([[4.0, 0.0], [0.0, 1.0]]), start, steps=4, time=0.5)
+    torch.testing.assert_close(flat[:, -1].var(0), torch.tensor([0.125, 0.5]).double(), rtol=0.1, atol=0)
+    # on the unit sphere E[cos(distance)] = exp(-t), from the first spherical harmonic
+    space = Sphere()
+    round_ = random_walk(space, start, steps=20, time=0.3)
+    assert round_.shape == (4000, 21, 2)
+    cosine = space.distance(start, round_[:, -1]).cos().mean()
+    assert abs(float(cosine) - math.exp(-0.3)) < 0.015
+    # on the hyperbolic plane E[cosh(distance)] = exp(t)
+    start = torch.tensor([[0.0, 1.0]]).double().repeat(4000, 1)
+    bent = random_walk(HalfPlane(), start, steps=20, time=0.3)
+    assert abs(float(HalfPlane().distance(start, bent[:, -1]).cosh().mean()) - math.exp(0.3)) < 0.04
+
+
+def test_a_walk_stays_inside():
+    path = random_walk(Plane(dim=2), torch.zeros(50, 2), steps=30, time=5.0, inside=lambda z: z.norm(dim=1) < 1)
+    assert path.dtype == torch.float32 and (path.norm(dim=2) < 1).all()
+
+
+def test_principal_geodesics_of_a_plane_are_its_principal_components():
+    z = points(40, 3) @ torch.diag(torch.tensor([3.0, 1.0, 0.3]).double())
+    found = principal_geodesics(Plane(dim=3), z)
+    values, axes = torch.linalg.eigh(torch.cov(z.T, correction=0))
+    torch.testing.assert_close(found.variances, values.flip(0), rtol=1e-6, atol=0)
+    torch.testing.assert_close((found.directions @ axes.flip(1)).diagonal().abs(), torch.ones(3).double())
+    torch.testing.assert_close(found.points(found.scores), z, rtol=1e-5, atol=1e-5)
+    assert found.mean_converged and found.explained.sum() == pytest.approx(1.0)
+
+
+def test_points_on_one_geodesic_have_one_principal_geodesic():
+    space = HalfPlane()
+    z = torch.stack([torch.zeros(9), torch.linspace(-1, 1, 9).exp()], 1).double()
+    found = principal_geodesics(space, z, 1)
+    torch.testing.assert_close(found.mean, torch.tensor([0.0, 1.0]).double(), rtol=0, atol=2e-3)
+    assert found.explained[0] == pytest.approx(1.0, abs=1e-4)
+    torch.testing.assert_close(found.variances[0], torch.linspace(-1, 1, 9).double().square().mean(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(space.norm(found.mean[None], found.directions), torch.ones(1).double())
+
+
+def test_geomstats_agrees_on_the_hyperbolic_plane():
+    pytest.importorskip(
+        "geomstats.geometry", reason="geomstats is not installed or not for this NumPy", exc_type=ImportError
+    )
+    from geomstats.geometry.poincare_half_space import PoincareHalfSpace
+    from geomstats.learning.frechet_mean import FrechetMean
+
+    space, other = HalfPlane(), PoincareHalfSpace(2)
+    a, b, v = upper(6), upper(6, seed=1), points(6, 2, 2)
+    np.testing.assert_allclose(exp(space, a, v), other.metric.exp(v.numpy(), a.numpy()), rtol=1e-5)
+    np.testing.assert_allclose(log(space, a, b), other.metric.log(b.numpy(), a.numpy()), rtol=1e-3, atol=1e-4)
+    estimator = FrechetMean(other).fit(a.numpy())
+    np.testing.assert_allclose(frechet_mean(space, a).point, estimator.estimate_, rtol=5e-3, atol=5e-3)
+
+
+def test_geomstats_agrees_on_the_sphere_s_transport():
+    pytest.importorskip(
+        "geomstats.geometry", reason="geomstats is not installed or not for this NumPy", exc_type=ImportError
+    )
+    from geomstats.geometry.hypersphere import Hypersphere
+
+    space, other = Sphere(), Hypersphere(2)
+    a, b, v = points(4, 2, scale=0.4), points(4, 2, 1, 0.4), points(4, 2, 2)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda x: space.to_ambient(x[None])[0]))
+    p, q = space.to_ambient(a).numpy(), space.to_ambient(b).numpy()
+    ambient = (jacobian(a) @ v[..., None])[..., 0].numpy()
+    expected = other.metric.parallel_transport(ambient, p, end_point=q)
+    found = transport(space, a, b, v, rtol=1e-6).vectors
+    np.testing.assert_allclose((jacobian(b) @ found[..., None])[..., 0], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_bad_input_is_named():
+    z = points(3, 3)
+    for call, words in [
+        (lambda: curvature(Sphere(3), z), "planes"),
+        (lambda: curvature(Sphere(3), z, z, z[:2]), "`v` must hold"),
+        (lambda: curvature(Sphere(1), z[:, :1]), "at least 2"),
+        (lambda: curvature(Sphere(), z[:, :2], step=-1.0), "step"),
+        (lambda: transport(Sphere(3), z, z, z[:1]), "vectors"),
+        (lambda: transport(Sphere(3), z, z, z, num=0), "num"),
+        (lambda: volume(Sphere(), [0.0], [1.0, 1.0]), "2 finite"),
+        (lambda: volume(Sphere(), [0.0, 1.0], [1.0, 1.0]), "exceed"),
+        (lambda: sample_volume(Sphere(), 0, [0.0, 0.0], [1.0, 1.0]), "count"),
+        (lambda: sample_volume(Sphere(), 2, [0, 0], [1, 1], inside=lambda z: z[:, 0] > 5), "inside"),
+        (lambda: random_walk(Sphere(), z[:, :2], steps=0, time=1.0), "steps"),
+        (lambda: random_walk(Sphere(), z[:, :2], steps=1, time=0.0), "time"),
+        (lambda: principal_geodesics(Sphere(3), z[:1]), "at least 2"),
+        (lambda: principal_geodesics(Sphere(3), z, 4), "num"),
+    ]:
+        with pytest.raises(InvalidArgumentError, match=words):
+            call()
+    flat = LinearDecoder([[1.0, 0.0], [0.0, 0.0]])
+    for call in (
+        lambda: sample_volume(flat, 2, [0.0, 0.0], [1.0, 1.0]),
+        lambda: random_walk(flat, z[:, :2], steps=1, time=1.0),
+    ):
+        with pytest.raises((NumericalError, InvalidArgumentError), match="singular|positive definite"):
+            call()
