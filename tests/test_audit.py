@@ -133,7 +133,7 @@ def test_largest_fall(values, fall):
 
 
 def test_nan_does_not_pass():
-    assert at_most("x", "", 0.0, math.nan, 1.0).passed is False
+    assert at_most("x", "", {"repaired": math.nan}, 1.0).passed is False
 
 
 def test_as_dict_is_json_with_the_same_numbers(audit):

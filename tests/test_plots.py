@@ -36,9 +36,9 @@ def row(name, offset, level, condition):
 
 AUDIT = Audit(
     criteria=(
-        Criterion("inflation", "a", 0.0, 50.0, 25.0, "at least", True),
-        Criterion("persistence", "b", 5.0, 0.5, 0.05, "at most", False),
-        Criterion("smoothness", "c", float("nan"), 2.0, float("nan"), "at most", None, "no data"),
+        Criterion("inflation", "a", 0.0, float("nan"), 50.0, 25.0, "at least", True),
+        Criterion("persistence", "b", 5.0, 7.0, 0.5, 0.05, "at most", False),
+        Criterion("smoothness", "c", float("nan"), float("nan"), 2.0, float("nan"), "at most", None, "no data"),
     ),
     shells=(row("data", -0.1, 0.0, 2.0), row("offset 1", 1.0, 3.0, float("inf")), row("gaps", 0.2, 9.0, 4.0)),
     faithfulness=None,

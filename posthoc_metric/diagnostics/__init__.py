@@ -1,9 +1,9 @@
 """What a metric is like near the data and away from them, and what a repair did to it."""
 
-from .audit import Audit, ShellRow, audit
+from .audit import Audit, audit
 from .criteria import Criterion
 from .faithfulness import Faithfulness, Followed, share_off_data
-from .shells import Shell, Statistics, shells
+from .shells import Shell, ShellRow, Statistics, shells
 
 __all__ = [
     "Audit",

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..uncertainty import PublishedRBF
-from . import criteria as c
-from .faithfulness import FAR, Faithfulness, faithfulness
-from .shells import Field, Shell, Statistics, condition_numbers, log_volumes, quantile, shells, statistics
+from .criteria import Criterion, faithfulness_criteria, fidelity, shell_criteria
+from .faithfulness import Faithfulness, faithfulness
+from .shells import Field, Shell, ShellRow, shells, statistics
 from .smoothness import directions, smoothness
 
 if TYPE_CHECKING:
@@ -28,30 +28,6 @@ _ADDED_STEP = 5e-4
 
 
 @dataclass(frozen=True)
-class ShellRow:
-    """One shell and what each metric is like there, by the metric's name."""
-
-    shell: Shell
-    metrics: dict[str, Statistics]
-
-    @property
-    def name(self) -> str:
-        return self.shell.name
-
-    @property
-    def offset(self) -> float:
-        return self.shell.offset
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "offset": self.offset,
-            "points": len(self.shell.points),
-            "metrics": {name: found.as_dict() for name, found in self.metrics.items()},
-        }
-
-
-@dataclass(frozen=True)
 class Audit:
     """What the repair did, in numbers.
 
@@ -62,7 +38,7 @@ class Audit:
         radius: R, in latent units.
     """
 
-    criteria: tuple[c.Criterion, ...]
+    criteria: tuple[Criterion, ...]
     shells: tuple[ShellRow, ...]
     faithfulness: Faithfulness | None
     radius: float
@@ -123,21 +99,19 @@ def audit(
         published = PublishedRBF().fit(repaired.decoder, repaired.geometry.training, repaired.data, seed=seed)
         added["rbf-published"] = lambda z: _gram(published.noise, z)
         reason = ""
-    rows, eigenvalues = [], {}
+    rows: list[ShellRow] = []
+    on_data: dict[str, Tensor] = {}
     for shell in shells(repaired.geometry, count, seed=seed):
         values, rough = _measure(repaired, shell, added, seed=seed)
-        eigenvalues[shell.name] = values
+        on_data = on_data or values
         rows.append(ShellRow(shell, {name: statistics(values[name], rough[name]) for name in added}))
     followed = faithfulness(repaired, pairs, seed=seed) if pairs else None
-    found = [
-        *_fidelity(eigenvalues["data"], repaired.knobs.max_condition_number),
-        _inflation(rows, repaired.knobs.inflation),
-        _persistence(rows),
-        *_conditioning(rows),
-        _smoothness(rows, reason),
-        *_faithfulness(followed),
-    ]
-    return Audit(tuple(found), tuple(rows), followed, repaired.geometry.radius)
+    found = (
+        *fidelity(on_data, repaired.knobs.max_condition_number),
+        *shell_criteria(rows, inflation=repaired.knobs.inflation, no_baseline=reason),
+        *faithfulness_criteria(followed),
+    )
+    return Audit(found, tuple(rows), followed, repaired.geometry.radius)
 
 
 def _gram(embedding: Any, z: Tensor) -> Tensor:
@@ -167,98 +141,3 @@ def _measure(
         slope = change + (extra(few + narrow * u) - extra(few - narrow * u)) / (2 * narrow)
         rough[name] = smoothness(base[: len(few)] + extra(few), slope, radius)
     return values, rough
-
-
-def _fidelity(values: dict[str, Tensor], bound: float) -> list[c.Criterion]:
-    sound = condition_numbers(values["decoder"]) <= bound
-    what = "|log volume repaired - decoder| per dimension on held-out data"
-    if not bool(sound.any()):
-        reason = "the decoder's own condition number is beyond the bound at every held-out latent"
-        return [
-            c.not_judged("fidelity, median", what, "at most", reason),
-            c.not_judged("fidelity, 90th percentile", what, "at most", reason),
-        ]
-    change = (log_volumes(values["repaired"]) - log_volumes(values["decoder"]))[sound].abs()
-    return [
-        c.at_most("fidelity, median", what, 0.0, quantile(change, 0.5), c.FIDELITY_MEDIAN),
-        c.at_most("fidelity, 90th percentile", what, 0.0, quantile(change, 0.9), c.FIDELITY_Q90),
-    ]
-
-
-def _inflation(rows: list[ShellRow], asked: float) -> c.Criterion:
-    data = rows[0].metrics
-    void = [row.metrics for row in rows if row.shell.is_void]
-
-    def least(name: str) -> float:
-        return min(found[name].smallest_eigenvalue_q05 for found in void) / data["decoder"].largest_eigenvalue_q95
-
-    return c.at_least(
-        "inflation",
-        "smallest eigenvalue at offset 1 and beyond (5th percentile) over the largest on held-out data (95th)",
-        least("decoder"),
-        least("repaired"),
-        asked**2 / c.INFLATION_SLACK,
-    )
-
-
-def _persistence(rows: list[ShellRow]) -> c.Criterion:
-    ordered = [row.metrics for row in rows if row.name != "gaps"]
-    return c.at_most(
-        "persistence",
-        "largest fall of the median log volume per dimension, from the data out to offset 1000",
-        c.largest_fall([found["decoder"].log_volume_q50 for found in ordered]),
-        c.largest_fall([found["repaired"].log_volume_q50 for found in ordered]),
-        c.PERSISTENCE,
-    )
-
-
-def _conditioning(rows: list[ShellRow]) -> list[c.Criterion]:
-    def worst(name: str, chosen: list[ShellRow]) -> float:
-        return max(row.metrics[name].condition_number_q95 for row in chosen)
-
-    near = [row for row in rows if not row.shell.is_void]
-    void = [row for row in rows if row.shell.is_void]
-    what = "95th percentile of κ(J), "
-    return [
-        c.at_most(
-            "conditioning near the data",
-            what + "worst of data, gaps and offsets below 1",
-            worst("decoder", near),
-            worst("repaired", near),
-            c.CONDITION_ON_DATA,
-        ),
-        c.at_most(
-            "conditioning in the void",
-            what + "worst of the offsets from 1",
-            worst("decoder", void),
-            worst("repaired", void),
-            c.CONDITION_IN_VOID,
-        ),
-    ]
-
-
-def _smoothness(rows: list[ShellRow], reason: str) -> c.Criterion:
-    def peak(name: str) -> float:
-        return max(row.metrics[name].smoothness_q95 for row in rows)
-
-    what = "relative change of the metric over a data radius (95th percentile), worst shell; bound: the published RBF's"
-    if reason:
-        return c.not_judged("smoothness", what, "at most", reason, peak("repaired"))
-    return c.at_most("smoothness", what, peak("decoder"), peak("repaired"), peak("rbf-published"))
-
-
-def _faithfulness(found: Faithfulness | None) -> list[c.Criterion]:
-    what = "share of the latent length of geodesics at offset > {}, mean over pairs that the data connect"
-    names = ("faithfulness", "faithfulness, edge")
-    if found is None:
-        reason = "no pairs that the data connect were followed"
-        beyond = (f"{FAR:g}", "0")
-        return [c.not_judged(name, what.format(at), "at most", reason) for name, at in zip(names, beyond, strict=True)]
-    before, after = found.before, found.after
-    # at offset > 0 lie 5 % of the data themselves, most of which the repair promises to leave as they are: curves
-    # may go there as they did, not more
-    bound = max(c.FAITHFULNESS_SLACK * before.off_data, c.FAITHFULNESS_NEAR_ZERO)
-    return [
-        c.at_most(names[0], what.format(f"{FAR:g}"), before.far, after.far, c.FAITHFULNESS_NEAR_ZERO),
-        c.at_most(names[1], what.format("0"), before.off_data, after.off_data, bound),
-    ]

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from torch import Tensor
+
+from .faithfulness import FAR, Faithfulness
+from .shells import ShellRow, condition_numbers, log_volumes, quantile
+
+#: the value of a criterion for each metric measured: "decoder", "repaired" and perhaps "rbf-published"
+Values = dict[str, float]
 
 FIDELITY_MEDIAN = 0.1
 FIDELITY_Q90 = 0.5
@@ -25,7 +34,8 @@ class Criterion:
     Attributes:
         name: as in the audit's table.
         description: what is measured.
-        before: for the unrepaired decoder, NaN where it has no meaning.
+        before: for the unrepaired decoder.
+        published: for the published RBF repair; NaN where it was not measured.
         after: for the repaired metric.
         bound: the number ``after`` is held to.
         relation: ``"at most"`` or ``"at least"``.
@@ -36,6 +46,7 @@ class Criterion:
     name: str
     description: str
     before: float
+    published: float
     after: float
     bound: float
     relation: str
@@ -46,22 +57,105 @@ class Criterion:
         return asdict(self)
 
 
-def at_most(name: str, description: str, before: float, after: float, bound: float) -> Criterion:
+def at_most(name: str, description: str, values: Values, bound: float) -> Criterion:
     """A criterion that NaN does not pass."""
-    return Criterion(name, description, before, after, bound, "at most", bool(after <= bound))
+    return Criterion(name, description, *_three(values), bound, "at most", bool(values["repaired"] <= bound))
 
 
-def at_least(name: str, description: str, before: float, after: float, bound: float) -> Criterion:
+def at_least(name: str, description: str, values: Values, bound: float) -> Criterion:
     """A criterion that NaN does not pass."""
-    return Criterion(name, description, before, after, bound, "at least", bool(after >= bound))
+    return Criterion(name, description, *_three(values), bound, "at least", bool(values["repaired"] >= bound))
 
 
-def not_judged(name: str, description: str, relation: str, reason: str, after: float = math.nan) -> Criterion:
-    """A criterion that could not be measured here."""
-    return Criterion(name, description, math.nan, after, math.nan, relation, None, reason)
+def not_judged(name: str, description: str, values: Values, reason: str) -> Criterion:
+    """A criterion that could not be held to its bound here."""
+    return Criterion(name, description, *_three(values), math.nan, "at most", None, reason)
 
 
-def largest_fall(medians: list[float]) -> float:
+def _three(values: Values) -> tuple[float, float, float]:
+    return tuple(values.get(name, math.nan) for name in ("decoder", "rbf-published", "repaired"))  # type: ignore
+
+
+def fidelity(eigenvalues: dict[str, Tensor], bound: float) -> tuple[Criterion, ...]:
+    """How little the log volume changes on held-out data, from each metric's eigenvalues (n, d) there.
+
+    Points where the decoder's own condition number exceeds ``bound`` are to be changed, and do not count.
+    """
+    what = "|log volume - the decoder's| per dimension on held-out data"
+    asked = {"fidelity, median": (0.5, FIDELITY_MEDIAN), "fidelity, 90th percentile": (0.9, FIDELITY_Q90)}
+    sound = condition_numbers(eigenvalues["decoder"]) <= bound
+    if not bool(sound.any()):
+        reason = "the decoder's own condition number is beyond the bound at every held-out latent"
+        return tuple(not_judged(name, what, {}, reason) for name in asked)
+    own = log_volumes(eigenvalues["decoder"])
+    change = {name: (log_volumes(values) - own)[sound].abs() for name, values in eigenvalues.items()}
+    return tuple(
+        at_most(name, what, {metric: quantile(found, q) for metric, found in change.items()}, most)
+        for name, (q, most) in asked.items()
+    )
+
+
+def shell_criteria(rows: Sequence[ShellRow], *, inflation: float, no_baseline: str) -> tuple[Criterion, ...]:
+    """Inflation, persistence, conditioning and smoothness, from the statistics on the shells.
+
+    Args:
+        rows: held-out data first, then growing offsets, then perhaps the gaps.
+        inflation: what the repair was asked for.
+        no_baseline: why the published repair was not measured; empty where it was.
+    """
+    metrics = list(rows[0].metrics)
+    near = [row.metrics for row in rows if not row.shell.is_void]
+    void = [row.metrics for row in rows if row.shell.is_void]
+    outward = [row.metrics for row in rows if row.name != "gaps"]
+    costliest = rows[0].metrics["decoder"].largest_eigenvalue_q95
+    least = {name: min(found[name].smallest_eigenvalue_q05 for found in void) / costliest for name in metrics}
+    fall = {name: largest_fall([found[name].log_volume_q50 for found in outward]) for name in metrics}
+    peak = {name: max(row.metrics[name].smoothness_q95 for row in rows) for name in metrics}
+    worst = [
+        {name: max(found[name].condition_number_q95 for found in chosen) for name in metrics} for chosen in (near, void)
+    ]
+    rough = (
+        "relative change of the metric over a data radius (95th percentile), worst shell; bound: the published RBF's"
+    )
+    kappa = "95th percentile of κ(J), worst of "
+    return (
+        at_least(
+            "inflation",
+            "smallest eigenvalue at offset 1 and beyond (5th percentile) over the largest on held-out data (95th)",
+            least,
+            inflation**2 / INFLATION_SLACK,
+        ),
+        at_most(
+            "persistence",
+            "largest fall of the median log volume per dimension, from the data out to offset 1000",
+            fall,
+            PERSISTENCE,
+        ),
+        at_most("conditioning near the data", kappa + "data, gaps and offsets below 1", worst[0], CONDITION_ON_DATA),
+        at_most("conditioning in the void", kappa + "the offsets from 1", worst[1], CONDITION_IN_VOID),
+        not_judged("smoothness", rough, peak, no_baseline)
+        if no_baseline
+        else at_most("smoothness", rough, peak, peak["rbf-published"]),
+    )
+
+
+def faithfulness_criteria(found: Faithfulness | None) -> tuple[Criterion, ...]:
+    """Whether geodesics between data stay on them."""
+    what = "share of the latent length of geodesics at offset > {}, mean over pairs that the data connect"
+    far, edge = ("faithfulness", what.format(f"{FAR:g}")), ("faithfulness, edge", what.format("0"))
+    if found is None:
+        return tuple(not_judged(*line, {}, "no pairs that the data connect were followed") for line in (far, edge))
+    before, after = found.before, found.after
+    # at offset > 0 lie 5 % of the data themselves, most of which the repair promises to leave as they are: curves
+    # may go there as they did, not more
+    bound = max(FAITHFULNESS_SLACK * before.off_data, FAITHFULNESS_NEAR_ZERO)
+    return (
+        at_most(*far, {"decoder": before.far, "repaired": after.far}, FAITHFULNESS_NEAR_ZERO),
+        at_most(*edge, {"decoder": before.off_data, "repaired": after.off_data}, bound),
+    )
+
+
+def largest_fall(medians: Sequence[float]) -> float:
     """How far a sequence ever falls below an earlier value of its own."""
     peak, fall = -math.inf, 0.0
     for value in medians:

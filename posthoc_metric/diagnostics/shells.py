@@ -72,6 +72,30 @@ class Statistics:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class ShellRow:
+    """One shell and what each metric is like there, by the metric's name."""
+
+    shell: Shell
+    metrics: dict[str, Statistics]
+
+    @property
+    def name(self) -> str:
+        return self.shell.name
+
+    @property
+    def offset(self) -> float:
+        return self.shell.offset
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "offset": self.offset,
+            "points": len(self.shell.points),
+            "metrics": {name: found.as_dict() for name, found in self.metrics.items()},
+        }
+
+
 def log_volumes(eigenvalues: Tensor) -> Tensor:
     """``½ log det M / d`` (n,) from ascending eigenvalues (n, d); ``-inf`` where M is singular."""
     return 0.5 * eigenvalues.log().mean(1)
