@@ -55,7 +55,8 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safetensors.safe_open(source, framework="pt") as stream:
             metadata = stream.metadata() or {}
-            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+            # a copy is aligned as fresh tensors are; matrix products of others round differently
+            tensors = {key: stream.get_tensor(key).clone() for key in stream.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(
             f"cannot read {str(source)!r}: it is not a whole safetensors file ({error}). "
