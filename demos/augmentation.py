@@ -10,7 +10,7 @@ within a class and between any two (``pm.geodesic_mixup``).  After Verma et al. 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -129,23 +129,28 @@ def main(
     training, rest = images.split(len(images) // 2)
     tested = rest.part(slice(size.tested))
     accuracy: dict[tuple[int, str], list[float]] = {}
-    figure: Figure | None = None
+    figures: list[Figure] = []
     for seed in range(size.seeds):
-        vae = image_vae(study, training, seed=seed, latent_dim=size.latent_dim)
-        latents = vae.encode(training.pixels)
-        repaired = study.repair(
-            pm.Decoder(vae.decoder, latent_dim=size.latent_dim), latents, training.pixels, seed=seed
-        )
         for count in size.labelled:
-            rows = balanced(training, count, seed)
-            labelled = training.part(rows)
-            ways = transforms(repaired, latents[rows], labelled.labels, size.pairs, seed)
-            for name, transform in ways.items():
-                model = train(labelled, transform, size.steps, seed)
-                accuracy.setdefault((count, name), []).append(model.accuracy(tested))
-            if figure is None:
-                figure = picture(repaired, ways, images.shape)
-            study.say(f"seed {seed}, {count} labels: " + ", ".join(f"{n} {accuracy[count, n][-1]:.3f}" for n in ways))
+            pictured = seed == 0 and count == size.labelled[0]
+
+            def compute(seed: int = seed, count: int = count, pictured: bool = pictured) -> dict[str, float]:
+                vae = image_vae(study, training, seed=seed, latent_dim=size.latent_dim)
+                latents = vae.encode(training.pixels)
+                decoder = pm.Decoder(vae.decoder, latent_dim=size.latent_dim)
+                repaired = study.repair(decoder, latents, training.pixels, seed=seed)
+                rows = balanced(training, count, seed)
+                labelled = training.part(rows)
+                ways = transforms(repaired, latents[rows], labelled.labels, size.pairs, seed)
+                if pictured:
+                    figures.append(picture(repaired, ways, images.shape))
+                return {name: train(labelled, way, size.steps, seed).accuracy(tested) for name, way in ways.items()}
+
+            settings = [asdict(size), images.source]
+            part = study.remembered(f"seed{seed}-{count}", settings, compute, live=pictured)
+            for name, value in part.items():
+                accuracy.setdefault((count, name), []).append(value)
+            study.say(f"seed {seed}, {count} labels: " + ", ".join(f"{n} {value:.3f}" for n, value in part.items()))
     table = Table(
         "Accuracy on unseen digits by the number of labels",
         ["training data", *(f"{count} labels" for count in size.labelled)],
@@ -164,8 +169,7 @@ def main(
         f"Run on {images.source}: VAEs with {size.latent_dim}-D latents on {len(training)} images without labels, "
         "classifiers on the labelled ones."
     )
-    assert figure is not None
-    study.finish(headline, [table], figure)
+    study.finish(headline, [table], figures[0])
     return [table]
 
 

@@ -180,49 +180,70 @@ def picture(shown: dict[str, tuple[Any, Any]], latents: Tensor, size: Size) -> F
     return figure
 
 
+def measure(
+    study: Study, size: Size, seed: int, *, own_latents: bool
+) -> tuple[dict[str, list[float]], dict[str, tuple[Any, Any]], Tensor]:
+    """Correlation, Hausdorff distance and share converged of each metric; and what a picture needs."""
+    circle = Circle.make(size.data_dim, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    angles = 2 * torch.pi * torch.rand(size.points, generator=generator)
+    x = circle(angles)
+    x = x + 0.1 * torch.randn(x.shape, generator=generator)
+    trained = train(study, x, size, seed, own_latents=own_latents)
+    drawn = torch.randperm(size.points, generator=generator)
+    # those farthest apart around the circle first, for the picture
+    first, second = drawn[: size.pairs], drawn[-size.pairs :]
+    apart = (angles[first] - angles[second]).cos().argsort()
+    first, second = first[apart], second[apart]
+    arcs = [circle.arc(float(a), float(b)) for a, b in zip(angles[first], angles[second], strict=True)]
+    truth = np.array([polyline(arc) for arc in arcs])
+    found: dict[str, list[float]] = {}
+    shown: dict[str, tuple[Any, Any]] = {}
+    for name, metric in metrics(study, trained, x, size.names, seed).items():
+        lengths, solution = follow(metric, trained[2], first, second)
+        good = np.isfinite(lengths)
+        decoded = solution.decode(_SAMPLES)[..., : size.data_dim]
+        found[name] = [
+            float(np.corrcoef(lengths[good], truth[good])[0, 1]),
+            hausdorff(decoded, arcs),
+            float(solution.converged.double().mean()),
+        ]
+        shown[name] = (metric, solution)
+    return found, shown, trained[2]
+
+
 def main(
     quick: bool = False, *, out: Path | None = None, mnist: Path | None = None, publish: bool = False
 ) -> list[Table]:
     study = Study("circle", quick, out, mnist, publish)
     size = QUICK if quick else Size()
-    tables, figure = [], None
+    tables: list[Table] = []
+    figures: list[Figure] = []
     for own_latents in (False, True):
         correlation: dict[str, list[float]] = {}
         distance: dict[str, list[float]] = {}
         converged: dict[str, list[float]] = {}
         for seed in range(size.seeds):
-            circle = Circle.make(size.data_dim, seed)
-            generator = torch.Generator().manual_seed(seed + 1)
-            angles = 2 * torch.pi * torch.rand(size.points, generator=generator)
-            x = circle(angles)
-            x = x + 0.1 * torch.randn(x.shape, generator=generator)
-            trained = train(study, x, size, seed, own_latents=own_latents)
-            drawn = torch.randperm(size.points, generator=generator)
-            # those farthest apart around the circle first, for the picture
-            first, second = drawn[: size.pairs], drawn[-size.pairs :]
-            apart = (angles[first] - angles[second]).cos().argsort()
-            first, second = first[apart], second[apart]
-            arcs = [circle.arc(float(a), float(b)) for a, b in zip(angles[first], angles[second], strict=True)]
-            truth = np.array([polyline(arc) for arc in arcs])
-            shown: dict[str, tuple[Any, Any]] = {}
-            for name, metric in metrics(study, trained, x, size.names, seed).items():
-                lengths, solution = follow(metric, trained[2], first, second)
-                good = np.isfinite(lengths)
-                correlation.setdefault(name, []).append(float(np.corrcoef(lengths[good], truth[good])[0, 1]))
-                decoded = solution.decode(_SAMPLES)[..., : size.data_dim]
-                distance.setdefault(name, []).append(hausdorff(decoded, arcs))
-                converged.setdefault(name, []).append(float(solution.converged.double().mean()))
-                shown[name] = (metric, solution)
-            study.say(f"{'own' if own_latents else 'fixed'} latents, seed {seed}: {size.pairs} pairs followed")
-            if figure is None:
-                figure = picture(shown, trained[2], size)
+            pictured = not own_latents and seed == 0
+
+            def compute(own_latents: bool = own_latents, seed: int = seed, pictured: bool = pictured) -> dict[str, Any]:
+                part, shown, latents = measure(study, size, seed, own_latents=own_latents)
+                if pictured:
+                    figures.append(picture(shown, latents, size))
+                return part
+
+            kind = "own" if own_latents else "fixed"
+            part = study.remembered(f"{kind}-{seed}", asdict(size), compute, live=pictured)
+            for name, values in part.items():
+                for found, value in zip((correlation, distance, converged), values, strict=True):
+                    found.setdefault(name, []).append(value)
+            study.say(f"{kind} latents, seed {seed}: {size.pairs} pairs followed")
         tables.append(_table(own_latents, correlation, distance, converged, size))
     headline = (
         f"Run with N = {size.points}, D = {size.data_dim}, noise 0.1: {size.seeds} seeds of data, embedding and "
         f"training, {size.pairs} pairs each."
     )
-    assert figure is not None
-    study.finish(headline, tables, figure)
+    study.finish(headline, tables, figures[0])
     return tables
 
 

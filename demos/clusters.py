@@ -148,37 +148,50 @@ def main(
     rows = ["k-means", "euclidean", *size.names]
     scores: dict[tuple, list[tuple[float, float]]] = {}
     ratios: dict[str, list[float]] = {}
-    figure: Figure | None = None
+    figures: list[Figure] = []
     for digits in size.subsets:
         for seed in range(size.seeds):
-            subset = images.only(*digits)
-            unseen, training = subset.split(size.points, seed)
-            vae = vae_on(study, training, digits, seed, size.epochs)
-            decoder = pm.Decoder(vae.decoder, latent_dim=2)
-            points, truth = vae.encode(unseen.pixels), unseen.labels.numpy()
-            metrics = metrics_of(study, decoder, vae.encode(training.pixels), training.pixels, size.names, seed=seed)
-            distances = {"euclidean": cdist(points.double(), points.double())}
-            for name, metric in metrics.items():
-                distances[name] = grid_distances(metric, points, resolution=size.resolution)
-                if seed == 0:
-                    ratios.setdefault(name, []).extend(agreement(metric, points, distances[name], size.checked_pairs))
-            labels = {name: k_medoids(matrix, len(digits), seed=seed) for name, matrix in distances.items()}
-            means = KMeans(len(digits), n_init=20, random_state=seed).fit_predict(points.numpy())
-            scores.setdefault((digits, "k-means"), []).append((f_measure(truth, means), float("nan")))
-            for name, matrix in distances.items():
-                found = (f_measure(truth, labels[name]), k_nn(matrix, truth))
-                scores.setdefault((digits, name), []).append(found)
+            pictured = digits == size.subsets[0] and seed == 0
+
+            def compute(
+                digits: tuple[int, ...] = digits, seed: int = seed, pictured: bool = pictured
+            ) -> dict[str, Any]:
+                subset = images.only(*digits)
+                unseen, training = subset.split(size.points, seed)
+                vae = vae_on(study, training, digits, seed, size.epochs)
+                decoder = pm.Decoder(vae.decoder, latent_dim=2)
+                points, truth = vae.encode(unseen.pixels), unseen.labels.numpy()
+                latents = vae.encode(training.pixels)
+                metrics = metrics_of(study, decoder, latents, training.pixels, size.names, seed=seed)
+                distances = {"euclidean": cdist(points.double(), points.double())}
+                ratio: dict[str, list[float]] = {}
+                for name, metric in metrics.items():
+                    distances[name] = grid_distances(metric, points, resolution=size.resolution)
+                    if seed == 0:
+                        ratio[name] = agreement(metric, points, distances[name], size.checked_pairs)
+                labels = {name: k_medoids(matrix, len(digits), seed=seed) for name, matrix in distances.items()}
+                if pictured:
+                    figures.append(picture(labels, points, truth, metrics))
+                means = KMeans(len(digits), n_init=20, random_state=seed).fit_predict(points.numpy())
+                score = {"k-means": [f_measure(truth, means), float("nan")]}
+                for name, matrix in distances.items():
+                    score[name] = [f_measure(truth, labels[name]), k_nn(matrix, truth)]
+                return {"scores": score, "ratios": ratio}
+
+            key = "".join(map(str, digits))
+            part = study.remembered(f"{key}-{seed}", [asdict(size), images.source], compute, live=pictured)
+            for name, (clustered, neighbours) in part["scores"].items():
+                scores.setdefault((digits, name), []).append((clustered, neighbours))
+            for name, values in part["ratios"].items():
+                ratios.setdefault(name, []).extend(values)
             study.say(f"{digits}, seed {seed}: clustered")
-            if figure is None:
-                figure = picture(labels, points, truth, metrics)
     tables = [_table(scores, rows, size, part) for part in (0, 1)]
     tables[0].notes.append(_agreement_note(ratios))
     headline = (
         f"Run on {images.source}: VAEs with 2-D latents on each subset, {size.points} unseen images encoded and "
         f"clustered, {size.seeds} seeds."
     )
-    assert figure is not None
-    study.finish(headline, tables, figure)
+    study.finish(headline, tables, figures[0])
     return tables
 
 

@@ -222,7 +222,11 @@ def main(
             for activation in size.activations:
                 for seed in range(size.seeds):
                     trained = train(study, family, images, width, activation, seed, size.epochs)
-                    results[family, width, activation, seed] = measure(study, trained, size.points, seed)
+                    results[family, width, activation, seed] = study.remembered(
+                        f"{family}-{width}-{activation}-{seed}",
+                        asdict(size),
+                        lambda trained=trained, seed=seed: measure(study, trained, size.points, seed),
+                    )
                     chosen.setdefault(family, trained)
                 study.say(f"{family}, width {width}, {activation}: measured")
     found = tables(results, size)

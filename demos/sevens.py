@@ -9,8 +9,9 @@ still calls a seven.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import (
@@ -139,23 +140,35 @@ def main(
     images = study.images().pooled()
     training, rest = images.split(len(images) // 2)
     judge_by = classifier(study, rest)
-    tables, figure = [], None
+    tables: list[Table] = []
+    figures: list[Figure] = []
     for divergence in size.divergences:
         runs: dict[str, list[dict[str, float]]] = {}
         for seed in range(size.seeds):
-            vae = image_vae(study, training, seed=seed, divergence=divergence)
-            latents = vae.encode(training.pixels)
-            decoder = pm.Decoder(vae.decoder, latent_dim=2)
-            metrics = metrics_of(study, decoder, latents, training.pixels, size.names, seed=seed)
-            start, end = sevens_of(training, latents, size.pairs, seed)
-            found = paths_between(metrics, decoder, start, end, size.frames)
-            support = metrics["rbf"]
-            for name, paths in found.items():
-                offset = support.offset(paths.points.flatten(0, 1)).view(paths.points.shape[:2])
-                runs.setdefault(name, []).append(judge(paths, judge_by, offset))
+            pictured = divergence == size.divergences[-1] and seed == 0
+
+            def compute(divergence: float = divergence, seed: int = seed, pictured: bool = pictured) -> dict[str, Any]:
+                vae = image_vae(study, training, seed=seed, divergence=divergence)
+                latents = vae.encode(training.pixels)
+                decoder = pm.Decoder(vae.decoder, latent_dim=2)
+                metrics = metrics_of(study, decoder, latents, training.pixels, size.names, seed=seed)
+                start, end = sevens_of(training, latents, size.pairs, seed)
+                found = paths_between(metrics, decoder, start, end, size.frames)
+                support = metrics["rbf"]
+                if pictured:
+                    pair = hardest(found["straight"], judge_by)
+                    figures.append(picture(support, found, pair, training, size))
+                judged = {}
+                for name, paths in found.items():
+                    offset = support.offset(paths.points.flatten(0, 1)).view(paths.points.shape[:2])
+                    judged[name] = judge(paths, judge_by, offset)
+                return judged
+
+            settings = [asdict(size), images.source]
+            part = study.remembered(f"weight{divergence:g}-{seed}", settings, compute, live=pictured)
+            for name, values in part.items():
+                runs.setdefault(name, []).append(values)
             study.say(f"divergence weight {divergence:g}, seed {seed}: {size.pairs} pairs followed")
-            if figure is None or (divergence != 1 and seed == 0):
-                figure = picture(support, found, hardest(found["straight"], judge_by), training, size)
         tables.append(_table(runs, divergence, size))
     tables[0].notes.append(
         f"The classifier saw none of the VAEs' images; on those it is right for {judge_by.accuracy(training):.1%}."
@@ -165,8 +178,7 @@ def main(
         f"on the others. The picture: of the first VAE {'with spread latents ' if len(tables) > 1 else ''}the pair "
         "whose straight line is called a seven least often."
     )
-    assert figure is not None
-    study.finish(headline, tables, figure)
+    study.finish(headline, tables, figures[0])
     return tables
 
 

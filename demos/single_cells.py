@@ -103,6 +103,42 @@ def picture(repaired: pm.RepairedMetric, curves: dict[str, Tensor], cells: Cells
     return figure
 
 
+def follow(
+    study: Study, cells: Cells, near: Nearness, size: Size, dim: int, seed: int
+) -> tuple[dict[str, dict[str, float]], pm.RepairedMetric, dict[str, Tensor]]:
+    """Train a VAE, follow paths between cells of different types, and measure their frames."""
+    fit = Fit(epochs=size.epochs, batch_size=64, learning_rate=2e-3, seed=seed)
+    vae = study.cached(
+        f"cells-vae{dim}-seed{seed}",
+        {"latent_dim": dim, **asdict(fit)},
+        lambda: VAE(cells.expression.shape[1], dim, hidden=(64, 64), last=None),
+        lambda model: fit_vae(model, cells.expression, fit, noise=1.0),
+    )
+    latents = vae.encode(cells.expression)
+    decoder = pm.Decoder(vae.decoder, latent_dim=dim)
+    metrics = metrics_of(study, decoder, latents, cells.expression, size.names, seed=seed)
+    first, second = pairs_of(cells, size.pairs, seed)
+    start, end = latents[first].double(), latents[second].double()
+    t = torch.linspace(0, 1, size.frames, dtype=torch.float64)
+    curves = {"straight": start[:, None] + t[None, :, None] * (end - start)[:, None]}
+    converged = {"straight": 1.0}
+    for name, metric in metrics.items():
+        solution = metric.geodesic(start, end, rtol=1e-3)
+        curves[name] = solution(t)
+        converged[name] = float(solution.converged.double().mean())
+    found: dict[str, dict[str, float]] = {}
+    for name, points in curves.items():
+        distance = near(decoder(points.flatten(0, 1)).view(*points.shape[:2], -1))
+        offset = metrics["rbf"].offset(points.flatten(0, 1)).view(points.shape[:2])
+        found[name] = {
+            "mean": float(distance[:, 1:-1].mean()),
+            "worst": float(distance.max(1).mean()),
+            "off": float((offset[:, 1:-1] > 0).double().mean()),
+            "converged": converged[name],
+        }
+    return found, metrics["rbf"], curves
+
+
 def main(
     quick: bool = False, *, out: Path | None = None, mnist: Path | None = None, publish: bool = False
 ) -> list[Table]:
@@ -111,50 +147,29 @@ def main(
     study = Study("single_cells", quick, out, mnist, publish)
     size = QUICK if quick else Size()
     near = Nearness(cells)
-    tables, figure = [], None
+    tables: list[Table] = []
+    figures: list[Figure] = []
     for dim in size.latent_dims:
         runs: dict[str, list[dict[str, float]]] = {}
         for seed in range(size.seeds):
-            fit = Fit(epochs=size.epochs, batch_size=64, learning_rate=2e-3, seed=seed)
-            vae = study.cached(
-                f"cells-vae{dim}-seed{seed}",
-                {"latent_dim": dim, **asdict(fit)},
-                lambda dim=dim: VAE(cells.expression.shape[1], dim, hidden=(64, 64), last=None),
-                lambda model, fit=fit: fit_vae(model, cells.expression, fit, noise=1.0),
-            )
-            latents = vae.encode(cells.expression)
-            decoder = pm.Decoder(vae.decoder, latent_dim=dim)
-            metrics = metrics_of(study, decoder, latents, cells.expression, size.names, seed=seed)
-            first, second = pairs_of(cells, size.pairs, seed)
-            start, end = latents[first].double(), latents[second].double()
-            t = torch.linspace(0, 1, size.frames, dtype=torch.float64)
-            curves = {"straight": start[:, None] + t[None, :, None] * (end - start)[:, None]}
-            converged = {"straight": 1.0}
-            for name, metric in metrics.items():
-                solution = metric.geodesic(start, end, rtol=1e-3)
-                curves[name] = solution(t)
-                converged[name] = float(solution.converged.double().mean())
-            for name, points in curves.items():
-                frames = decoder(points.flatten(0, 1)).view(*points.shape[:2], -1)
-                distance = near(frames)
-                offset = metrics["rbf"].offset(points.flatten(0, 1)).view(points.shape[:2])
-                found = {
-                    "mean": float(distance[:, 1:-1].mean()),
-                    "worst": float(distance.max(1).mean()),
-                    "off": float((offset[:, 1:-1] > 0).double().mean()),
-                    "converged": converged[name],
-                }
-                runs.setdefault(name, []).append(found)
-            if figure is None:
-                figure = picture(metrics["rbf"], curves, cells)
+            pictured = dim == size.latent_dims[0] and seed == 0
+
+            def compute(dim: int = dim, seed: int = seed, pictured: bool = pictured) -> dict[str, dict[str, float]]:
+                found, repaired, curves = follow(study, cells, near, size, dim, seed)
+                if pictured:
+                    figures.append(picture(repaired, curves, cells))
+                return found
+
+            part = study.remembered(f"latents{dim}-{seed}", asdict(size), compute, live=pictured)
+            for name, values in part.items():
+                runs.setdefault(name, []).append(values)
             study.say(f"{dim} latents, seed {seed}: {size.pairs} pairs followed")
         tables.append(_table(runs, dim, size))
     headline = (
         f"Run on scanpy's pbmc68k_reduced: {len(cells.types)} cells of {len(np.unique(cells.types))} types, "
         f"{cells.expression.shape[1]} genes; {size.seeds} VAEs for each latent dimension."
     )
-    assert figure is not None
-    study.finish(headline, tables, figure)
+    study.finish(headline, tables, figures[0])
     return tables
 
 

@@ -8,8 +8,9 @@ compared: the coefficient of variation over the ten, as in Syrota et al. (2024).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,15 +53,25 @@ def main(
     lengths: dict[str, list[np.ndarray]] = {}
     converged: dict[str, list[float]] = {}
     for seed in range(size.seeds):
-        vae = image_vae(study, training, seed=seed)
-        latents = vae.encode(training.pixels)
-        decoder = pm.Decoder(vae.decoder, latent_dim=2)
-        start, end = latents[first].double(), latents[second].double()
-        lengths.setdefault("euclidean", []).append((start - end).norm(dim=1).numpy())
-        for name, metric in metrics_of(study, decoder, latents, training.pixels, size.names, seed=seed).items():
-            solution = metric.geodesic(start, end, rtol=1e-3)
-            lengths.setdefault(name, []).append(solution.length.numpy())
-            converged.setdefault(name, []).append(float(solution.converged.double().mean()))
+
+        def compute(seed: int = seed) -> dict[str, Any]:
+            vae = image_vae(study, training, seed=seed)
+            latents = vae.encode(training.pixels)
+            decoder = pm.Decoder(vae.decoder, latent_dim=2)
+            start, end = latents[first].double(), latents[second].double()
+            length = {"euclidean": (start - end).norm(dim=1).tolist()}
+            share: dict[str, float] = {}
+            for name, metric in metrics_of(study, decoder, latents, training.pixels, size.names, seed=seed).items():
+                solution = metric.geodesic(start, end, rtol=1e-3)
+                length[name] = solution.length.tolist()
+                share[name] = float(solution.converged.double().mean())
+            return {"lengths": length, "converged": share}
+
+        part = study.remembered(f"seed{seed}", [asdict(size), images.source], compute)
+        for name, values in part["lengths"].items():
+            lengths.setdefault(name, []).append(np.array(values))
+        for name, value in part["converged"].items():
+            converged.setdefault(name, []).append(value)
         study.say(f"seed {seed}: {size.pairs} pairs in {len(size.names)} metrics")
     table = Table(
         f"Coefficient of variation of {size.pairs} distances over {size.seeds} VAEs (mean ± sd over pairs)",

@@ -138,6 +138,27 @@ def test_a_trained_model_is_read_back_and_not_trained_again(tmp_path):
     assert not torch.equal(first[0].weight, make({"seed": 1})[0].weight) and len(trained) == 2
 
 
+def test_an_interrupted_study_goes_on_where_it_was(tmp_path, monkeypatch):
+    common = imported("common")
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return {"length": [1.5, float("inf")]}
+
+    def ask(**options):
+        study = common.Study("stability", True, tmp_path)
+        return study.remembered("part", {"pairs": 3}, compute, **options)
+
+    assert ask() == ask() == {"length": [1.5, float("inf")]} and len(calls) == 1
+    ask(live=True)
+    assert len(calls) == 2
+    # other code, other results
+    monkeypatch.setattr(common.Study, "_sources", lambda self: b"changed")
+    ask()
+    assert len(calls) == 3
+
+
 def test_images_fall_back_to_the_bundled_digits_and_say_so(monkeypatch, capsys):
     data = imported("common.data")
 

@@ -51,6 +51,7 @@ class Study:
     publish: bool = False
     started: float = field(default_factory=time.perf_counter)
     repairs: list[bool] = field(default_factory=list)
+    earlier: float = 0.0
 
     def __post_init__(self) -> None:
         output = DEMOS / "output" / ("quick" if self.quick else "")
@@ -85,6 +86,31 @@ class Study:
                 beside.replace(path)
         return model.eval().requires_grad_(False)
 
+    def remembered(self, key: str, settings: Any, compute: Callable[[], Any], *, live: bool = False) -> Any:
+        """What ``compute`` gives, in JSON's terms, so that an interrupted study goes on where it was.
+
+        It is read back only where these settings, the library, the studies' shared code and the script are the same
+        to the byte.  ``live`` computes in any case, for results whose by-products a picture needs.
+        """
+        content = json.dumps(settings, sort_keys=True, default=str).encode() + self._sources()
+        path = self.folder / "parts" / f"{key}-{hashlib.sha256(content).hexdigest()[:12]}.json"
+        if path.exists() and not live:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            self.earlier += stored["seconds"]
+            self.repairs += stored["repairs"]
+            return stored["value"]
+        began, count = time.perf_counter(), len(self.repairs)
+        value = json.loads(json.dumps(compute()))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = {"value": value, "seconds": time.perf_counter() - began, "repairs": self.repairs[count:]}
+        path.write_text(json.dumps(part), encoding="utf-8")
+        return value
+
+    def _sources(self) -> bytes:
+        library = Path(pm.__file__).parent
+        files = [*sorted(library.rglob("*.py")), *sorted((DEMOS / "common").glob("*.py")), DEMOS / f"{self.name}.py"]
+        return b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)
+
     def repair(self, decoder: pm.Decoder, latents: Tensor, data: Tensor | None, **options: Any) -> pm.RepairedMetric:
         """The library's default repair; whether it warned that it misses a target is counted below the tables."""
         with warnings.catch_warnings(record=True) as found:
@@ -98,7 +124,7 @@ class Study:
 
     def finish(self, headline: str, tables: list[Table], figure: Figure) -> None:
         """Print the tables and write them and the picture."""
-        minutes = (time.perf_counter() - self.started) / 60
+        minutes = (time.perf_counter() - self.started + self.earlier) / 60
         body = "\n\n".join(str(table) for table in tables)
         made = f"Made by `demos/{self.name}.py` in {minutes:.1f} minutes."
         if any(self.repairs):
