@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ._arrays import ArrayLike, describe, to_points
 from .errors import InvalidArgumentError, NumericalError
-from .smooth_map import SmoothMap
+from .smooth_map import SmoothMap, gram
 
 if TYPE_CHECKING:
     from .geodesic import Solution
@@ -52,8 +52,7 @@ class MetricParts:
         batch, dim = z.shape
         total = z.new_zeros(batch, dim, dim)
         if self.embedding is not None:
-            _, jacobian = self.embedding.value_and_jacobian(z)
-            total = total + jacobian.mT @ jacobian
+            total = gram(self.embedding, z)
         if self.weight is not None:
             total = total + self.weight(z)[:, None, None] * torch.eye(dim, dtype=z.dtype, device=z.device)
         if self.field is not None:

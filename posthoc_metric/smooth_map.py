@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from ._arrays import ArrayLike, to_points
 from .errors import InvalidArgumentError
@@ -28,6 +29,19 @@ class SmoothMap(Protocol):
 
     def value_and_jacobian(self, z: Any) -> tuple[Any, Any]:
         """``F(z)`` (B, D) and ``J(z)`` (B, D, d)."""
+
+
+_MOST_BYTES = 2**28
+
+
+def gram(embedding: SmoothMap, z: Tensor) -> Tensor:
+    """``J(z)ᵀ J(z)``, (B, d) -> (B, d, d), in chunks whose Jacobians take at most 256 MiB."""
+    rows = max(int(_MOST_BYTES / (8 * embedding.output_dim * z.shape[1])), 1)
+    found = z.new_empty(len(z), z.shape[1], z.shape[1])
+    for start in range(0, len(z), rows):
+        _, jacobian = embedding.value_and_jacobian(z[start : start + rows])
+        found[start : start + rows] = jacobian.mT @ jacobian
+    return found
 
 
 class StackedMap:

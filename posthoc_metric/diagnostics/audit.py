@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..smooth_map import gram
 from ..uncertainty import PublishedRBF
 from .criteria import Criterion, faithfulness_criteria, fidelity, shell_criteria
 from .faithfulness import Faithfulness, faithfulness
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 _MOST_POINTS = 200
 _FEWEST_POINTS = 24
 _BUDGET = 3e8
-_CHUNK_BYTES = 2**27
 #: steps of the central differences, in units of R: the decoder's exceeds float32 rounding, the addition is float64
 _DECODER_STEP = 1e-2
 _ADDED_STEP = 5e-4
@@ -97,7 +97,7 @@ def audit(
         reason = "the published baseline needs the training data"
     else:
         published = PublishedRBF().fit(repaired.decoder, repaired.geometry.training, repaired.data, seed=seed)
-        added["rbf-published"] = lambda z: _gram(published.noise, z)
+        added["rbf-published"] = lambda z: gram(published.noise, z)
         reason = ""
     rows: list[ShellRow] = []
     on_data: dict[str, Tensor] = {}
@@ -114,28 +114,18 @@ def audit(
     return Audit(found, tuple(rows), followed, repaired.geometry.radius)
 
 
-def _gram(embedding: Any, z: Tensor) -> Tensor:
-    """``JᵀJ`` (B, d, d), in chunks of bounded memory."""
-    chunk = max(int(_CHUNK_BYTES / (8 * embedding.output_dim * z.shape[1])), 1)
-    found = []
-    for part in z.split(chunk):
-        _, jacobian = embedding.value_and_jacobian(part)
-        found.append(jacobian.mT @ jacobian)
-    return torch.cat(found)
-
-
 def _measure(
     repaired: RepairedMetric, shell: Shell, added: dict[str, Field], *, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Eigenvalues (n, d) and smoothness (n/2,) of each metric; the decoder is evaluated once for all of them."""
     radius = repaired.geometry.radius
     z = shell.points
-    base = _gram(repaired.decoder, z)
+    base = gram(repaired.decoder, z)
     values = {name: torch.linalg.eigvalsh(base + extra(z)).clamp_min(0) for name, extra in added.items()}
     few = z[: max(len(z) // 2, 1)]
     u = directions(few, seed=seed)
     wide, narrow = _DECODER_STEP * radius, _ADDED_STEP * radius
-    change = (_gram(repaired.decoder, few + wide * u) - _gram(repaired.decoder, few - wide * u)) / (2 * wide)
+    change = (gram(repaired.decoder, few + wide * u) - gram(repaired.decoder, few - wide * u)) / (2 * wide)
     rough = {}
     for name, extra in added.items():
         slope = change + (extra(few + narrow * u) - extra(few - narrow * u)) / (2 * narrow)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CalibrationWarning, FitError
-from ..smooth_map import SmoothMap
+from ..smooth_map import SmoothMap, gram
 from ..support import Support
 from .base import UncertaintyModel
 
@@ -173,23 +173,20 @@ def measure(decoder: SmoothMap, support: Support, *, seed: int = 0) -> Measured:
 
 
 def decoder_eigenvalues(decoder: SmoothMap, points: Tensor) -> Tensor:
-    """Ascending eigenvalues (B, d) of ``J(z)ᵀ J(z)``, in chunks, from singular values where D ≥ d.
+    """Ascending eigenvalues (B, d) of ``J(z)ᵀ J(z)``.
 
     Raises:
         FitError: the Jacobian is not finite at a point.
     """
-    chunk = max(int(2**27 / (8 * points.shape[1] * decoder.output_dim)), 1)
-    found = []
-    for part in points.split(chunk):
-        _, jacobian = decoder.value_and_jacobian(part)
-        if not bool(torch.isfinite(jacobian).all()):
-            raise FitError(
-                "the decoder's Jacobian must be finite on and around the latents; it is NaN or infinite at "
-                f"{int((~torch.isfinite(jacobian).flatten(1).all(1)).sum())} of {len(part)} points tried. "
-                "Look for sqrt, log or division in the decoder, or wrap it in float64."
-            )
-        found.append(torch.linalg.eigvalsh(jacobian.mT @ jacobian).clamp_min(0))
-    return torch.cat(found)
+    found = gram(decoder, points)
+    bad = ~torch.isfinite(found).flatten(1).all(1)
+    if bool(bad.any()):
+        raise FitError(
+            "the decoder's Jacobian must be finite on and around the latents; it is NaN or infinite at "
+            f"{int(bad.sum())} of {len(points)} points tried. Look for sqrt, log or division in the decoder, "
+            "or wrap it in float64."
+        )
+    return torch.linalg.eigvalsh(found).clamp_min(0)
 
 
 def calibrate(model: UncertaintyModel, measured: Measured, knobs: Knobs) -> Gate:
