@@ -54,6 +54,7 @@ class Curves(Batch):
     spline: Spline
     clock: Clock
     density: Tensor
+    rate: Tensor
 
 
 @dataclass
@@ -147,10 +148,10 @@ class Refiner:
     def _refine(self, base: Curves, spans: int) -> tuple[Curves, Tensor, Tensor]:
         """Curves of ``spans`` spans from ``base``; which of them are final; which went wrong."""
         knots, nodes = respace(base.spline, base.density, spans)
-        better = self._relax(knots, nodes, base.pair, base.kind, self.options.tol)
+        better = self._relax(knots, nodes, base.pair, base.kind, self.options.tol, base.rate)
         facts, rtol = better.facts, self.options.rtol
         # the length of the interpolated curve errs with the fourth power of the spacing
-        facts.length_error = facts.length_error + (facts.length - base.facts.length).abs() / 30
+        facts.length_error = facts.length_error + (facts.length - base.facts.length).abs() / 15
         confirmed = facts.length_error <= rtol * facts.length
         broken = facts.status == _CODE[Status.NOT_FINITE]
         facts.status[~confirmed & ~broken] = _CODE[Status.UNRESOLVED]
@@ -161,11 +162,13 @@ class Refiner:
         rejected &= torch.isfinite(base.facts.length)
         return better, ((converged & confirmed) | broken) & ~rejected, rejected
 
-    def _relax(self, knots: Tensor, nodes: Tensor, pair: Tensor, kind: Tensor, tol: float) -> Curves:
+    def _relax(
+        self, knots: Tensor, nodes: Tensor, pair: Tensor, kind: Tensor, tol: float, rate: Tensor | None = None
+    ) -> Curves:
         # a curve that is slow here goes on with more nodes, where its like are still in the batch
         last = 2 * (knots.shape[1] - 1) > self.options.max_spans
         steps = self.options.max_steps if last else min(_STEPS_A_LEVEL, self.options.max_steps)
-        relaxed = self._in_blocks(nodes, knots, tol, steps)
+        relaxed = self._in_blocks(nodes, knots, tol, steps, rate)
         spline = interpolate(knots, relaxed.nodes)
         measured = measure(self.parts, spline, relaxed.squares)
         spans = knots.shape[1] - 1
@@ -196,17 +199,20 @@ class Refiner:
             chord_length=chords,
         )
         density = _density(spline, measured.lengths, measured.errors)
-        return Curves(pair, kind, facts, spline, make_clock(spline, speeds), density)
+        return Curves(pair, kind, facts, spline, make_clock(spline, speeds), density, relaxed.rate)
 
-    def _in_blocks(self, nodes: Tensor, knots: Tensor, tol: float, steps: int) -> Relaxed:
+    def _in_blocks(self, nodes: Tensor, knots: Tensor, tol: float, steps: int, rate: Tensor | None) -> Relaxed:
         """Relax as many curves at once as the memory limit lets."""
         dim = nodes.shape[2]
         width = 0 if self.parts.embedding is None else self.parts.embedding.output_dim
         # values, bend and their like, and the Jacobians of this step, of the last, and of a copy between them
         numbers = nodes.shape[1] * (width * (3 * dim + 6) + 20 * dim * dim)
         block = max(1, self.options.memory_limit // (8 * numbers))
-        pieces = zip(nodes.split(block), knots.split(block), strict=True)
-        return Relaxed.join([relax(self.energy, part, times, tol=tol, max_steps=steps) for part, times in pieces])
+        rate = torch.zeros_like(knots[:, 0]) if rate is None else rate
+        pieces = zip(nodes.split(block), knots.split(block), rate.split(block), strict=True)
+        return Relaxed.join(
+            [relax(self.energy, part, times, tol=tol, max_steps=steps, rate=slow) for part, times, slow in pieces]
+        )
 
     def _assemble(self, done: list[Curves]) -> Refined:
         rows = [curves.pair for curves in done]

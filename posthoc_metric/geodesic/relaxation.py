@@ -23,6 +23,8 @@ STATUSES = tuple(Status)
 
 #: trust radius, relative to the curve's own length, at which no step is possible
 _SMALLEST = 1e-9
+#: convergence slower than this counts as this
+_SLOWEST = 0.99
 #: share of the predicted decrease that a step must bring
 _ENOUGH = 1e-3
 
@@ -34,7 +36,9 @@ class Relaxed(Batch):
     Attributes:
         nodes: (P, n+1, d).
         energy: (P,).
-        residual: ``sqrt(gᵀ H⁻¹ g / E)`` (P,): twice the relative energy still to be gained, as a root.
+        residual: ``sqrt(gᵀ H⁻¹ g / E)`` (P,): twice the relative energy still to be gained, as a root; ``H`` is the
+            model, corrected by how much slower than by its prediction the residual falls.
+        rate: factor by which the last step changed the uncorrected residual (P,).
         squares: ``J_FᵀJ_F`` at the nodes (P, n+1, d, d), where there is an embedding.
         status: indices into ``STATUSES`` (P,).
         steps: accepted and rejected steps (P,).
@@ -44,6 +48,7 @@ class Relaxed(Batch):
     nodes: Tensor
     energy: Tensor
     residual: Tensor
+    rate: Tensor
     squares: Tensor | None
     status: Tensor
     steps: Tensor
@@ -60,6 +65,8 @@ class _Active(Batch):
     radius: Tensor
     damping: Tensor
     secant: Tensor
+    rate: Tensor
+    last: Tensor
 
 
 @dataclass
@@ -70,7 +77,9 @@ class _Step(Batch):
     size: Tensor
 
 
-def relax(energy: CurveEnergy, nodes: Tensor, knots: Tensor, *, tol: float, max_steps: int) -> Relaxed:
+def relax(
+    energy: CurveEnergy, nodes: Tensor, knots: Tensor, *, tol: float, max_steps: int, rate: Tensor | None = None
+) -> Relaxed:
     """Minimise the discrete energy over the inner nodes.
 
     Args:
@@ -78,6 +87,7 @@ def relax(energy: CurveEnergy, nodes: Tensor, knots: Tensor, *, tol: float, max_
         knots: their times (P, n+1).
         tol: residual at which a curve is done.
         max_steps: steps for each curve.
+        rate: the rates (P,) at which the same curves converged with fewer nodes.
     """
     count, total, _ = nodes.shape
     h = knots.diff(dim=1)
@@ -87,13 +97,15 @@ def relax(energy: CurveEnergy, nodes: Tensor, knots: Tensor, *, tol: float, max_
         here.nodes.clone(),
         here.energy.clone(),
         torch.full_like(here.energy, float("inf")),
+        torch.zeros_like(here.energy),
         None if here.squares is None else here.squares.clone(),
         torch.full_like(row, STATUSES.index(Status.STEP_LIMIT)),
         torch.zeros_like(row),
         torch.full_like(row, total),
     )
     radius, secant = torch.full_like(here.energy, float("inf")), torch.zeros_like(here.convex.diagonal)
-    active = _Active(row, here, h, radius, torch.zeros_like(here.energy), secant)
+    rate = torch.zeros_like(here.energy) if rate is None else rate.clone()
+    active = _Active(row, here, h, radius, torch.zeros_like(here.energy), secant, rate, torch.zeros_like(here.energy))
     broken = ~_finite(here)
     _leave(final, active.take(broken), Status.NOT_FINITE)
     active = active.take(~broken)
@@ -101,7 +113,8 @@ def relax(energy: CurveEnergy, nodes: Tensor, knots: Tensor, *, tol: float, max_
         if len(active.row) == 0:
             break
         step = _trust_region_step(active)
-        final.residual[active.row] = step.residual
+        _correct(active, step)
+        final.residual[active.row], final.rate[active.row] = step.residual, active.rate
         done = (step.residual <= tol) | (active.here.energy <= 0)
         stuck = ~done & (active.radius < _SMALLEST)
         _leave(final, active.take(done), Status.CONVERGED)
@@ -114,6 +127,19 @@ def relax(energy: CurveEnergy, nodes: Tensor, knots: Tensor, *, tol: float, max_
         if len(active.row):
             active = _advance(energy, active, step, final, tol)
     return final
+
+
+def _correct(active: _Active, step: _Step) -> None:
+    """Correct the residual for a model that is stiffer than the energy, as Gauss-Newton's is along a soft direction.
+
+    Where ``H = c E''`` full steps leave the share ``q = 1 - 1/c`` of the residual, and
+    ``gᵀ E''⁻¹ g = gᵀ H⁻¹ g / (1 - q)``.
+    """
+    known = (active.last > 0) & torch.isfinite(step.residual)
+    seen = step.residual / active.last.clamp_min(1e-300)
+    active.rate = torch.where(known, seen, active.rate).clamp(0.0, _SLOWEST)
+    active.last = step.residual.clone()
+    step.residual = step.residual / (1 - active.rate).sqrt()
 
 
 def _advance(energy: CurveEnergy, active: _Active, step: _Step, final: Relaxed, tol: float) -> _Active:
