@@ -77,7 +77,7 @@ def test_transport_on_the_sphere(dim):
     a, b, v = points(6, dim, scale=0.4), points(6, dim, 1, 0.4), points(6, dim, 2)
     found = transport(space, a, b, v, rtol=1e-5)
     assert found.converged.all() and (found.norm_drift < 1e-4).all()
-    torch.testing.assert_close(found.vectors, carry_on_the_sphere(space, a, b, v), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.vectors, carry_on_the_sphere(space, a, b, v), rtol=5e-3, atol=5e-3)
 
 
 def test_transport_keeps_angles_with_the_geodesic_and_with_each_other():

@@ -30,6 +30,8 @@ _EDGE_BLOCK = 8192
 #: edges that the default number of neighbours aims at, and the fewest neighbours it gives
 _EDGES = 200_000
 _FEWEST = 48
+#: edges of a point that joins a graph
+_ATTACHED = 32
 #: neighbours within whose distance the metric is taken to be smooth
 _NEAR = 10
 
@@ -42,7 +44,7 @@ class DistanceGraph:
         points: (n, d) float64.
         lengths: symmetric sparse matrix (n, n).
         search: the fitted neighbour search over ``points``.
-        k: neighbours of a node; a point that joins later gets as many.
+        k: neighbours of a node; a point that joins later gets as many, but 32 at most.
         unit: latent length that one piece of an edge may have where the edge is measured.
     """
 
@@ -53,12 +55,13 @@ class DistanceGraph:
     unit: float
 
     def attach(self, metric: Metric, others: Tensor) -> csr_matrix:
-        """Lengths (B, n) of the edges from ``others`` (B, d) to their k nearest nodes."""
-        indices = self.search.kneighbors(others.cpu().numpy(), n_neighbors=self.k, return_distance=False).reshape(-1)
+        """Lengths (B, n) of the edges from ``others`` (B, d) to their nearest nodes, 32 at most."""
+        k = min(self.k, _ATTACHED)
+        indices = self.search.kneighbors(others.cpu().numpy(), n_neighbors=k, return_distance=False).reshape(-1)
         near = self.points[torch.from_numpy(indices).to(self.points.device)]
         with torch.no_grad():
-            lengths = segment_lengths(metric.parts(), others.repeat_interleave(self.k, 0), near, self.unit)
-        owners = np.repeat(np.arange(len(others)), self.k)
+            lengths = segment_lengths(metric.parts(), others.repeat_interleave(k, 0), near, self.unit)
+        owners = np.repeat(np.arange(len(others)), k)
         return _sparse(owners, indices, lengths.cpu().numpy(), (len(others), len(self.points)))
 
     def reach(self, metric: Metric, targets: Tensor, n_jobs: int | None = None) -> np.ndarray:

@@ -9,9 +9,11 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.metrics import euclidean_distances
 
+from ..distances.blocks import cut, run_blocks
 from ..distances.graph import DistanceGraph, build_distance_graph, default_neighbours
 from ..distances.job import make_nodes
 from ..distances.matrix import METHODS, MOST_SOLVED, distances
+from ..distances.shortest import ROW_BLOCK, rows
 from ..errors import InvalidArgumentError
 from ..metric import Metric
 from ..repair import repair
@@ -25,6 +27,7 @@ class GeodesicEstimator(BaseEstimator):
     n_jobs: int | None
     metric_: Metric | None
     _graph: DistanceGraph | None
+    _rows: np.ndarray
 
     def _resolve_metric(self, X: np.ndarray) -> Metric | None:
         """The metric that ``self.metric`` stands for once the training latents are known; ``None`` is Euclidean."""
@@ -58,8 +61,11 @@ class GeodesicEstimator(BaseEstimator):
         self._graph = None
         if self.metric_ is not None and not solve:
             latents = _tensor(X)
-            nodes = make_nodes(self.metric_, latents, None, None).points
-            self._graph = build_distance_graph(self.metric_, nodes, default_neighbours(len(nodes)), n_jobs=self.n_jobs)
+            nodes = make_nodes(self.metric_, latents, None, None)
+            self._rows = nodes.rows
+            self._graph = build_distance_graph(
+                self.metric_, nodes.points, default_neighbours(len(nodes.points)), n_jobs=self.n_jobs
+            )
 
     def _reach(self, targets: np.ndarray) -> np.ndarray | None:
         """What the graph must know of ``targets`` to answer :meth:`_distances`; ``None`` where there is no graph."""
@@ -67,19 +73,29 @@ class GeodesicEstimator(BaseEstimator):
             return None
         return self._graph.reach(self.metric_, _tensor(targets), self.n_jobs)
 
+    def _among(self, X: np.ndarray, index: np.ndarray | None = None) -> np.ndarray:
+        """Distances of the training latents X to those of them numbered ``index``, or to all."""
+        if self._graph is None:
+            return self._distances(X, None if index is None else X[index])
+        sources = self._rows if index is None else self._rows[index]
+        blocks = cut(len(sources), ROW_BLOCK)
+        found = dict(run_blocks(rows, (self._graph.lengths, sources, self._rows), blocks, n_jobs=self.n_jobs))
+        matrix = np.concatenate([found[number] for number in range(len(blocks))]).T
+        return (np.minimum(matrix, matrix.T) if index is None else matrix).astype(X.dtype)
+
+    def _to(self, X: np.ndarray, centres: np.ndarray) -> np.ndarray:
+        """Distances of the training latents X to ``centres``, which need not be of them."""
+        reached = self._reach(centres)
+        return self._distances(X, centres) if reached is None else reached[self._rows].astype(X.dtype)
+
     def _distances(self, a: np.ndarray, b: np.ndarray | None = None, reached: np.ndarray | None = None) -> np.ndarray:
         """Distances of the rows of ``a`` to those of ``b``, or of ``a`` itself, in the dtype of ``a``."""
         if self.metric_ is None:
             return euclidean_distances(a, b)
         if self._graph is None:
             return np.asarray(distances(self.metric_, a, b, method="solver", n_jobs=self.n_jobs))
-        if reached is None:
-            reached = self._graph.reach(self.metric_, _tensor(a if b is None else b), self.n_jobs)
-        matrix = self._graph.through(self.metric_, _tensor(a), reached)
-        if b is None:
-            matrix = np.minimum(matrix, matrix.T)
-            np.fill_diagonal(matrix, 0.0)
-        return matrix.astype(a.dtype)
+        assert reached is not None
+        return self._graph.through(self.metric_, _tensor(a), reached).astype(a.dtype)
 
 
 def _tensor(X: np.ndarray) -> torch.Tensor:

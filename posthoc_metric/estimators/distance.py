@@ -128,7 +128,7 @@ class GeodesicDistance(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Geodes
         self.fit(X, y)
         if self.n_landmarks is not None:
             return self.transform(X)
-        return self._distances(self.landmarks_, reached=self._reached)
+        return self._among(self.landmarks_)
 
     def transform(self, X: Any) -> np.ndarray:
         """Distances to the landmarks.

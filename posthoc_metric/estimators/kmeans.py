@@ -160,7 +160,7 @@ class GeodesicKMeans(TransformerMixin, ClusterMixin, GeodesicEstimator):
         chosen = [int(random.randint(len(X)))]
         nearest = np.full(len(X), np.inf)
         while len(chosen) < self.n_clusters:
-            latest = self._distances(X, X[chosen[-1:]])[:, 0]
+            latest = self._among(X, np.array(chosen[-1:]))[:, 0]
             nearest = np.minimum(nearest, np.nan_to_num(latest, nan=np.inf))
             squares = np.nan_to_num(nearest, posinf=0.0) ** 2
             squares[chosen] = 0.0
@@ -171,7 +171,7 @@ class GeodesicKMeans(TransformerMixin, ClusterMixin, GeodesicEstimator):
         return np.array(chosen)
 
     def _assign(self, X: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, float]:
-        table = np.nan_to_num(self._distances(X, centres).astype(np.float64), nan=np.inf)
+        table = np.nan_to_num(self._to(X, centres).astype(np.float64), nan=np.inf)
         return table.argmin(1), float((table.min(1) ** 2).sum())
 
     def _mean(self, members: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, bool]:

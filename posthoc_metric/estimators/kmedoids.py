@@ -101,7 +101,7 @@ class GeodesicKMedoids(TransformerMixin, ClusterMixin, GeodesicEstimator):
             check_positive(getattr(self, name), name)
         random = check_random_state(self.random_state)
         self._prepare(X, len(X) * (len(X) - 1) // 2)
-        table = np.nan_to_num(self._distances(X).astype(np.float64), nan=np.inf)
+        table = np.nan_to_num(self._among(X).astype(np.float64), nan=np.inf)
         best: tuple[float, np.ndarray, int] | None = None
         for _ in range(self.n_init):
             medoids, steps = _alternate(table, sow(table, self.n_clusters, random), self.max_iter)
