@@ -16,7 +16,9 @@ from .metric import MetricParts, PullbackMetric, StructuredMetric
 from .smooth_map import SmoothMap, StackedMap
 from .support import Support
 from .uncertainty import PublishedRBF, UncertaintyModel, make_model, model_class, model_name
-from .uncertainty.calibration import Gate, Knobs, calibrate, measure
+from .uncertainty.calibration import Knobs, calibrate
+from .uncertainty.gate import Gate
+from .uncertainty.measurement import measure
 
 if TYPE_CHECKING:
     from .diagnostics import Audit

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..support import Support
-from ..uncertainty.calibration import VOID_OFFSETS
+from ..uncertainty.measurement import VOID_OFFSETS
 
 Field = Callable[[Tensor], Tensor]
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from ..errors import CheckpointError, InvalidArgumentError
 from .base import UncertaintyModel
-from .calibration import Gate, Knobs
+from .calibration import Knobs
+from .gate import Gate
 from .rbf import RBF
 from .rbf_published import PublishedRBF
 

@@ -15,19 +15,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import CalibrationWarning, FitError
-from ..smooth_map import SmoothMap, gram
-from ..support import Support
 from .base import UncertaintyModel
+from .gate import Gate
+from .measurement import VOID_OFFSETS, Measured
 
-#: offsets at which the void is sampled
-VOID_OFFSETS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 100.0, 1000.0)
 #: where the rise may end, widest first: a wide rise is a smooth metric, a narrow one hugs the data
 _RISE_ENDS = (0.35, 0.25, 0.15, 0.1)
 #: what share of the ceiling is reached at the end of the rise
@@ -41,7 +39,6 @@ _MOST_DEPTH = 45.0
 _MARGIN = 0.93
 #: how far beyond the largest of a few scores the edge is put, in distances to their 80 % quantile
 _TAIL = 0.3
-_JACOBIAN_BUDGET = 5e8
 
 
 @dataclass(frozen=True)
@@ -53,144 +50,8 @@ class Knobs:
     max_condition_number: float = 1e3
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Eigenvalues of the decoder's own metric on held-out latents and in the void.
-
-    Attributes:
-        data, void: ascending eigenvalues, (n, d) and (shells, n, d).
-        data_points, void_points: where, (n, d) and (shells, n, d).
-        support_points: training latents and gaps (n, d) whose eigenvalues ``support`` also set the floor.
-        spacing: the 95th percentile of held-out distances to the nearest training latent, in data radii.
-    """
-
-    data: Tensor
-    data_points: Tensor
-    support: Tensor
-    support_points: Tensor
-    void: Tensor
-    void_points: Tensor
-    spacing: float
-
-    @property
-    def costliest(self) -> float:
-        """95th percentile of the largest eigenvalue on held-out data."""
-        return float(torch.quantile(self.data[:, -1], 0.95))
-
-
-@dataclass(frozen=True)
-class Gate:
-    """``w(z) = ε + 1 / (1/W + (e^{-u/δ₁} + e^{-u/δ₂}) / V)`` with ``u = score(z) - k``, and its gradient.
-
-    A precision network read from the score: below the knee ``w`` falls off steeply, above it ``w`` climbs gently
-    to its ceiling.  One slope for both would either let curves stray beside the data or make the metric stiff.
-
-    Attributes:
-        model: the fitted uncertainty model.
-        knee: k, the score at which ``w`` is V / 2.
-        level: V, at most the costliest eigenvalue on the data.
-        steep, gentle: δ₁ and δ₂, in units of the score.
-        ceiling: W, what ``w`` tends to in the void.
-        floor: ε.
-    """
-
-    model: UncertaintyModel
-    knee: float
-    level: float
-    steep: float
-    gentle: float
-    ceiling: float
-    floor: float
-
-    def weight(self, score: Tensor) -> tuple[Tensor, Tensor]:
-        """``w - ε`` and its derivative by the score, each (B,), from scores (B,)."""
-        u = score - self.knee
-        terms = torch.stack(
-            [
-                torch.full_like(u, -math.log(self.ceiling)),
-                -u / self.steep - math.log(self.level),
-                -u / self.gentle - math.log(self.level),
-            ]
-        )
-        total = torch.logsumexp(terms, dim=0)
-        weight = (-total).exp()
-        slope = (terms[1] - total).exp() / self.steep + (terms[2] - total).exp() / self.gentle
-        return weight, weight * slope
-
-    def share(self, z: Tensor) -> Tensor:
-        """What share of the ceiling applies at z (B, d): (B,) in (0, 1)."""
-        return self.weight(self.model.score(z))[0] / self.ceiling
-
-    def __call__(self, z: Tensor) -> Tensor:
-        """``w(z)`` (B,)."""
-        return self.floor + self.weight(self.model.score(z))[0]
-
-    def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """``w(z)`` (B,) and ``∇w(z)`` (B, d), closed-form where the model's score is."""
-        found = self.model.score_and_gradient(z)
-        if found is None:
-            with torch.enable_grad():
-                point = z.detach().requires_grad_(True)
-                score = self.model.score(point)
-                (gradient,) = torch.autograd.grad(score.sum(), point)
-            found = score.detach(), gradient
-        weight, slope = self.weight(found[0])
-        return self.floor + weight, slope[:, None] * found[1]
-
-    def shaped(self, z: Tensor) -> Tensor:
-        """``ε I + (w - ε) S(z)`` (B, d, d), for a model whose ignorance has a shape S."""
-        shape = self.model.shape()
-        assert shape is not None
-        identity = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-        return self.floor * identity + self.weight(self.model.score(z))[0][:, None, None] * shape(z)
-
-    def numbers(self) -> dict[str, float]:
-        """The numbers that calibration chose."""
-        return {field.name: float(getattr(self, field.name)) for field in fields(self) if field.name != "model"}
-
-
-def measure(decoder: SmoothMap, support: Support, *, seed: int = 0) -> Measured:
-    """Eigenvalues of ``JᵀJ`` at points whose number a budget of Jacobian entries bounds."""
-    dim = support.dim
-    most = int(min(max(_JACOBIAN_BUDGET / (dim * decoder.output_dim), 64), 1000))
-    each = max(most // len(VOID_OFFSETS), 24)
-    data = support.calibration[:most]
-    # the floor must also hold in the gaps between clusters, where the gate may still be shut
-    training = torch.cat([support.training[:most], support.gaps(most // 4, seed=seed)])
-    void = torch.stack(
-        [support.shell(offset, each, seed=seed + 1 + index) for index, offset in enumerate(VOID_OFFSETS)]
-    )
-    void_values = decoder_eigenvalues(decoder, void.flatten(0, 1)).reshape(len(VOID_OFFSETS), each, dim)
-    return Measured(
-        data=decoder_eigenvalues(decoder, data),
-        data_points=data,
-        support=decoder_eigenvalues(decoder, training),
-        support_points=training,
-        void=void_values,
-        void_points=void,
-        spacing=support.spread / support.radius,
-    )
-
-
-def decoder_eigenvalues(decoder: SmoothMap, points: Tensor) -> Tensor:
-    """Ascending eigenvalues (B, d) of ``J(z)ᵀ J(z)``.
-
-    Raises:
-        FitError: the Jacobian is not finite at a point.
-    """
-    found = gram(decoder, points)
-    bad = ~torch.isfinite(found).flatten(1).all(1)
-    if bool(bad.any()):
-        raise FitError(
-            "the decoder's Jacobian must be finite on and around the latents; it is NaN or infinite at "
-            f"{int(bad.sum())} of {len(points)} points tried. Look for sqrt, log or division in the decoder, "
-            "or wrap it in float64."
-        )
-    return torch.linalg.eigvalsh(found).clamp_min(0)
-
-
 def calibrate(model: UncertaintyModel, measured: Measured, knobs: Knobs) -> Gate:
-    """Choose the gate's four numbers for a fitted model.
+    """Choose the gate's numbers for a fitted model.
 
     Raises:
         FitError: the decoder is constant around the latents, or the score is not finite.

@@ -1,0 +1,82 @@
+"""From a score to what is added to the metric."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from .base import UncertaintyModel
+
+
+@dataclass(frozen=True)
+class Gate:
+    """``w(z) = ε + 1 / (1/W + (e^{-u/δ₁} + e^{-u/δ₂}) / V)`` with ``u = score(z) - k``, and its gradient.
+
+    A precision network read from the score: below the knee ``w`` falls off steeply, above it ``w`` climbs gently
+    to its ceiling.  One slope for both would either let curves stray beside the data or make the metric stiff.
+
+    Attributes:
+        model: the fitted uncertainty model.
+        knee: k, the score at which ``w`` is V / 2.
+        level: V, at most the costliest eigenvalue on the data.
+        steep, gentle: δ₁ and δ₂, in units of the score.
+        ceiling: W, what ``w`` tends to in the void.
+        floor: ε.
+    """
+
+    model: UncertaintyModel
+    knee: float
+    level: float
+    steep: float
+    gentle: float
+    ceiling: float
+    floor: float
+
+    def weight(self, score: Tensor) -> tuple[Tensor, Tensor]:
+        """``w - ε`` and its derivative by the score, each (B,), from scores (B,)."""
+        u = score - self.knee
+        terms = torch.stack(
+            [
+                torch.full_like(u, -math.log(self.ceiling)),
+                -u / self.steep - math.log(self.level),
+                -u / self.gentle - math.log(self.level),
+            ]
+        )
+        total = torch.logsumexp(terms, dim=0)
+        weight = (-total).exp()
+        slope = (terms[1] - total).exp() / self.steep + (terms[2] - total).exp() / self.gentle
+        return weight, weight * slope
+
+    def share(self, z: Tensor) -> Tensor:
+        """What share of the ceiling applies at z (B, d): (B,) in (0, 1)."""
+        return self.weight(self.model.score(z))[0] / self.ceiling
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """``w(z)`` (B,)."""
+        return self.floor + self.weight(self.model.score(z))[0]
+
+    def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """``w(z)`` (B,) and ``∇w(z)`` (B, d), closed-form where the model's score is."""
+        found = self.model.score_and_gradient(z)
+        if found is None:
+            with torch.enable_grad():
+                point = z.detach().requires_grad_(True)
+                score = self.model.score(point)
+                (gradient,) = torch.autograd.grad(score.sum(), point)
+            found = score.detach(), gradient
+        weight, slope = self.weight(found[0])
+        return self.floor + weight, slope[:, None] * found[1]
+
+    def shaped(self, z: Tensor) -> Tensor:
+        """``ε I + (w - ε) S(z)`` (B, d, d), for a model whose ignorance has a shape S."""
+        shape = self.model.shape()
+        assert shape is not None
+        identity = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+        return self.floor * identity + self.weight(self.model.score(z))[0][:, None, None] * shape(z)
+
+    def numbers(self) -> dict[str, float]:
+        """The numbers that calibration chose."""
+        return {field.name: float(getattr(self, field.name)) for field in fields(self) if field.name != "model"}
