@@ -75,7 +75,8 @@ def show(report: Any, wall: float, processor: float) -> None:
     error = report.error
     print(
         f"  against the solver on {error.pairs} pairs ({error.unsolved} unsolved): "
-        f"median error {100 * error.median:.2f} %, 90th percentile {100 * error.p90:.2f} %, bias {100 * error.bias:+.2f} %; {report.neighbours} neighbours"
+        f"median error {100 * error.median:.2f} %, "
+        f"90th percentile {100 * error.p90:.2f} %, bias {100 * error.bias:+.2f} %; {report.neighbours} neighbours"
     )
 
 
