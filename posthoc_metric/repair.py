@@ -88,7 +88,8 @@ class RepairedMetric(StructuredMetric):
         """Write everything but the decoder and the data to one safetensors file, whole or not at all.
 
         Raises:
-            CheckpointError: the file cannot be written, or the uncertainty model has no ``state()``.
+            OutputError: the file cannot be written.
+            CheckpointError: the uncertainty model has no ``state()``.
         """
         state = self.model.state()
         if not state:

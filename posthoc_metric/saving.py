@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +11,21 @@ import safetensors.torch
 from torch import Tensor
 
 from .errors import CheckpointError
+from .output import write_file
 
 FORMAT = "posthoc_metric"
 VERSION = 1
 
 
 def write(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write to a temporary file beside ``path`` and move it into place.
+    """Replace ``path`` as a whole, or leave it as it was.
 
     Raises:
-        CheckpointError: the folder is missing or cannot be written to, or the disk is full; ``path`` is then untouched.
+        OutputError: the folder cannot be written to, or the disk is full.
     """
-    target = Path(path)
     metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts)}
-    try:
-        handle, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write {str(target)!r}: {error.strerror}. Check that the folder exists and is writable."
-        ) from None
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            contents = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-            stream.write(safetensors.torch.save(contents, metadata))
-        os.replace(draft, target)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {str(target)!r}: {error.strerror}. Nothing was left behind.") from None
-    finally:
-        Path(draft).unlink(missing_ok=True)
+    contents = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    write_file(path, safetensors.torch.save(contents, metadata))
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
