@@ -95,11 +95,12 @@ def sevens_of(images: Images, latents: Tensor, pairs: int, seed: int) -> tuple[T
     return latents[first].double(), latents[second].double()
 
 
-def hardest(line: Paths, judge_by: Classifier) -> int:
-    """Of the pairs whose both ends are called a seven, the one whose straight line is least of a seven between them."""
-    probability = judge_by.probabilities(line.frames.flatten(0, 1))[:, DIGIT].view(line.frames.shape[:2])
-    ends = torch.minimum(probability[:, 0], probability[:, -1])
-    return int((probability[:, 1:-1].mean(1) + (ends < 0.5)).argmin())
+def longest(line: Paths, judge_by: Classifier) -> int:
+    """Of the pairs whose both ends are plainly sevens, the one farthest apart."""
+    ends = line.frames[:, [0, -1]]
+    probability = judge_by.probabilities(ends.flatten(0, 1))[:, DIGIT].view(-1, 2).amin(1)
+    apart = (line.points[:, -1] - line.points[:, 0]).norm(dim=1)
+    return int((apart * (probability > 0.8)).argmax())
 
 
 def picture(repaired: pm.RepairedMetric, found: dict[str, Paths], pair: int, images: Images, size: Size) -> Figure:
@@ -156,7 +157,7 @@ def main(
                 found = paths_between(metrics, decoder, start, end, size.frames)
                 support = metrics["rbf"]
                 if pictured:
-                    pair = hardest(found["straight"], judge_by)
+                    pair = longest(found["straight"], judge_by)
                     figures.append(picture(support, found, pair, training, size))
                 judged = {}
                 for name, paths in found.items():
@@ -176,7 +177,7 @@ def main(
     headline = (
         f"Run on {images.source}: VAEs with 2-D latents on {len(training)} images, {size.seeds} seeds, the classifier "
         f"on the others. The picture: of the first VAE {'with spread latents ' if len(tables) > 1 else ''}the pair "
-        "whose straight line is called a seven least often."
+        "farthest apart whose ends are plainly sevens."
     )
     study.finish(headline, tables, figures[0])
     return tables
