@@ -268,3 +268,25 @@ def test_the_grid_finds_the_way_round_a_wall():
     round_it = geodesic(metric, a, b)
     assert round_it.converged.all() and round_it.start == ("grid",)
     assert round_it.length < 0.9 * over.length
+
+
+@pytest.mark.parametrize("kinked", [True, False])
+def test_many_dimensions_and_kinks_do_not_keep_a_pair_from_converging(kinked):
+    from posthoc_metric.decoder import Decoder
+    from posthoc_metric.metric import PullbackMetric
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        bend = torch.nn.ReLU() if kinked else torch.nn.Tanh()
+        net = torch.nn.Sequential(torch.nn.Linear(10, 64), bend, torch.nn.Linear(64, 40))
+    metric = PullbackMetric(Decoder(net, latent_dim=10))
+    a, b = points(4, 10, 1, 1.0), points(4, 10, 2, 1.0)
+    solution = geodesic(metric, a, b)
+    assert solution.converged.all()
+    assert (solution.length_error <= 1e-3 * solution.length).all()
+    # chords of the values are never longer than the curve, and so many of them hardly shorter
+    frames = solution.decode(2001)
+    chords = frames.diff(dim=1).norm(dim=2).sum(1)
+    assert ((solution.length - chords).abs() <= solution.length_error + 1e-4 * solution.length).all()
+    finer = geodesic(metric, a, b, rough_rtol=1e-5, spans=128, max_spans=256)
+    assert (solution.length - finer.length <= 2 * solution.length_error + 1e-4 * finer.length).all()

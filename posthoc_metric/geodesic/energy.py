@@ -3,10 +3,11 @@
 A curve is nodes ``z_0 .. z_n`` at times ``t_0 .. t_n``.  With ``h_k = t_{k+1} - t_k``, ``Δ_k = z_{k+1} - z_k`` and
 ``m_k`` the midpoint of a segment, the energy under the metric ``J_Fᵀ J_F + w I + U`` is
 
-    E = Σ_k ( ‖F(z_{k+1}) - F(z_k)‖² + w(m_k) ‖Δ_k‖² + Δ_kᵀ U(m_k) Δ_k ) / h_k.
+    E = Σ_k ( ‖F(z_{k+1}) - F(z_k)‖² + w(m_k) ‖Δ_k‖² + Δ_kᵀ U(m_k) Δ_k ) / h_k,
 
-The chords of ``F`` need no derivative of the metric, and every term couples neighbouring nodes only, so that
-the Hessian and its Gauss-Newton part are block tridiagonal.
+in d > 3 with ``w`` averaged over three Gauss points of the segment.  The chords of ``F`` need no derivative of
+the metric, and every term couples neighbouring nodes only, so that the Hessian and its Gauss-Newton part are
+block tridiagonal.
 """
 
 from __future__ import annotations
@@ -20,6 +21,13 @@ from ..metric import MetricParts
 from .batch import Batch
 from .field import FieldDerivative
 
+#: places and shares of the Gauss-Legendre rules on [0, 1]: a wall hides between the nodes from too few points
+_GAUSS = {
+    1: ((0.5, 1.0),),
+    3: ((0.5 - 0.15**0.5, 5 / 18), (0.5, 8 / 18), (0.5 + 0.15**0.5, 5 / 18)),
+}
+#: latent dimensions in which a grid leads round walls
+_FEW = 3
 #: share of the energy that may be rounding error before chords are taken from Jacobians
 _CANCELLED = 1e-4
 
@@ -93,7 +101,7 @@ class CurveEnergy:
             self._add_chords(out, h)
         middle, step = (nodes[:, 1:] + nodes[:, :-1]) / 2, nodes.diff(dim=1)
         if self.weight is not None:
-            self._add_weight(out, middle, step, h)
+            self._add_weight(out, step, h)
         if self.field is not None:
             self._add_field(out, middle, step, h)
         return out
@@ -116,7 +124,8 @@ class CurveEnergy:
         assert out.values is not None and out.jacobians is not None and out.end_jacobians is not None
         r = out.values.diff(dim=1)
         size = r.square().sum(-1)
-        out.grain = 2 * _rounding(out.values) * (size.sqrt() / h).sum(1)
+        # errors of different chords have nothing to do with one another
+        out.grain = 2 * _rounding(out.values) * (size / h.square()).sum(1).sqrt()
         close = out.grain > _CANCELLED * (size / h).sum(1)
         if bool(close.any()):
             # the values of near nodes agree in most of their digits; their derivatives do not lose any
@@ -137,22 +146,25 @@ class CurveEnergy:
         out.convex.diagonal += (2 / h[:, :-1] + 2 / h[:, 1:])[..., None, None] * squares
         out.convex.coupling -= (2 / h[:, 1:-1])[..., None, None] * (transposed[:, :-1] @ out.jacobians[:, 1:])
 
-    def _add_weight(self, out: Linearisation, middle: Tensor, step: Tensor, h: Tensor) -> None:
+    def _add_weight(self, out: Linearisation, step: Tensor, h: Tensor) -> None:
         assert self.weight is not None
-        w, slope = self.weight.value_and_gradient(middle.reshape(-1, middle.shape[-1]))
-        w, slope = w.view_as(h) / h, slope.view_as(middle) / h[..., None]
         square = step.square().sum(-1)
-        out.energy += (w * square).sum(1)
         eye = torch.eye(step.shape[-1], dtype=step.dtype, device=step.device)
-        _add_segments(
-            out,
-            by_step=2 * w[..., None] * step,
-            by_middle=slope * square[..., None],
-            stiffness=2 * w[..., None, None] * eye,
-            mixed=2 * slope[..., :, None] * step[..., None, :],
-            # exact where log w is linear, as it is on the flank of a wall
-            curvature=(square / w.clamp_min(1e-300))[..., None, None] * slope[..., :, None] * slope[..., None, :],
-        )
+        for place, share in _GAUSS[1 if step.shape[-1] <= _FEW else 3]:
+            where = out.nodes[:, :-1] + place * step
+            w, slope = self.weight.value_and_gradient(where.reshape(-1, where.shape[-1]))
+            w, slope = share * w.view_as(h) / h, share * slope.view_as(where) / h[..., None]
+            out.energy += (w * square).sum(1)
+            _add_segments(
+                out,
+                place,
+                by_step=2 * w[..., None] * step,
+                by_place=slope * square[..., None],
+                stiffness=2 * w[..., None, None] * eye,
+                mixed=2 * slope[..., :, None] * step[..., None, :],
+                # exact where log w is linear, as it is on the flank of a wall
+                curvature=(square / w.clamp_min(1e-300))[..., None, None] * slope[..., :, None] * slope[..., None, :],
+            )
 
     def _add_field(self, out: Linearisation, middle: Tensor, step: Tensor, h: Tensor) -> None:
         assert self.field is not None
@@ -165,8 +177,9 @@ class CurveEnergy:
         solved = torch.linalg.solve_ex(tensors, pushed)[0]
         _add_segments(
             out,
+            0.5,
             by_step=2 * along,
-            by_middle=(pushed.mT @ step[..., None])[..., 0],
+            by_place=(pushed.mT @ step[..., None])[..., 0],
             stiffness=2 * tensors,
             mixed=2 * pushed.mT,
             curvature=pushed.mT @ solved,
@@ -175,27 +188,29 @@ class CurveEnergy:
 
 def _add_segments(
     out: Linearisation,
+    place: float,
     *,
     by_step: Tensor,
-    by_middle: Tensor,
+    by_place: Tensor,
     stiffness: Tensor,
     mixed: Tensor,
     curvature: Tensor,
 ) -> None:
-    """Add terms ``e_k(m_k, Δ_k)`` from their derivatives: ``mixed`` has the midpoint's coordinate first.
+    """Add terms ``e_k(p_k, Δ_k)``, ``p_k`` at the share ``place`` of a segment, from their derivatives.
 
-    With ``U = RᵀR`` the Gauss-Newton model of ``‖R(m) Δ‖²`` holds half the mixed and half the curvature term.
+    ``mixed`` has the place's coordinate first.  With ``U = RᵀR`` the Gauss-Newton model of ``‖R(p) Δ‖²`` holds
+    half the mixed and half the curvature term.
     """
-    out.gradient += by_step[:, :-1] - by_step[:, 1:] + (by_middle[:, :-1] + by_middle[:, 1:]) / 2
-    half = (mixed + mixed.mT) / 2
-    skew = (mixed - mixed.mT) / 2
-    for model, share in ((out.convex, 0.5), (out.rest, 0.5)):
-        bowl, across = share * curvature / 4, share * half
-        base = stiffness + bowl if model is out.convex else bowl
-        # a node is the right end of the segment before it and the left end of the one after
-        model.diagonal += base[:, :-1] + across[:, :-1] + base[:, 1:] - across[:, 1:]
-        link = bowl[:, 1:-1] + share * skew[:, 1:-1]
-        model.coupling += link - stiffness[:, 1:-1] if model is out.convex else link
+    left, right = 1 - place, place
+    # a node is the right end of the segment before it and the left end of the one after
+    out.gradient += by_step[:, :-1] - by_step[:, 1:] + right * by_place[:, :-1] + left * by_place[:, 1:]
+    both = mixed + mixed.mT
+    link = (left * mixed - right * mixed.mT + left * right * curvature)[:, 1:-1] / 2
+    for model in (out.convex, out.rest):
+        model.diagonal += right * (both + right * curvature)[:, :-1] / 2 - left * (both - left * curvature)[:, 1:] / 2
+        model.coupling += link
+    out.convex.diagonal += stiffness[:, :-1] + stiffness[:, 1:]
+    out.convex.coupling -= stiffness[:, 1:-1]
 
 
 def _rounding(values: Tensor) -> Tensor:

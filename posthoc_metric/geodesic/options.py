@@ -21,6 +21,8 @@ class RelaxationOptions:
 
     Attributes:
         rtol: relative error of the length that is asked for.
+        rough_rtol: relative error that will do where the metric has kinks or the decoder's precision ends, so that
+            halving the spacing of the nodes no longer divides the error by four; never less than ``rtol``.
         tol: residual of the discrete geodesic equation at which a curve counts as stationary; the energy is
             then within ``tol²/2`` of its minimum.
         spans: spans of the curve at the first refinement.
@@ -32,6 +34,7 @@ class RelaxationOptions:
     """
 
     rtol: float = 1e-4
+    rough_rtol: float = 1e-3
     tol: float = 2.5e-3
     spans: int = 16
     max_spans: int = 256
@@ -41,7 +44,7 @@ class RelaxationOptions:
     memory_limit: int = 512 * 2**20
 
     def __post_init__(self) -> None:
-        for name in ("rtol", "tol"):
+        for name in ("rtol", "rough_rtol", "tol"):
             check_positive(getattr(self, name), name)
         for name, low in (("spans", 4), ("max_spans", 4), ("max_steps", 1), ("num_points", 2), ("memory_limit", 1)):
             check_integer(getattr(self, name), name, low)

@@ -12,7 +12,7 @@ from .batch import Batch
 from .curves import Clock, make_clock, pad, respace
 from .energy import CurveEnergy
 from .options import RelaxationOptions
-from .quadrature import confirm, measure
+from .quadrature import chorded, confirm, measure
 from .relaxation import STATUSES, Relaxed, relax
 from .spline import Spline, interpolate
 from .starts import StartCurves
@@ -24,6 +24,8 @@ _COARSE_TOL = 5e-2
 _STEPS_A_LEVEL = 12
 #: chords that together are shorter than this share of the curve they stand for have jumped over something
 _CHORD_SHARE = 0.9
+#: share of the error asked for that the quadrature may take before chords are asked as well
+_SURE = 0.3
 #: most spans at which a start curve is given up to what it is
 _MOST_COARSE = 64
 
@@ -154,6 +156,13 @@ class Refiner:
         facts.length_error = facts.length_error + (facts.length - base.facts.length).abs() / 15
         confirmed = facts.length_error <= rtol * facts.length
         broken = facts.status == _CODE[Status.NOT_FINITE]
+        # smooth curves gain a factor of sixteen; where there are kinks ever more nodes gain ever less
+        limit = spans * 2 > self.options.max_spans
+        rough = (facts.length_error > base.facts.length_error / 4) | limit
+        rough &= (facts.length_error <= self.options.rough_rtol * facts.length) & (spans >= _MOST_COARSE)
+        rough &= (facts.status == _CODE[Status.CONVERGED]) | (facts.status == _CODE[Status.STALLED])
+        facts.status[rough & ~broken] = _CODE[Status.CONVERGED]
+        confirmed |= rough
         facts.status[~confirmed & ~broken] = _CODE[Status.UNRESOLVED]
         converged = facts.status == _CODE[Status.CONVERGED]
         # no curve is given up for one whose chords have jumped over what its interpolation crosses
@@ -178,15 +187,20 @@ class Refiner:
         # the chords of a curve fall short of it by a share of order h², its discretisation error by the square of that
         chords = relaxed.energy.clamp_min(0).sqrt()
         shortfall = (1 - chords / measured.length.clamp_min(1e-300)).square() * 5 + relaxed.residual.square() / 4
-        worth = torch.isfinite(measured.length) & (shortfall <= self.options.rtol)
+        enough = self.options.rtol if spans < _MOST_COARSE else max(self.options.rtol, self.options.rough_rtol)
+        worth = torch.isfinite(measured.length) & (shortfall <= enough)
         error = measured.length * shortfall
         if bool(worth.any()):
             sure = confirm(self.parts, spline.take(worth), measured.take(worth))
             measured.put_rows(worth, sure)
             self.evaluations.index_add_(0, pair[worth], torch.full_like(pair[worth], 2 * spans))
-        # Simpson's rule, which the difference judges, is the worse of the two by far more than this
-        doubt = torch.maximum(error, 2 * self.options.rtol * measured.length)
-        error = torch.where(worth, error + measured.errors.sum(1) / 5, doubt)
+            unsure = worth & (measured.errors.sum(1) > _SURE * self.options.rtol * measured.length)
+            doubtful = unsure.nonzero().flatten()
+            for rows in doubtful.split(self._rows_of_values(4 * spans + 1)) if len(doubtful) else ():
+                measured.put_rows(rows, chorded(self.parts, spline.take(rows), measured.take(rows)))
+                self.evaluations.index_add_(0, pair[rows], torch.full_like(pair[rows], 4 * spans))
+        doubt = torch.maximum(error, (measured.length - chords).abs())
+        error = torch.where(worth, error + measured.errors.sum(1), doubt)
         speeds = measured.squares.sqrt()
         facts = Facts(
             length=measured.length,
@@ -213,6 +227,11 @@ class Refiner:
         return Relaxed.join(
             [relax(self.energy, part, times, tol=tol, max_steps=steps, rate=slow) for part, times, slow in pieces]
         )
+
+    def _rows_of_values(self, points: int) -> int:
+        """Curves of which so many decoded points fit into the memory limit."""
+        width = 1 if self.parts.embedding is None else self.parts.embedding.output_dim
+        return max(1, self.options.memory_limit // (24 * width * points))
 
     def _assemble(self, done: list[Curves]) -> Refined:
         rows = [curves.pair for curves in done]

@@ -23,8 +23,10 @@ STATUSES = tuple(Status)
 
 #: trust radius, relative to the curve's own length, at which no step is possible
 _SMALLEST = 1e-9
+#: a residual this many times the tolerance will do where rounding error lets no step be judged
+_NEAR = 8.0
 #: convergence slower than this counts as this
-_SLOWEST = 0.99
+_SLOWEST = 0.97
 #: share of the predicted decrease that a step must bring
 _ENOUGH = 1e-3
 
@@ -67,6 +69,8 @@ class _Active(Batch):
     secant: Tensor
     rate: Tensor
     last: Tensor
+    full: Tensor
+    blind: Tensor
 
 
 @dataclass
@@ -105,7 +109,8 @@ def relax(
     )
     radius, secant = torch.full_like(here.energy, float("inf")), torch.zeros_like(here.convex.diagonal)
     rate = torch.zeros_like(here.energy) if rate is None else rate.clone()
-    active = _Active(row, here, h, radius, torch.zeros_like(here.energy), secant, rate, torch.zeros_like(here.energy))
+    none, never = torch.zeros_like(here.energy), torch.zeros_like(row, dtype=torch.bool)
+    active = _Active(row, here, h, radius, none, secant, rate, none.clone(), never, never.clone())
     broken = ~_finite(here)
     _leave(final, active.take(broken), Status.NOT_FINITE)
     active = active.take(~broken)
@@ -113,10 +118,13 @@ def relax(
         if len(active.row) == 0:
             break
         step = _trust_region_step(active)
+        # what rounding hides in the energy shows in the gradient, until that is lost in rounding too
+        lost = active.blind & ~(step.residual <= 0.7 * active.last)
         _correct(active, step)
         final.residual[active.row], final.rate[active.row] = step.residual, active.rate
         done = (step.residual <= tol) | (active.here.energy <= 0)
-        stuck = ~done & (active.radius < _SMALLEST)
+        done |= lost & (step.residual <= _NEAR * tol)
+        stuck = ~done & ((active.radius < _SMALLEST) | lost)
         _leave(final, active.take(done), Status.CONVERGED)
         _leave(final, active.take(stuck), Status.STALLED)
         if number == max_steps:
@@ -125,7 +133,7 @@ def relax(
         if bool((done | stuck).any()):
             active, step = active.take(~done & ~stuck), step.take(~done & ~stuck)
         if len(active.row):
-            active = _advance(energy, active, step, final, tol)
+            active = _advance(energy, active, step, final)
     return final
 
 
@@ -135,15 +143,16 @@ def _correct(active: _Active, step: _Step) -> None:
     Where ``H = c E''`` full steps leave the share ``q = 1 - 1/c`` of the residual, and
     ``gᵀ E''⁻¹ g = gᵀ H⁻¹ g / (1 - q)``.
     """
-    known = (active.last > 0) & torch.isfinite(step.residual)
+    # a step that was damped or not taken tells nothing about the model
+    known = active.full & (active.last > 0) & torch.isfinite(step.residual)
     seen = step.residual / active.last.clamp_min(1e-300)
     active.rate = torch.where(known, seen, active.rate).clamp(0.0, _SLOWEST)
     active.last = step.residual.clone()
     step.residual = step.residual / (1 - active.rate).sqrt()
 
 
-def _advance(energy: CurveEnergy, active: _Active, step: _Step, final: Relaxed, tol: float) -> _Active:
-    """Try the steps; curves whose step is lost in rounding error leave."""
+def _advance(energy: CurveEnergy, active: _Active, step: _Step, final: Relaxed) -> _Active:
+    """Try the steps."""
     here = active.here
     moved = here.nodes.clone()
     moved[:, 1:-1] += step.move
@@ -153,11 +162,18 @@ def _advance(energy: CurveEnergy, active: _Active, step: _Step, final: Relaxed, 
     gain = here.energy - there.energy
     ratio = gain / step.predicted.clamp_min(1e-300)
     accept = _finite(there) & (ratio > _ENOUGH)
+    active.blind = torch.zeros_like(accept)
+    if here.grain is not None:
+        # a step that should gain less than rounding error is judged by the gradient it leads to
+        small = _finite(there) & (step.predicted <= 4 * here.grain) & (gain.abs() <= 8 * here.grain)
+        active.blind = small & ~accept
+        accept |= small
+    active.full = accept & ~active.blind & (active.damping == 0)
     active.secant = _update_secant(active.secant, here, there, step.move, accept)
     # where the parabola through energy, slope and new energy has its minimum
     shrink = (step.predicted / (2 * (step.predicted - gain)).clamp_min(1e-300)).nan_to_num(nan=0.25).clamp(0.1, 0.5)
     active.radius = torch.where(
-        ratio > 0.7,
+        (ratio > 0.7) | active.blind,
         torch.maximum(active.radius, 2.5 * step.size),
         torch.where(accept & (ratio > 0.25), active.radius, shrink * step.size),
     )
@@ -165,14 +181,7 @@ def _advance(energy: CurveEnergy, active: _Active, step: _Step, final: Relaxed, 
         active.here = there
     else:
         here.put(accept, there)
-    if here.grain is None:
-        return active
-    # a step that should gain less than rounding error and gains nothing cannot be judged; near enough, it is done
-    lost = ~accept & (step.predicted <= 4 * here.grain)
-    near = lost & (step.residual <= 10 * tol)
-    _leave(final, active.take(near), Status.CONVERGED)
-    _leave(final, active.take(lost & ~near), Status.STALLED)
-    return active.take(~lost) if bool(lost.any()) else active
+    return active
 
 
 def _leave(final: Relaxed, curves: _Active, why: Status) -> None:

@@ -8,7 +8,10 @@ from enum import Enum
 class Status(Enum):
     """How the work on one pair ended.  ``str(status)`` is the advice."""
 
-    CONVERGED = "The curve is a geodesic to the tolerances asked for; its length is confirmed by a finer quadrature."
+    CONVERGED = (
+        "The curve is stationary and its length confirmed by a finer quadrature: to `rtol`, or to `rough_rtol` where "
+        "the metric has kinks, as under ReLU. `length_error` says to how much."
+    )
     STEP_LIMIT = (
         "The step limit was reached before the curve became stationary. "
         "Its length is confirmed but may not be the shortest: raise `max_steps`."
