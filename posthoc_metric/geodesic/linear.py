@@ -56,12 +56,10 @@ def _lower_band(diagonal: Tensor, coupling: Tensor) -> np.ndarray:
     links = coupling.cpu().numpy()
     count, nodes, dim, _ = blocks.shape
     band = np.zeros((2 * dim, count, nodes, dim))
-    for i in range(dim):
-        for j in range(dim):
-            if i >= j:
-                band[i - j, :, :, j] = blocks[:, :, i, j]
-            # H[(k+1) d + i, k d + j] is the transpose of the coupling of k with k+1
-            band[dim + i - j, :, :-1, j] = links[:, :, j, i]
+    for j in range(dim):
+        band[: dim - j, :, :, j] = np.moveaxis(blocks[:, :, j:, j], 2, 0)
+        # H[(k+1) d + i, k d + j] is the transpose of the coupling of k with k+1
+        band[dim - j : 2 * dim - j, :, :-1, j] = np.moveaxis(links[:, :, j, :], 2, 0)
     return band.reshape(2 * dim, count, nodes * dim)
 
 

@@ -21,8 +21,9 @@ class RelaxationOptions:
 
     Attributes:
         rtol: relative error of the length that is asked for.
-        rough_rtol: relative error that will do where the metric has kinks or the decoder's precision ends, so that
-            halving the spacing of the nodes no longer divides the error by four; never less than ``rtol``.
+        rough_rtol: relative error that will do from 64 spans on, where the metric has kinks or the decoder's
+            precision ends and more nodes gain ever less; ``length_error`` is then estimated as for a first-order
+            method.  Give ``rtol`` to forbid it.
         tol: residual of the discrete geodesic equation at which a curve counts as stationary; the energy is
             then within ``tol²/2`` of its minimum.
         spans: spans of the curve at the first refinement.

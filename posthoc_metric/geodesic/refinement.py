@@ -22,8 +22,12 @@ from .status import Status
 _COARSE_TOL = 5e-2
 #: steps at one number of spans, unless it is the last
 _STEPS_A_LEVEL = 12
+_STEPS_A_COARSE_LEVEL = 30
+_FEW = 3
 #: chords that together are shorter than this share of the curve they stand for have jumped over something
 _CHORD_SHARE = 0.9
+#: residual at which a curve with kinks, whose gradient jumps, is as stationary as it gets
+_ROUGH_RESIDUAL = 5e-2
 #: share of the error asked for that the quadrature may take before chords are asked as well
 _SURE = 0.3
 #: most spans at which a start curve is given up to what it is
@@ -152,15 +156,15 @@ class Refiner:
         knots, nodes = respace(base.spline, base.density, spans)
         better = self._relax(knots, nodes, base.pair, base.kind, self.options.tol, base.rate)
         facts, rtol = better.facts, self.options.rtol
-        # the length of the interpolated curve errs with the fourth power of the spacing
-        facts.length_error = facts.length_error + (facts.length - base.facts.length).abs() / 15
-        confirmed = facts.length_error <= rtol * facts.length
+        # the length of the interpolated curve errs with the fourth power of the spacing, or where there are kinks
+        # with the first: then as much is still to come as came by the last doubling
+        change = (facts.length - base.facts.length).abs()
+        smooth_error = facts.length_error + change / 15
+        confirmed = smooth_error <= rtol * facts.length
+        facts.length_error = torch.where(confirmed, smooth_error, facts.length_error + change)
         broken = facts.status == _CODE[Status.NOT_FINITE]
-        # smooth curves gain a factor of sixteen; where there are kinks ever more nodes gain ever less
-        limit = spans * 2 > self.options.max_spans
-        rough = (facts.length_error > base.facts.length_error / 4) | limit
-        rough &= (facts.length_error <= self.options.rough_rtol * facts.length) & (spans >= _MOST_COARSE)
-        rough &= (facts.status == _CODE[Status.CONVERGED]) | (facts.status == _CODE[Status.STALLED])
+        rough = (facts.length_error <= self.options.rough_rtol * facts.length) & (spans >= _MOST_COARSE)
+        rough &= facts.residual <= _ROUGH_RESIDUAL
         facts.status[rough & ~broken] = _CODE[Status.CONVERGED]
         confirmed |= rough
         facts.status[~confirmed & ~broken] = _CODE[Status.UNRESOLVED]
@@ -175,12 +179,14 @@ class Refiner:
         self, knots: Tensor, nodes: Tensor, pair: Tensor, kind: Tensor, tol: float, rate: Tensor | None = None
     ) -> Curves:
         # a curve that is slow here goes on with more nodes, where its like are still in the batch
-        last = 2 * (knots.shape[1] - 1) > self.options.max_spans
-        steps = self.options.max_steps if last else min(_STEPS_A_LEVEL, self.options.max_steps)
+        spans = knots.shape[1] - 1
+        last = 2 * spans > self.options.max_spans
+        # in many dimensions steps with few nodes are cheap beside the Jacobians of many
+        most = _STEPS_A_LEVEL if nodes.shape[2] <= _FEW or spans > _MOST_COARSE else _STEPS_A_COARSE_LEVEL
+        steps = self.options.max_steps if last else min(most, self.options.max_steps)
         relaxed = self._in_blocks(nodes, knots, tol, steps, rate)
         spline = interpolate(knots, relaxed.nodes)
         measured = measure(self.parts, spline, relaxed.squares)
-        spans = knots.shape[1] - 1
         self.steps.index_add_(0, pair, relaxed.steps)
         self.evaluations.index_add_(0, pair, relaxed.evaluations + spans)
         status = relaxed.status
