@@ -44,6 +44,15 @@ def test_a_hundred_pairs_keep_their_promise_where_the_energy_is_flat(seed):
     assert (error <= 3 * solution.length_error / solution.length + 1e-6).all()
 
 
+def test_what_is_called_converged_is_so_where_the_chart_is_stretched():
+    # some of these great circles run far out, beyond what the grid and the steps reach
+    sphere, a, b = Sphere(), points(600, 2, 4, 0.7), points(600, 2, 5, 0.7)
+    solution = geodesic(sphere, a, b)
+    error = (solution.length / sphere.distance(a, b) - 1).abs()
+    assert solution.converged.double().mean() > 0.97
+    assert (error[solution.converged] <= 1e-4).all()
+
+
 def test_points_are_equally_spaced_in_length():
     space, a, b = ORACLES["half-plane"]
     solution = geodesic(space, a, b)
@@ -290,3 +299,29 @@ def test_many_dimensions_and_kinks_do_not_keep_a_pair_from_converging(kinked):
     assert ((solution.length - chords).abs() <= solution.length_error + 1e-4 * solution.length).all()
     finer = geodesic(metric, a, b, rough_rtol=1e-5, spans=128, max_spans=256)
     assert (solution.length - finer.length <= 2 * solution.length_error + 1e-4 * finer.length).all()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 16])
+def test_jacobians_that_do_not_fit_are_asked_for_in_pieces(chunk):
+    from posthoc_metric.decoder import Decoder
+    from posthoc_metric.geodesic.energy import CurveEnergy
+    from posthoc_metric.metric import PullbackMetric
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(5, 32), torch.nn.Tanh(), torch.nn.Linear(32, 40)).double()
+    metric = PullbackMetric(Decoder(net, latent_dim=5))
+    nodes = points(3 * 17, 5, 1).view(3, 17, 5)
+    h = 0.1 + points(3, 16, 2).abs()
+    whole = CurveEnergy(metric.parts(), nodes[:, 0])
+    pieces = CurveEnergy(metric.parts(), nodes[:, 0], 24 * 40 * 5 * chunk)
+    assert pieces.lean(17, 5) and not whole.lean(17, 5)
+    left, right = pieces.linearise(nodes, h), whole.linearise(nodes, h)
+    for name in ("energy", "gradient", "squares", "grain"):
+        torch.testing.assert_close(getattr(left, name), getattr(right, name))
+    torch.testing.assert_close(left.convex.diagonal, right.convex.diagonal)
+    torch.testing.assert_close(left.convex.coupling, right.convex.coupling)
+    a, b = points(3, 5, 3), points(3, 5, 4)
+    small, large = geodesic(metric, a, b, memory_limit=20_000), geodesic(metric, a, b)
+    assert small.converged.all()
+    assert ((small.length - large.length).abs() <= small.length_error + large.length_error).all()

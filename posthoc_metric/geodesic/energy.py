@@ -75,10 +75,15 @@ class Linearisation(Batch):
 
 
 class CurveEnergy:
-    """The discrete energy under one metric; ``probe`` (N, d) are points it will be used near."""
+    """The discrete energy under one metric; ``probe`` (N, d) are points it will be used near.
 
-    def __init__(self, parts: MetricParts, probe: Tensor):
+    Where the Jacobians of a single curve would not fit into ``memory_limit`` bytes they are asked for a few nodes at
+    a time and reduced to their (d, d) products at once; the secant correction, which needs them whole, is left out.
+    """
+
+    def __init__(self, parts: MetricParts, probe: Tensor, memory_limit: int = 512 * 2**20):
         self.embedding = parts.embedding
+        self.memory_limit = memory_limit
         self.weight = parts.weight
         self.field = None if parts.field is None else FieldDerivative(parts.field, probe)
 
@@ -96,7 +101,9 @@ class CurveEnergy:
             convex=Model(zeros(count, total - 2, dim, dim), zeros(count, total - 3, dim, dim)),
             rest=Model(zeros(count, total - 2, dim, dim), zeros(count, total - 3, dim, dim)),
         )
-        if self.embedding is not None:
+        if self.embedding is not None and self.lean(total, dim):
+            self._add_chords_leanly(out, h)
+        elif self.embedding is not None:
             self._embed(out, before)
             self._add_chords(out, h)
         middle, step = (nodes[:, 1:] + nodes[:, :-1]) / 2, nodes.diff(dim=1)
@@ -105,6 +112,42 @@ class CurveEnergy:
         if self.field is not None:
             self._add_field(out, middle, step, h)
         return out
+
+    def lean(self, nodes: int, dim: int) -> bool:
+        """Whether the Jacobians of a curve of so many nodes are too large to be kept."""
+        # those of this step, of the last, and a copy between them
+        return self.embedding is not None and 24 * nodes * self.embedding.output_dim * dim > self.memory_limit
+
+    def _add_chords_leanly(self, out: Linearisation, h: Tensor) -> None:
+        assert self.embedding is not None
+        count, total, dim = out.nodes.shape
+        out.squares = out.nodes.new_zeros(count, total, dim, dim)
+        out.grain = torch.zeros_like(out.energy)
+        chunk = max(1, self.memory_limit // (24 * self.embedding.output_dim * dim))
+        for p in range(count):
+            values = torch.cat([self.embedding(part) for part in out.nodes[p].split(4 * chunk)])
+            r = values.diff(dim=0)
+            size = r.square().sum(-1)
+            out.energy[p] += (size / h[p]).sum()
+            out.grain[p] = 2 * _rounding(values[None])[0] * (size / h[p].square()).sum().sqrt()
+            bend = r[:-1] / h[p, :-1, None] - r[1:] / h[p, 1:, None]
+            last = None
+            for first in range(0, total, chunk):
+                stop = min(first + chunk, total)
+                jacobians = self.embedding.value_and_jacobian(out.nodes[p, first:stop])[1]
+                out.squares[p, first:stop] = jacobians.mT @ jacobians
+                low, high = max(first, 1), min(stop, total - 1)
+                inner = jacobians[low - first : high - first]
+                out.gradient[p, low - 1 : high - 1] += 2 * (inner.mT @ bend[low - 1 : high - 1, :, None])[..., 0]
+                # block k couples the inner nodes k and k + 1
+                scale = -2 / h[p, 1:-1]
+                if last is not None and 2 <= first < total - 1:
+                    out.convex.coupling[p, first - 2] += scale[first - 2] * (last.mT @ jacobians[0])
+                links = slice(low - 1, max(low, high - 1) - 1)
+                out.convex.coupling[p, links] += scale[links, None, None] * (inner[:-1].mT @ inner[1:])
+                last = jacobians[-1]
+        squares = out.squares[:, 1:-1]
+        out.convex.diagonal += (2 / h[:, :-1] + 2 / h[:, 1:])[..., None, None] * squares
 
     def _embed(self, out: Linearisation, before: Linearisation | None) -> None:
         """Values and Jacobians at the nodes; at the ends they are asked for once."""

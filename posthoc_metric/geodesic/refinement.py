@@ -12,7 +12,7 @@ from .batch import Batch
 from .curves import Clock, make_clock, pad, respace
 from .energy import CurveEnergy
 from .options import RelaxationOptions
-from .quadrature import chorded, confirm, measure
+from .quadrature import Measured, chorded, confirm, measure
 from .relaxation import STATUSES, Relaxed, relax
 from .spline import Spline, interpolate
 from .starts import StartCurves
@@ -84,7 +84,7 @@ class Refiner:
         self.count = count
         self.options = options
         probe = starts.nodes[:, ::16].flatten(0, 1)
-        self.energy = CurveEnergy(parts, probe[torch.isfinite(probe).all(1)][:512])
+        self.energy = CurveEnergy(parts, probe[torch.isfinite(probe).all(1)][:512], options.memory_limit)
         self.steps = torch.zeros(count, dtype=torch.long, device=probe.device)
         self.evaluations = torch.zeros_like(self.steps)
 
@@ -164,6 +164,8 @@ class Refiner:
         facts.length_error = torch.where(confirmed, smooth_error, facts.length_error + change)
         broken = facts.status == _CODE[Status.NOT_FINITE]
         rough = (facts.length_error <= self.options.rough_rtol * facts.length) & (spans >= _MOST_COARSE)
+        # no more nodes are no more steps: a curve that is still on its way is not called done
+        rough &= (facts.status == _CODE[Status.CONVERGED]) | (facts.status == _CODE[Status.STALLED])
         rough &= facts.residual <= _ROUGH_RESIDUAL
         facts.status[rough & ~broken] = _CODE[Status.CONVERGED]
         confirmed |= rough
@@ -186,7 +188,13 @@ class Refiner:
         steps = self.options.max_steps if last else min(most, self.options.max_steps)
         relaxed = self._in_blocks(nodes, knots, tol, steps, rate)
         spline = interpolate(knots, relaxed.nodes)
-        measured = measure(self.parts, spline, relaxed.squares)
+        everyone = torch.arange(len(pair), device=pair.device)
+        measured = Measured.join(
+            [
+                measure(self.parts, spline.take(rows), None if relaxed.squares is None else relaxed.squares[rows])
+                for rows in everyone.split(self._rows_of_values(spans))
+            ]
+        )
         self.steps.index_add_(0, pair, relaxed.steps)
         self.evaluations.index_add_(0, pair, relaxed.evaluations + spans)
         status = relaxed.status
@@ -197,8 +205,8 @@ class Refiner:
         worth = torch.isfinite(measured.length) & (shortfall <= enough)
         error = measured.length * shortfall
         if bool(worth.any()):
-            sure = confirm(self.parts, spline.take(worth), measured.take(worth))
-            measured.put_rows(worth, sure)
+            for rows in worth.nonzero().flatten().split(self._rows_of_values(2 * spans)):
+                measured.put_rows(rows, confirm(self.parts, spline.take(rows), measured.take(rows)))
             self.evaluations.index_add_(0, pair[worth], torch.full_like(pair[worth], 2 * spans))
             unsure = worth & (measured.errors.sum(1) > _SURE * self.options.rtol * measured.length)
             doubtful = unsure.nonzero().flatten()
@@ -225,8 +233,9 @@ class Refiner:
         """Relax as many curves at once as the memory limit lets."""
         dim = nodes.shape[2]
         width = 0 if self.parts.embedding is None else self.parts.embedding.output_dim
-        # values, bend and their like, and the Jacobians of this step, of the last, and of a copy between them
-        numbers = nodes.shape[1] * (width * (3 * dim + 6) + 20 * dim * dim)
+        # values, bend and their like, and the Jacobians of this step, of the last, of the ends, and copies between them
+        held = 0 if self.energy.lean(nodes.shape[1], dim) else width * (9 * dim + 12)
+        numbers = nodes.shape[1] * (held + 60 * dim * dim)
         block = max(1, self.options.memory_limit // (8 * numbers))
         rate = torch.zeros_like(knots[:, 0]) if rate is None else rate
         pieces = zip(nodes.split(block), knots.split(block), rate.split(block), strict=True)
@@ -237,7 +246,7 @@ class Refiner:
     def _rows_of_values(self, points: int) -> int:
         """Curves of which so many decoded points fit into the memory limit."""
         width = 1 if self.parts.embedding is None else self.parts.embedding.output_dim
-        return max(1, self.options.memory_limit // (24 * width * points))
+        return max(1, self.options.memory_limit // (48 * width * points))
 
     def _assemble(self, done: list[Curves]) -> Refined:
         rows = [curves.pair for curves in done]
