@@ -32,6 +32,37 @@ def geodesic(
 ) -> Solution:
     """Geodesics between the rows of ``start`` and ``end``, all pairs at once, each independent of the others.
 
+    Curves start from the straight line and from shortest paths through a grid (d <= 3) or through the graph of
+    ``support``; a trust-region Gauss-Newton method relaxes their chord energy with ever more nodes; the shortest is
+    kept, and its length is integrated anew inside the spans.
+
+    **Which options when**
+
+    - Few pairs, no matter the cost: ``rtol=1e-6, tol=1e-4, max_spans=1024``, and ``rough_rtol=1e-6`` to match.
+    - Many rough distances: ``rtol=1e-2, rough_rtol=1e-2, spans=8``; every ``length_error`` still holds.
+    - ReLU decoders: the defaults.  Their lengths are good to ``rough_rtol`` (1e-3); a tighter one multiplies the work,
+      because at kinks the error only halves when the nodes double.
+    - No data near the pairs, or d > 3: give ``support``; without it only the straight line is tried.
+    - A smooth metric without walls: ``starts="straight"`` saves the grid.
+    - Large d·D or little memory: lower ``memory_limit``; a Jacobian is then asked for a few nodes at a time.
+
+    **What a status means, and what to do**: each :class:`Status` carries its advice as ``str(status)``.
+
+    **By symptom**
+
+    - ``UNRESOLVED``, ``length_error`` a few thousandths of ``length``: the decoder has kinks, or the curve runs along
+      a wall; raise ``max_spans`` or accept it with a larger ``rough_rtol``.
+    - ``UNRESOLVED``, ``length_error`` as large as ``length``: an end lies off the data, inside the wall of a repair
+      (``metric.offset`` of both ends tells); its distance has no better digits at this resolution.
+    - ``STEP_LIMIT``: nearly flat valleys, as near an antipode or along latents that the decoder ignores; raise
+      ``max_steps``, or give the metric a floor with ``repair``.
+    - ``STALLED``: the decoder's float32 rounding; pass it in float64.
+    - ``NOT_FINITE``: the decoder has no value at an end; the other pairs of the batch are not touched.
+    - A length that is longer than one you know: another valley; give ``support``, or more of it, and compare
+      ``solution.start``.
+    - ``speed_variation`` near or above 1 with ``CONVERGED``: a ridge of the metric takes a small share of the curve;
+      ``solution(t)`` is at constant speed all the same.
+
     Args:
         metric: any :class:`~posthoc_metric.metric.Metric`; a subclass needs only ``dim`` and ``tensor(z)``.
         start, end: (B, d) each; finite.
