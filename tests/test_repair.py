@@ -99,8 +99,20 @@ def test_max_condition_number_bounds_the_condition_on_the_data(make, bound):
     assert float(after.quantile(0.95)) <= 1.05 * bound
 
 
+def test_gradient_of_the_floor_is_its_derivative():
+    member = gan(64, conv=True)
+    floor = pm.repair(wrap(member), member.latents).gate.floor
+    z = member.latents[:20].double()
+    value, gradient = floor.value_and_gradient(z)
+    assert float(value.min()) > 0
+    v = torch.randn(z.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    step = 1e-5
+    difference = (floor(z + step * v) - floor(z - step * v)) / (2 * step)
+    torch.testing.assert_close((gradient * v).sum(1), difference, rtol=1e-5, atol=1e-6 * float(difference.abs().max()))
+
+
 def test_the_floor_is_zero_where_no_floor_is_needed(repaired):
-    assert repaired.gate.floor == 0.0
+    assert float(repaired.gate.floor.level) == 0.0
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(1000.0, 1e4), (1e-3, 0.0), (1.0, 1e4)])

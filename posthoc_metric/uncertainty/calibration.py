@@ -6,7 +6,7 @@
 - its edge, from ``support_quantile``: at that quantile of held-out scores ``w`` still leaves the decoder's
   volume alone.  From there it rises to the costliest eigenvalue on the data within the data's own spacing, and
   on to the ceiling by a third of the data's radius;
-- its floor, from ``max_condition_number``: the smallest constant that bounds κ(J) on the data.
+- its floor, from ``max_condition_number``: about the least that bounds κ(J) there.
 
 What is chosen is checked by computing the audit's own quantities from eigenvalues measured once.
 """
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..errors import CalibrationWarning, FitError
 from .base import UncertaintyModel
+from .floor import Floor, fit_floor
 from .gate import Gate
 from .measurement import VOID_OFFSETS, Measured
 
@@ -35,8 +36,6 @@ _KNEE_RANGE = (0.01, 0.05)
 #: change of log volume per dimension that still counts as none: at the median, at 90 % and at ``support_quantile``
 _UNCHANGED = (0.02, 0.1, 0.2)
 _MOST_DEPTH = 45.0
-#: a bound found on a sample is met a little more tightly, to hold on others
-_MARGIN = 0.93
 #: how far beyond the largest of a few scores the edge is put, in distances to their 80 % quantile
 _TAIL = 0.3
 
@@ -66,7 +65,7 @@ def calibrate(model: UncertaintyModel, measured: Measured, knobs: Knobs) -> Gate
     if not bool(torch.isfinite(known).all() and torch.isfinite(void).all()):
         raise FitError("the uncertainty model's score must be finite on and off the data; it is NaN or infinite.")
     edge = _edge(known, knobs.support_quantile)
-    floor = _floor(measured, knobs)
+    floor = fit_floor(measured, knobs.max_condition_number)
     candidates = [_gate(model, measured, knobs, known, edge, floor, top) for top in _tops(edge, void)]
     # the widest rise that passes; failing that, the one that falls least
     shortfalls = [_shortfall(gate, measured, void) for gate in candidates]
@@ -107,16 +106,8 @@ def _tops(edge: float, void: Tensor) -> list[float]:
     return [edge + max(0.1 * abs(beyond - edge), 1e-6 * abs(edge), 1e-12)]
 
 
-def _floor(measured: Measured, knobs: Knobs) -> float:
-    """The smallest constant ε with κ(JᵀJ + εI) ≤ κ_max² at every point sampled on the data and just off them."""
-    near = [values for values, offset in zip(measured.void, VOID_OFFSETS, strict=True) if offset < 0.5]
-    values = torch.cat([measured.data, measured.support, *near])
-    bound = (_MARGIN * knobs.max_condition_number) ** 2
-    return float(((values[:, -1] - bound * values[:, 0]) / (bound - 1)).max().clamp_min(0))
-
-
 def _gate(
-    model: UncertaintyModel, measured: Measured, knobs: Knobs, known: Tensor, edge: float, floor: float, top: float
+    model: UncertaintyModel, measured: Measured, knobs: Knobs, known: Tensor, edge: float, floor: Floor, top: float
 ) -> Gate:
     """The gate that rises from score ``edge`` to ``top``, with the least depth that leaves the data alone."""
     ceiling = knobs.inflation**2 * measured.costliest / _SATURATION
@@ -127,18 +118,19 @@ def _gate(
     gentle = (top - knee) / math.log(ceiling / level / (1 / _SATURATION - 1))
     # never less steep than the climb above the knee, or the ceiling would not be reached by ``top``
     low, high = (knee - edge) / gentle, _MOST_DEPTH
+    floored = measured.data + floor(measured.data_points)[:, None]
     for _ in range(40):
         depth = 0.5 * (low + high)
         gate = Gate(model, knee, level, (knee - edge) / depth, gentle, ceiling, floor)
-        if _fidelity_met(measured.data, gate.weight(known)[0], floor, knobs):
+        if _fidelity_met(floored, gate.weight(known)[0], knobs):
             high = depth
         else:
             low = depth
     return Gate(model, knee, level, (knee - edge) / high, gentle, ceiling, floor)
 
 
-def _fidelity_met(eigenvalues: Tensor, weight: Tensor, floor: float, knobs: Knobs) -> bool:
-    change = _log_volume_change(eigenvalues + floor, weight)
+def _fidelity_met(eigenvalues: Tensor, weight: Tensor, knobs: Knobs) -> bool:
+    change = _log_volume_change(eigenvalues, weight)
     shares = torch.tensor([0.5, 0.9, knobs.support_quantile], dtype=change.dtype, device=change.device)
     # a support smaller than 90 % of the data is what was asked for
     shares = shares.clamp_max(knobs.support_quantile)
@@ -163,7 +155,7 @@ def _raise(ceiling: float, measured: Measured) -> float:
 
 def _shortfall(gate: Gate, measured: Measured, void: Tensor) -> float:
     """The largest fall of the median log volume from any shell, data included, to a farther one, less 0.04."""
-    weights = gate.floor + gate.weight(void)[0]
+    weights = gate.weight(void)[0] + torch.stack([gate.floor(points) for points in measured.void_points])
     on_data = gate(measured.data_points)
     medians = [_median_log_volume(measured.data, on_data)]
     medians += [_median_log_volume(values, weight) for values, weight in zip(measured.void, weights, strict=True)]

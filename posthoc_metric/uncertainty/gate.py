@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .base import UncertaintyModel
+from .floor import Floor
 
 
 @dataclass(frozen=True)
 class Gate:
-    """``w(z) = ε + 1 / (1/W + (e^{-u/δ₁} + e^{-u/δ₂}) / V)`` with ``u = score(z) - k``, and its gradient.
+    """``w(z) = ε(z) + 1 / (1/W + (e^{-u/δ₁} + e^{-u/δ₂}) / V)`` with ``u = score(z) - k``, and its gradient.
 
     A precision network read from the score: below the knee ``w`` falls off steeply, above it ``w`` climbs gently
     to its ceiling.  One slope for both would either let curves stray beside the data or make the metric stiff.
@@ -24,7 +25,7 @@ class Gate:
         level: V, at most the costliest eigenvalue on the data.
         steep, gentle: δ₁ and δ₂, in units of the score.
         ceiling: W, what ``w`` tends to in the void.
-        floor: ε.
+        floor: ε, itself a smooth function of z.
     """
 
     model: UncertaintyModel
@@ -33,7 +34,7 @@ class Gate:
     steep: float
     gentle: float
     ceiling: float
-    floor: float
+    floor: Floor
 
     def weight(self, score: Tensor) -> tuple[Tensor, Tensor]:
         """``w - ε`` and its derivative by the score, each (B,), from scores (B,)."""
@@ -56,7 +57,7 @@ class Gate:
 
     def __call__(self, z: Tensor) -> Tensor:
         """``w(z)`` (B,)."""
-        return self.floor + self.weight(self.model.score(z))[0]
+        return self.floor(z) + self.weight(self.model.score(z))[0]
 
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``w(z)`` (B,) and ``∇w(z)`` (B, d), closed-form where the model's score is."""
@@ -68,15 +69,16 @@ class Gate:
                 (gradient,) = torch.autograd.grad(score.sum(), point)
             found = score.detach(), gradient
         weight, slope = self.weight(found[0])
-        return self.floor + weight, slope[:, None] * found[1]
+        floor, tilt = self.floor.value_and_gradient(z)
+        return floor + weight, tilt + slope[:, None] * found[1]
 
     def shaped(self, z: Tensor) -> Tensor:
         """``ε I + (w - ε) S(z)`` (B, d, d), for a model whose ignorance has a shape S."""
         shape = self.model.shape()
         assert shape is not None
         identity = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-        return self.floor * identity + self.weight(self.model.score(z))[0][:, None, None] * shape(z)
+        return self.floor(z)[:, None, None] * identity + self.weight(self.model.score(z))[0][:, None, None] * shape(z)
 
     def numbers(self) -> dict[str, float]:
-        """The numbers that calibration chose."""
-        return {field.name: float(getattr(self, field.name)) for field in fields(self) if field.name != "model"}
+        """The numbers that calibration chose; the floor has a state of its own."""
+        return {name: float(getattr(self, name)) for name in ("knee", "level", "steep", "gentle", "ceiling")}

@@ -1,0 +1,83 @@
+"""The least that is added everywhere, so that no direction is free where the decoder has lost one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from .centres import place_centres, squared_distances
+from .measurement import VOID_OFFSETS, Measured
+
+_MOST_CENTRES = 512
+#: a bound found on a sample is met a little more tightly, to hold on others
+_MARGIN = 0.85
+_SHARE = 0.985
+_LEAST = 0.2
+
+
+@dataclass(frozen=True)
+class Floor:
+    """``ε(z) = a · exp(Σ_k p_k(z) l_k)``, what the points around z need to be well conditioned.
+
+    ``p_k`` are Gaussian kernel weights over centres (Nadaraya 1964; Watson 1964) and ``l_k`` the logarithm of what the
+    points near centre k need on average.  It bounds κ(J) without a Jacobian of its own, and stays away from where the
+    decoder is well conditioned by itself: a constant would be too much there.
+
+    Attributes:
+        centres: (K, d), relative to ``origin`` (d,).
+        bandwidth: of the kernel, ().
+        logs: ``l_k``, (K,).
+        level: a, (); zero where the decoder is well conditioned by itself.
+    """
+
+    centres: Tensor
+    origin: Tensor
+    bandwidth: Tensor
+    logs: Tensor
+    level: Tensor
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """``ε(z)``, (B, d) -> (B,)."""
+        return self.value_and_gradient(z)[0]
+
+    def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """``ε(z)`` (B,) and ``∇ε(z)`` (B, d)."""
+        if not bool(self.level > 0):
+            return z.new_zeros(len(z)), torch.zeros_like(z)
+        square = self.bandwidth.square()
+        shares = torch.softmax(-squared_distances(z - self.origin, self.centres) / (2 * square), dim=1)
+        mean = shares @ self.logs
+        value = self.level * mean.exp()
+        # z itself cancels from the gradient of a weighted mean with Gaussian weights
+        gradient = ((shares * self.logs) @ self.centres - mean[:, None] * (shares @ self.centres)) / square
+        return value, value[:, None] * gradient
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that rebuild it."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def fit_floor(measured: Measured, bound: float, *, seed: int = 0) -> Floor:
+    """The smallest floor of its form that keeps κ(J) ≤ ``bound`` on 98.5 % of the points on the data and just off them.
+
+    What a point needs is the smallest ε with ``(λ_max + ε) / (λ_min + ε) ≤ bound²``.
+    """
+    near = [index for index, offset in enumerate(VOID_OFFSETS) if offset < 0.5]
+    points = torch.cat([measured.data_points, measured.support_points, *(measured.void_points[i] for i in near)])
+    values = torch.cat([measured.data, measured.support, *(measured.void[i] for i in near)])
+    largest = values[:, -1].clamp_min(1e-12 * float(values[:, -1].max()))
+    square = (_MARGIN * bound) ** 2
+    needed = ((values[:, -1] - square * values[:, 0]) / (square - 1)).clamp_min(0)
+    found = place_centres(points, min(_MOST_CENTRES, max(len(points) // 3, 1)), seed=seed)
+    total = torch.zeros(len(found.points), dtype=torch.float64, device=points.device)
+    # a share of what a lost direction would need keeps the logarithm finite where nothing is needed
+    total = total.index_add_(0, found.labels, needed + _LEAST * largest / square)
+    logs = (total / found.counts).log()
+    origin = points.mean(0)
+    pooled = (found.mean_square_radius * found.counts).sum() / found.counts.sum()
+    width = torch.maximum(pooled / points.shape[1], 1e-6 * points.var(0, correction=0).sum()).sqrt()
+    plain = Floor(found.points - origin, origin, width, logs, torch.ones_like(width))
+    level = torch.quantile(needed / plain(points), _SHARE)
+    return Floor(plain.centres, origin, width, logs, level)
