@@ -187,9 +187,9 @@ def picture(repaired: pm.RepairedMetric, ways: dict[str, Transform], shape: tupl
     mix = ways["geodesic-any"]
     assert isinstance(mix, pm.GeodesicMixup)
     t = torch.linspace(0, 1, 11, dtype=torch.float64)
-    detour = (mix.curves[:, 1:] - mix.curves[:, :-1]).norm(dim=2).sum(1) / (
-        mix.curves[:, -1] - mix.curves[:, 0]
-    ).norm(dim=1)
+    detour = (mix.curves[:, 1:] - mix.curves[:, :-1]).norm(dim=2).sum(1) / (mix.curves[:, -1] - mix.curves[:, 0]).norm(
+        dim=1
+    )
     figure = Figure(figsize=(9.5, 5.2), layout="constrained")
     axes = figure.subplots(6, len(t))
     for index, pair in enumerate(detour.argsort(descending=True)[:3].tolist()):

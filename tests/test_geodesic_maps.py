@@ -27,9 +27,7 @@ def test_shot_is_scipys_and_conserves_speed_and_clairaut():
     v = 3 * points(6, 2, 1)
     shot = shoot(torus, z, v)
     assert shot.converged.all() and (shot.speed_drift < 1e-6).all()
-    torch.testing.assert_close(
-        torus.clairaut(shot.points, shot.velocities), torus.clairaut(z, v), rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(torus.clairaut(shot.points, shot.velocities), torus.clairaut(z, v), rtol=0, atol=1e-6)
     R, r = 2.0, 1.0
 
     def equation(_, y):

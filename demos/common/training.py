@@ -101,9 +101,7 @@ def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
-def image_vae(
-    study: Study, images: Images, *, seed: int, latent_dim: int = 2, divergence: float = 1.0
-) -> VAE:
+def image_vae(study: Study, images: Images, *, seed: int, latent_dim: int = 2, divergence: float = 1.0) -> VAE:
     """The VAE that several studies share, trained once and cached."""
     fit = Fit(epochs=50, batch_size=64, learning_rate=5e-3, seed=seed) if study.quick else Fit(epochs=40, seed=seed)
     hidden = (64, 64) if study.quick else (128, 128)

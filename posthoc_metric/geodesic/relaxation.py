@@ -253,4 +253,3 @@ def _update_secant(secant: Tensor, here: Linearisation, there: Linearisation, mo
     updated = secant + (outer + outer.mT) / length - along / length**2
     usable = accept[:, None, None, None] & torch.isfinite(updated).flatten(2).all(-1)[..., None, None]
     return torch.where(usable, updated, secant)
-

@@ -93,7 +93,11 @@ def shoot(metric: Metric, z: ArrayLike, v: ArrayLike, *, rtol: float = 1e-8, max
     converged = torch.tensor([code is Status.CONVERGED for code in codes], dtype=torch.bool, device=end.device)
     cast = points.dtype
     return Shot(
-        restore(end.to(cast)), restore(velocity.to(cast)), restore(drift.to(cast)), restore(steps), status,
+        restore(end.to(cast)),
+        restore(velocity.to(cast)),
+        restore(drift.to(cast)),
+        restore(steps),
+        status,
         restore(converged),
     )
 
