@@ -35,7 +35,11 @@ def test_there_are_demos():
     assert studies <= set(SCRIPTS)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+#: over a minute even in its quick form, because it clusters by Fréchet means
+SLOW = {"distances_sklearn"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in SCRIPTS])
 def test_quick_run(name, tmp_path, capsys):
     if name == "single_cells":
         pytest.importorskip("scanpy", reason="scanpy, of the extra [singlecell], ships this study's data")
