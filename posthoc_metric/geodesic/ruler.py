@@ -11,6 +11,8 @@ from ..metric import MetricParts
 
 #: up to this latent dimension a point is known by its (d, d) matrix, above by the embedding's value
 MOST_COLUMNS = 8
+#: edges measured at once: a weight may compare each point with hundreds of centres
+_EDGES = 10_000
 _CHUNK_BYTES = 64 * 2**20
 
 
@@ -44,6 +46,10 @@ class TensorRuler:
         return torch.cat([self.bare.tensor(part) for part in points.split(chunk)])
 
     def lengths(self, a: Tensor, b: Tensor, known_a: Tensor, known_b: Tensor) -> Tensor:
+        pieces = (values.split(_EDGES) for values in (a, b, known_a, known_b))
+        return torch.cat([self._lengths(*piece) for piece in zip(*pieces, strict=True)])
+
+    def _lengths(self, a: Tensor, b: Tensor, known_a: Tensor, known_b: Tensor) -> Tensor:
         step = b - a
         first, last = (torch.einsum("ei,eij,ej->e", step, known, step) for known in (known_a, known_b))
         squares = torch.stack([first, (first + last) / 2, last])
