@@ -39,7 +39,7 @@ class RelaxationOptions:
     tol: float = 2.5e-3
     spans: int = 16
     max_spans: int = 256
-    max_steps: int = 60
+    max_steps: int = 100
     num_points: int = 33
     starts: tuple[str, ...] = START_NAMES
     memory_limit: int = 512 * 2**20

@@ -22,7 +22,7 @@ from .status import Status
 _COARSE_TOL = 5e-2
 #: steps at one number of spans, unless it is the last
 _STEPS_A_LEVEL = 12
-_STEPS_A_COARSE_LEVEL = 30
+_STEPS_A_COARSE_LEVEL = 80
 _FEW = 3
 #: chords that together are shorter than this share of the curve they stand for have jumped over something
 _CHORD_SHARE = 0.9
