@@ -20,9 +20,20 @@ from posthoc_metric.estimators import GeodesicDistance, GeodesicKMeans, Geodesic
 from posthoc_metric.spaces import HalfPlane, Plane, Sphere
 
 
-def plane_of(X):
-    """A metric made at fit, so that scikit-learn's checks, which vary the number of features, reach the solver."""
-    return Plane(dim=X.shape[1])
+class PlaneOf:
+    """A metric made at fit, so that scikit-learn's checks, which vary the number of features, reach the solver.
+
+    Its representation holds no address: test names must be the same in every process.
+    """
+
+    def __call__(self, X):
+        return Plane(dim=X.shape[1])
+
+    def __repr__(self):
+        return "plane_of"
+
+
+plane_of = PlaneOf()
 
 
 def estimators():
