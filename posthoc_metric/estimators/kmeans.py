@@ -7,17 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import ClusterMixin, TransformerMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import validate_data
 
 from ..errors import ConvergenceWarning
 from ..geodesic import frechet_mean
-from .base import GeodesicEstimator
-from .kmedoids import check_clusters, check_positive
+from .centred import CentredClusterer, check_clusters, check_positive
 
 
-class GeodesicKMeans(TransformerMixin, ClusterMixin, GeodesicEstimator):
+class GeodesicKMeans(CentredClusterer):
     """k-means with geodesic distances and Fréchet means: Lloyd's alternation on a manifold.
 
     Parameters
@@ -123,38 +121,6 @@ class GeodesicKMeans(TransformerMixin, ClusterMixin, GeodesicEstimator):
             )
         return self
 
-    def transform(self, X: Any) -> np.ndarray:
-        """Distances to the means.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Latents.
-
-        Returns
-        -------
-        X_new : ndarray of shape (n_samples, n_clusters)
-            Distances.
-        """
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        return self._distances(X, self.cluster_centers_.astype(X.dtype, copy=False), self._reached)
-
-    def predict(self, X: Any) -> np.ndarray:
-        """The nearest mean's cluster.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Latents.
-
-        Returns
-        -------
-        labels : ndarray of shape (n_samples,)
-            Cluster of each latent.
-        """
-        return np.nan_to_num(self.transform(X), nan=np.inf).argmin(1)
-
     def _sow(self, X: np.ndarray, random: np.random.RandomState) -> np.ndarray:
         """k-means++ that asks only for the distances to the means already sown."""
         chosen = [int(random.randint(len(X)))]
@@ -182,8 +148,3 @@ class GeodesicKMeans(TransformerMixin, ClusterMixin, GeodesicEstimator):
         # a table serves many distances; a mean needs few, and the metric itself converges faster
         found = frechet_mean(getattr(self.metric_, "exact", self.metric_), torch.from_numpy(np.array(members)))
         return found.point.numpy(), found.converged
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags

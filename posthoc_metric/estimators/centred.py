@@ -1,0 +1,71 @@
+"""What clusterers with centres share: distances to the centres, and the nearest of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.base import ClusterMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ..errors import InvalidArgumentError
+from .base import GeodesicEstimator
+
+
+class CentredClusterer(TransformerMixin, ClusterMixin, GeodesicEstimator):
+    """Base of clusterers that fit ``cluster_centers_`` and what a graph must know of them, ``_reached``."""
+
+    cluster_centers_: np.ndarray
+    _reached: np.ndarray | None
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Distances to the centres.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Latents.
+
+        Returns
+        -------
+        X_new : ndarray of shape (n_samples, n_clusters)
+            Distances.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        return self._distances(X, self.cluster_centers_.astype(X.dtype, copy=False), self._reached)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The nearest centre's cluster.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Latents.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,)
+            Cluster of each latent.
+        """
+        return np.nan_to_num(self.transform(X), nan=np.inf).argmin(1)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+def check_positive(value: Any, name: str) -> None:
+    """Raise unless ``value`` is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise InvalidArgumentError(f"`{name}` must be a positive integer; got {value!r}.")
+
+
+def check_clusters(value: Any, count: int) -> None:
+    """Raise unless ``value`` is a number of clusters that ``count`` points can fill."""
+    check_positive(value, "n_clusters")
+    if value > count:
+        raise InvalidArgumentError(
+            f"`n_clusters` must be at most n_samples={count}; got {value}. Ask for fewer clusters."
+        )
