@@ -7,8 +7,9 @@ from scipy.integrate import solve_ivp
 from test_geodesic import ORACLES
 from test_spaces import points
 
+from posthoc_metric.distances import distances
 from posthoc_metric.errors import ConvergenceWarning, InvalidArgumentError
-from posthoc_metric.geodesic import Status, distances, exp, frechet_mean, geodesic, log, logarithm, mean, shoot
+from posthoc_metric.geodesic import Status, exp, frechet_mean, geodesic, log, logarithm, mean, shoot
 from posthoc_metric.metric import FunctionMetric, MetricParts, StructuredMetric
 from posthoc_metric.spaces import HalfPlane, Plane, Sphere, SwissRoll, Torus
 

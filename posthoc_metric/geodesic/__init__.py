@@ -1,7 +1,6 @@
-"""Geodesics: shortest curves, exponential and logarithmic maps, means and distances under any metric."""
+"""Geodesics: shortest curves, exponential and logarithmic maps and means under any metric."""
 
 from .maps import FrechetMean, Logarithm, exp, frechet_mean, log, logarithm, mean
-from .matrix import distances
 from .options import RelaxationOptions
 from .shooting import Shot, shoot
 from .solution import Solution
@@ -15,7 +14,6 @@ __all__ = [
     "Shot",
     "Solution",
     "Status",
-    "distances",
     "exp",
     "frechet_mean",
     "geodesic",
