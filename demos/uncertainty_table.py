@@ -8,6 +8,7 @@ convolutions; each measured before repair, with the published RBF network, with 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -150,7 +151,9 @@ def evaluation_ratio(metric: pm.RepairedMetric, *, count: int = 512, runs: int =
 
 
 def number(value: float) -> str:
-    return f"{value:.2g}" if value == value else "-"
+    if math.isnan(value):
+        return "-"
+    return "∞" if value > 1e300 else f"{value:.2g}"
 
 
 def add_row(table: Table, subject: str, method: str, audit: Audit, column: str, fit: str, evaluation: str) -> None:
