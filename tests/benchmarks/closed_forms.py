@@ -95,9 +95,7 @@ def timed(solve: Callable[[], object]) -> tuple[float, object]:
 def main(count: int = 100, runs: int = 3) -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    print(
-        f"{count} pairs, medians of {runs} runs (other pairs each), CPU ms a pair, the worst pair's error"
-    )
+    print(f"{count} pairs, medians of {runs} runs (other pairs each), CPU ms a pair, the worst pair's error")
     print("space       converged  ms/pair  error     evaluations | stochman: ms/pair  error     | time ratio")
     for name in spaces(1, 0):
         rows = []
