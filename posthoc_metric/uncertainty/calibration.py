@@ -36,6 +36,8 @@ _KNEE_RANGE = (0.01, 0.05)
 #: change of log volume per dimension that still counts as none: at the median, at 90 % and at ``support_quantile``
 _UNCHANGED = (0.02, 0.1, 0.2)
 _MOST_DEPTH = 45.0
+#: supports that are tried where the one asked for reaches into the void
+_LESSER_SHARES = (0.97, 0.95, 0.9)
 #: how far beyond the largest of a few scores the edge is put, in distances to their 80 % quantile
 _TAIL = 0.3
 
@@ -64,20 +66,38 @@ def calibrate(model: UncertaintyModel, measured: Measured, knobs: Knobs) -> Gate
     void = torch.stack([model.score(points) for points in measured.void_points])
     if not bool(torch.isfinite(known).all() and torch.isfinite(void).all()):
         raise FitError("the uncertainty model's score must be finite on and off the data; it is NaN or infinite.")
-    edge = _edge(known, knobs.support_quantile)
     floor = fit_floor(measured, knobs.max_condition_number)
-    candidates = [_gate(model, measured, knobs, known, edge, floor, top) for top in _tops(edge, void)]
-    # the widest rise that passes; failing that, the one that falls least
-    shortfalls = [_shortfall(gate, measured, void) for gate in candidates]
-    best = min(range(len(candidates)), key=lambda i: (max(shortfalls[i], 0.0), i))
-    if shortfalls[best] > 0:
-        warnings.warn(
-            "the repaired volume falls somewhere between the data and the void by "
-            f"{shortfalls[best]:.2f} more per dimension than the audit allows; see repaired.audit().",
-            CalibrationWarning,
-            stacklevel=3,
-        )
-    return candidates[best]
+    found: list[tuple[float, Gate]] = []
+    for share in (knobs.support_quantile, *(less for less in _LESSER_SHARES if less < knobs.support_quantile)):
+        edge = _edge(known, share)
+        for top in _tops(edge, void):
+            gate = _gate(model, measured, knobs, known, edge, floor, top, share)
+            shortfall = _shortfall(gate, measured, void)
+            if shortfall <= 0:
+                # the widest rise that passes, and the largest support that has one
+                if share < knobs.support_quantile:
+                    _warn(
+                        f"only {share:.0%} of held-out latents could be left alone, not {knobs.support_quantile:.0%}: "
+                        "the rest lie as far from the data as the void does. More latents help."
+                    )
+                return gate
+            found.append((shortfall, gate))
+    if not found:
+        _warn("the uncertainty model does not tell the data from the void. Try more centres or more latents.")
+        edge = _edge(known, knobs.support_quantile)
+        beyond = float(torch.quantile(void[VOID_OFFSETS.index(1.0)], 0.5))
+        top = edge + max(0.1 * abs(beyond - edge), 1e-6 * abs(edge), 1e-12)
+        return _gate(model, measured, knobs, known, edge, floor, top, knobs.support_quantile)
+    shortfall, gate = min(found, key=lambda pair: pair[0])
+    _warn(
+        f"the repaired volume falls somewhere between the data and the void by {shortfall:.2f} more per dimension "
+        "than the audit allows; see repaired.audit()."
+    )
+    return gate
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, CalibrationWarning, stacklevel=4)
 
 
 def _edge(known: Tensor, share: float) -> float:
@@ -93,21 +113,18 @@ def _tops(edge: float, void: Tensor) -> list[float]:
     low = torch.quantile(void, 0.05, dim=1)
     # nearer than the first shell, the score is taken to grow evenly from the edge
     scores = np.interp(_RISE_ENDS, (0.0, *VOID_OFFSETS), (edge, *low.tolist()))
-    tops = [float(score) for score in scores if score > edge + 1e-9 * abs(edge)]
-    if tops:
-        return tops
-    warnings.warn(
-        f"the uncertainty model scarcely tells the data from the void: its score at offset {_RISE_ENDS[0]} "
-        f"({scores[0]:.3g}) is no higher than on held-out latents ({edge:.3g}). Try more centres or more latents.",
-        CalibrationWarning,
-        stacklevel=4,
-    )
-    beyond = float(torch.quantile(void[VOID_OFFSETS.index(1.0)], 0.5))
-    return [edge + max(0.1 * abs(beyond - edge), 1e-6 * abs(edge), 1e-12)]
+    return [float(score) for score in scores if score > edge + 1e-9 * abs(edge)]
 
 
 def _gate(
-    model: UncertaintyModel, measured: Measured, knobs: Knobs, known: Tensor, edge: float, floor: Floor, top: float
+    model: UncertaintyModel,
+    measured: Measured,
+    knobs: Knobs,
+    known: Tensor,
+    edge: float,
+    floor: Floor,
+    top: float,
+    share: float,
 ) -> Gate:
     """The gate that rises from score ``edge`` to ``top``, with the least depth that leaves the data alone."""
     ceiling = knobs.inflation**2 * measured.costliest / _SATURATION
@@ -122,18 +139,18 @@ def _gate(
     for _ in range(40):
         depth = 0.5 * (low + high)
         gate = Gate(model, knee, level, (knee - edge) / depth, gentle, ceiling, floor)
-        if _fidelity_met(floored, gate.weight(known)[0], knobs):
+        if _fidelity_met(floored, gate.weight(known)[0], share):
             high = depth
         else:
             low = depth
     return Gate(model, knee, level, (knee - edge) / high, gentle, ceiling, floor)
 
 
-def _fidelity_met(eigenvalues: Tensor, weight: Tensor, knobs: Knobs) -> bool:
+def _fidelity_met(eigenvalues: Tensor, weight: Tensor, share: float) -> bool:
     change = _log_volume_change(eigenvalues, weight)
-    shares = torch.tensor([0.5, 0.9, knobs.support_quantile], dtype=change.dtype, device=change.device)
+    shares = torch.tensor([0.5, 0.9, share], dtype=change.dtype, device=change.device)
     # a support smaller than 90 % of the data is what was asked for
-    shares = shares.clamp_max(knobs.support_quantile)
+    shares = shares.clamp_max(share)
     return bool((torch.quantile(change, shares) <= change.new_tensor(_UNCHANGED)).all())
 
 
