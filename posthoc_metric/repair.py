@@ -148,7 +148,8 @@ def repair(
         FitError: the decoder's Jacobian is not finite or zero on the latents, or the model cannot be fitted.
 
     Warns:
-        CalibrationWarning: the model cannot tell the data from the void, so the audit will not pass.
+        CalibrationWarning: the support asked for reaches into the void, and a smaller one was taken; or the model
+            cannot tell the data from the void, so the audit will not pass.
     """
     knobs = Knobs(
         inflation=check_range(inflation, "inflation", 0.0, 1e8, "the cost of a step in the void over one on the data"),
