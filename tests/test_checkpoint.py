@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import pathlib
+import sys
+import types
 import warnings
 
 import numpy as np
@@ -290,26 +293,109 @@ def onnx_mlp(path, module, batch="batch", shape=(2,), external=None, check_runti
 
 
 @pytest.mark.parametrize(("batch", "shape"), [("batch", (2,)), (5, (2,)), ("batch", (2, 1, 1))])
-def test_onnx_through_its_runtime(tmp_path, vae, z, batch, shape):
+def test_onnx_through_its_runtime(tmp_path, vae, z, batch, shape, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx2torch", None)
     onnx_mlp(tmp_path / "m.onnx", vae.decoder, batch, shape)
     with pytest.warns(DerivativeWarning, match="float32"):
         decoder = load_decoder(tmp_path / "m.onnx")
-    assert decoder.latent_dim == 2
+    assert decoder.latent_dim == 2 and "run by ONNX Runtime: onnx2torch" in decoder.describe()
     expected = torch.func.vmap(torch.func.jacrev(vae.decoder))(z).detach()
     assert torch.allclose(decoder(z), vae.decoder(z), atol=1e-6)
     assert (decoder.jacobian(z) - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-def test_onnx_pickles(tmp_path, vae, z):
+def converter(monkeypatch, convert):
+    """Stands in for onnx2torch."""
+    monkeypatch.setitem(sys.modules, "onnx2torch", types.SimpleNamespace(convert=convert))
+
+
+def test_onnx_rebuilt_in_torch_where_a_converter_gives_the_same(tmp_path, vae, z, monkeypatch):
+    onnx_mlp(tmp_path / "m.onnx", vae.decoder)
+    converter(monkeypatch, lambda graph: copy.deepcopy(vae.decoder).train())
+    decoder = load_decoder(tmp_path / "m.onnx")  # and no warning of finite differences
+    assert "rebuilt in torch by onnx2torch" in decoder.describe() and "forward-mode" in decoder.describe()
+    assert_same(decoder, vae.decoder, z)
+
+
+@pytest.mark.parametrize(
+    ("convert", "why"),
+    [
+        (lambda graph: nn.Sequential(nn.Linear(2, 6)), "differs by"),
+        (lambda graph: nn.Sequential(nn.Linear(2, 1)), "differs by nan"),
+        (lambda graph: nn.Linear(3, 6), "cannot rebuild it"),
+        (lambda graph: {}["Gemm"], "cannot rebuild it"),
+    ],
+)
+def test_onnx_falls_back_to_its_runtime_where_a_converter_fails(tmp_path, vae, z, monkeypatch, convert, why):
+    onnx_mlp(tmp_path / "m.onnx", vae.decoder)
+    converter(monkeypatch, convert)
+    with pytest.warns(DerivativeWarning):
+        decoder = load_decoder(tmp_path / "m.onnx")
+    assert "run by ONNX Runtime" in decoder.describe() and why in decoder.describe()
+    assert torch.allclose(decoder(z), vae.decoder(z), atol=1e-6)
+
+
+def test_onnx_of_one_batch_size_is_not_converted(tmp_path, vae, z, monkeypatch):
+    onnx_mlp(tmp_path / "m.onnx", vae.decoder, batch=5)
+    converter(monkeypatch, lambda graph: vae.decoder)
+    with pytest.warns(DerivativeWarning):
+        assert "its batch size is fixed" in load_decoder(tmp_path / "m.onnx").describe()
+
+
+@pytest.mark.parametrize("kind", ["mlp", "convolutions and batch norm"])
+def test_onnx_rebuilt_by_the_real_converter(tmp_path, vae, kind):
+    try:
+        import onnx2torch  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"onnx2torch cannot be imported: {error}")
+    if kind == "mlp":
+        onnx_mlp(tmp_path / "m.onnx", vae.decoder)
+    else:
+        onnx_convolutions(tmp_path / "m.onnx")
+    decoder = load_decoder(tmp_path / "m.onnx")
+    assert "rebuilt in torch by onnx2torch" in decoder.describe() and "forward-mode" in decoder.describe()
+    assert decoder.output_dim == (6 if kind == "mlp" else 64)
+
+
+def onnx_convolutions(path):
+    """ConvTranspose, BatchNormalization, Relu, ConvTranspose, Conv, Sigmoid from (6, 1, 1) to (1, 8, 8)."""
+    onnx = pytest.importorskip("onnx", reason="the onnx extra is not installed")
+    from onnx import TensorProto, helper, numpy_helper
+
+    draw = np.random.default_rng(0)
+    shapes = {"w": (6, 8, 4, 4), "s": (8,), "b": (8,), "m": (8,), "v": (8,), "u": (8, 4, 4, 4), "c": (1, 4, 3, 3)}
+    weights = {name: draw.standard_normal(shape).astype(np.float32) / 2 for name, shape in shapes.items()}
+    weights["v"] = weights["v"] ** 2 + 0.1
+    nodes = [
+        helper.make_node("ConvTranspose", ["z", "w"], ["1"], kernel_shape=[4, 4]),
+        helper.make_node("BatchNormalization", ["1", "s", "b", "m", "v"], ["2"]),
+        helper.make_node("Relu", ["2"], ["3"]),
+        helper.make_node("ConvTranspose", ["3", "u"], ["4"], kernel_shape=[4, 4], strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["4", "c"], ["5"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        helper.make_node("Sigmoid", ["5"], ["x"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "decoder",
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", 6, 1, 1])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, 8, 8])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def test_onnx_pickles(tmp_path, vae, z, monkeypatch):
     import pickle
 
+    monkeypatch.setitem(sys.modules, "onnx2torch", None)
     onnx_mlp(tmp_path / "m.onnx", vae.decoder)
     with pytest.warns(DerivativeWarning):
         decoder = load_decoder(tmp_path / "m.onnx")
     assert torch.equal(pickle.loads(pickle.dumps(decoder))(z), decoder(z))
 
 
-def test_onnx_with_weights_beside_it(tmp_path, vae, z):
+def test_onnx_with_weights_beside_it(tmp_path, vae, z, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx2torch", None)
     onnx_mlp(tmp_path / "m.onnx", vae.decoder, external="m.weights")
     with pytest.warns(DerivativeWarning):
         decoder = load_decoder(tmp_path / "m.onnx")

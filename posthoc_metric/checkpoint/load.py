@@ -20,7 +20,8 @@ from .sniff import Container, sniff
 from .state import at_key, fill, states_in
 from .torch_files import read_exported, read_pickle, read_safetensors, read_torch, read_torchscript
 
-#: containers that hold a model themselves: the reader gives (model, options of the decoder that the file tells)
+#: containers that hold a model themselves: the reader gives (model, options of the decoder that the file
+#: tells, and notes)
 READERS: dict[str, Callable[[Container, bool], tuple[Any, dict[str, Any]]]] = {
     "torchscript": lambda container, trust: (read_torchscript(container, trust), {}),
     "exported": lambda container, trust: (read_exported(container, trust), {}),
@@ -86,7 +87,7 @@ def load_decoder(
     }
     if container.kind in READERS and factory is None:
         model, told = READERS[container.kind](container, trust)
-        notes: tuple[str, ...] = ()
+        notes: tuple[str, ...] = told.pop("notes", ())
         # what the caller says about the part and its latents overrides all that the file tells of them
         if latent_dim is not None or latent_shape is not None or method is not None:
             told = {name: value for name, value in told.items() if name not in ("latent_dim", "latent_shape")}

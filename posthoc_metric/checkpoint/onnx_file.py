@@ -1,4 +1,4 @@
-"""ONNX graphs through ONNX Runtime."""
+"""ONNX graphs: rebuilt in torch where that can be had, else through ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..errors import CheckpointError, UnsafeFileError
+from . import onnx_torch
 from .extras import need
 from .sniff import Container
 
@@ -25,6 +27,8 @@ class OnnxModel:
     Attributes:
         dtype: of the latents it wants.
         latent_shape: of one latent, where the graph tells.
+        batch: the only number of rows it takes, if there is one.
+        inputs, outputs: how many it has.
     """
 
     def __init__(self, graph: bytes, path: str):
@@ -53,6 +57,7 @@ class OnnxModel:
         sizes = inputs[0].shape[1:]
         self.latent_shape = tuple(sizes) if sizes and all(isinstance(n, int) and n > 0 for n in sizes) else None
         self.batch = inputs[0].shape[0] if isinstance(inputs[0].shape[0], int) else None
+        self.inputs, self.outputs = len(self._session.get_inputs()), len(self._session.get_outputs())
 
     def __call__(self, z: Any, **others: Any) -> Any:
         """(B, ...) -> the outputs by name, or the only one; ``others`` are the graph's other inputs by name."""
@@ -70,8 +75,8 @@ class OnnxModel:
         self._start()
 
 
-def read_onnx(container: Container, trust: bool) -> tuple[OnnxModel, dict[str, Any]]:
-    """The graph, and what of the decoder's options it tells.
+def read_onnx(container: Container, trust: bool) -> tuple[OnnxModel | nn.Module, dict[str, Any]]:
+    """The graph as a function or a module, and what of the decoder's options it tells.
 
     Raises:
         UnsafeFileError: its weights lie in files outside its own folder.
@@ -85,7 +90,9 @@ def read_onnx(container: Container, trust: bool) -> tuple[OnnxModel, dict[str, A
         told["latent_dim"] = int(np.prod(model.latent_shape))
         if len(model.latent_shape) > 1:
             told["latent_shape"] = model.latent_shape
-    return model, told
+    module, note = onnx_torch.rebuilt(model)
+    told["notes"] = (note,)
+    return (model if module is None else module), told
 
 
 def _with_weights(container: Container, trust: bool) -> bytes:
