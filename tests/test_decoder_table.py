@@ -400,6 +400,47 @@ def test_derivatives_that_are_not_finite_name_the_row():
     assert caught.value.rows
 
 
+def test_a_decoder_with_poles_is_usable_beside_them():
+    with pytest.warns(DerivativeWarning, match=r"NaN or infinite at \d+ of 68 probe latents.*row by row"):
+        decoder = Decoder(lambda z: torch.cat([torch.tanh(z), torch.sqrt(torch.relu(z[:, :1]))], dim=1), latent_dim=3)
+    z = torch.tensor([[0.5, 0.1, 0.2], [-0.5, 0.1, 0.2], [1.5, 0.0, 0.0]], dtype=torch.float64)
+    assert torch.isfinite(decoder(z)).all()
+    with pytest.raises(DecoderError, match="row 1 is NaN or infinite") as caught:
+        decoder.jacobian(z)
+    assert caught.value.rows == (1,)
+    jacobian = decoder.jacobian(z[[0, 2]])
+    assert torch.allclose(jacobian[:, 3, 0], 0.5 / z[[0, 2], 0].sqrt())
+
+
+STEPPED = {
+    "rounded": lambda x: torch.round(x * 4) / 4,
+    "grey levels": lambda x: torch.floor(torch.sigmoid(x) * 255) / 255,
+    "thresholded": lambda x: (x > 0).to(x),
+    "sign": torch.sign,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", STEPPED)
+def test_single_outputs_that_jump_are_named(name, dtype):
+    net = seeded(mlp).to(dtype)
+
+    def partly(z):
+        x = net(z)
+        return torch.cat([x[:, :9], STEPPED[name](x[:, 9:] - x[:, 9:].mean().detach() * 0), x[:, :1] * 0], dim=1)
+
+    with pytest.warns(DerivativeWarning, match="of the decoder's 13 outputs 9, 10, 11 jump"):
+        Decoder(partly, latent_dim=3)
+
+
+@pytest.mark.parametrize("clamp", [torch.relu, F.hardtanh, lambda x: torch.clamp(50 * x, 0, 1), F.hardsigmoid])
+def test_outputs_that_are_clamped_or_constant_are_no_jumps(clamp):
+    net = seeded(lambda: mlp(nn.ReLU, out=64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Decoder(Wrap(lambda x: torch.cat([clamp(4 * x), torch.zeros_like(x)], dim=1), net), latent_dim=3)
+
+
 @pytest.mark.parametrize("rows", [1, 5, 12])
 def test_exported_with_one_batch_size_takes_any(rows):
     module = seeded(mlp).eval()

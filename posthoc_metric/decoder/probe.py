@@ -2,48 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from .._arrays import name_rows
 from ..errors import DecoderError
-from . import kernels
 from .call import Call
-from .finite import Difference, difference
+from .exam import Exam, Found, NotFiniteError
+from .jumps import stepped_outputs
 from .memory import bytes_per_row
 from .promises import check_rows_apart, check_same_twice, check_values, in_float64
-from .routes import Route
 from .settle import ROWS, probe_latents
 
-#: relative accuracy that a route must show against finite differences in float64, by the precision it runs in
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-5}
-
-
-@dataclass(frozen=True)
-class Found:
-    """What the probe found and chose.
-
-    Attributes:
-        call: what is called for values.
-        smooth: what is called for derivatives: ``call``, or a float64 copy for finite differences.
-        route: how derivatives are taken.
-        output_shape: of one output.
-        row_bytes: an estimate of the memory one row takes.
-        notes: for :meth:`Decoder.describe`.
-        warning: what a :class:`DerivativeWarning` says, if anything.
-    """
-
-    call: Call
-    smooth: Call
-    route: Route
-    output_shape: tuple[int, ...]
-    row_bytes: int
-    notes: tuple[str, ...]
-    warning: str = ""
-    saturated: bool = False
+#: latents at which a derivative that is not finite somewhere is tried, and single outputs are watched for jumps
+_MORE_ROWS, _WIDER_ROWS = 64, 12
 
 
 def probe(call: Call, latent_dim: int, latents: Tensor | None = None) -> Found:
@@ -66,13 +41,83 @@ def probe(call: Call, latent_dim: int, latents: Tensor | None = None) -> Found:
     generator = torch.Generator().manual_seed(1)
     v = torch.randn(2 * len(z), latent_dim, generator=generator, dtype=torch.float64).to(call.device)
     v = v / v.norm(dim=1, keepdim=True)
-    exam = _Exam(call, precise, z.repeat(2, 1), v)
+    exam = Exam(call, precise, z.repeat(2, 1), v)
+    wider = _wider(call, latent_dim, latents)
     if latents is None and _saturated(call, z, value):
         # its latents live elsewhere: whoever knows where probes again
         note = "the output is the same at all standard normal latents: derivatives are unchecked, pass some as probe="
-        return replace(exam.choose(output_shape, row_bytes), notes=(note,), saturated=True)
+        return replace(_chosen(exam, wider, output_shape, row_bytes), notes=(note,), saturated=True)
     exam.check_smooth(value)
-    return exam.choose(output_shape, row_bytes)
+    found = _chosen(exam, wider, output_shape, row_bytes)
+    return _with_warning(found, _about_jumps(exam, wider, found.output_dim))
+
+
+def _chosen(exam: Exam, wider: Tensor, output_shape: tuple[int, ...], row_bytes: int) -> Found:
+    try:
+        return exam.choose(output_shape, row_bytes)
+    except NotFiniteError as error:
+        return _beside_poles(exam, error, wider, output_shape, row_bytes)
+
+
+def _wider(call: Call, latent_dim: int, latents: Tensor | None) -> Tensor:
+    """More latents (n, d) than the first few, and further out."""
+    if latents is not None:
+        return latents[:_MORE_ROWS].to(call.device, call.dtype)
+    scale = torch.linspace(1.0, 3.0, _MORE_ROWS, dtype=torch.float64).to(call.device, call.dtype)
+    return scale[:, None] * probe_latents(_MORE_ROWS, latent_dim, call, seed=5)
+
+
+def _beside_poles(
+    exam: Exam, error: NotFiniteError, wider: Tensor, output_shape: tuple[int, ...], row_bytes: int
+) -> Found:
+    """The exam where the derivative is finite, and a warning of the places where it is not.
+
+    Raises:
+        DecoderError: it is finite nowhere.
+    """
+    z = torch.cat([exam.z[:ROWS], wider]).to(exam.call.dtype)
+    v = exam.v[:1].expand(len(z), -1)
+    with torch.no_grad():
+        _, pushed = error.route.jvp(exam.call, z, v)
+    good = torch.isfinite(pushed).all(dim=1)
+    reason = "A function without a slope at 0 sits behind a clamp, as in sqrt(relu(x)): add a small constant inside it."
+    if int(good.sum()) >= 2:
+        chosen = z[good][:ROWS]
+        again = Exam(exam.call, exam.precise, chosen.repeat(2, 1), exam.v[: 2 * len(chosen)])
+        with suppress(NotFiniteError):
+            share = f"{int((~good).sum())} of {len(z)}"
+            warning = (
+                f"the derivative of this decoder is NaN or infinite at {share} probe latents although its values are "
+                f"finite; such latents are refused, row by row. {reason}"
+            )
+            return _with_warning(again.choose(output_shape, row_bytes), warning)
+    bad = error.rows[:ROWS] | error.rows[ROWS:][:ROWS] if len(error.rows) > ROWS else error.rows
+    raise DecoderError(
+        f"the decoder's derivative must be finite; at the probe latents {name_rows(bad)} NaN or infinite "
+        f"although its values are finite. {reason}",
+        rows=tuple(torch.nonzero(bad).flatten().tolist()),
+    )
+
+
+def _about_jumps(exam: Exam, wider: Tensor, outputs: int) -> str:
+    call = exam.reference_call
+    z = torch.cat([exam.z[:ROWS], wider[:_WIDER_ROWS]]).to(call.dtype)
+    v = exam.v[:1].to(call.dtype).expand(len(z), -1)
+    with torch.no_grad():
+        jumping, more = stepped_outputs(call, z, v, exam.step)
+    if not jumping:
+        return ""
+    others = f" and perhaps {more} more" if more else ""
+    verb = "jump instead of changing" if len(jumping) > 1 or more else "jumps instead of changing"
+    return (
+        f"of the decoder's {outputs} outputs {', '.join(map(str, jumping))}{others} {verb} smoothly (rounding, a "
+        "threshold, argmax): their derivative is zero, and the geometry does not see them. Wrap the layer before that "
+        "step, or take the smooth part alone (method=, output=)."
+    )
+
+
+def _with_warning(found: Found, warning: str) -> Found:
+    return replace(found, warning=" Also, ".join(text for text in (found.warning, warning) if text))
 
 
 def _saturated(call: Call, z: Tensor, value: Tensor) -> bool:
@@ -82,208 +127,3 @@ def _saturated(call: Call, z: Tensor, value: Tensor) -> bool:
     with torch.no_grad():
         wide = (call(scale * z) for scale in (1e2, 1e4, 1e6))
         return any(bool(torch.isfinite(found).all() and (found != value[:1]).any()) for found in wide)
-
-
-class _Exam:
-    """Holds one decoder's finite-difference derivatives and examines routes against them."""
-
-    def __init__(self, call: Call, precise: Call | None, z: Tensor, v: Tensor):
-        self.call = call
-        self.precise = precise
-        self.z = z
-        self.v = v.to(z.dtype)
-        self.reference_call = precise or call
-        self.shrink, self.reference = self._reference(self.reference_call)
-        self.reasons: list[str] = []
-        self.error: Exception | None = None
-
-    def _reference(self, call: Call) -> tuple[float, Difference]:
-        """The step with the least error as finite differences themselves estimate it."""
-        best: tuple[float, float, Difference] | None = None
-        z, v = self.z.to(call.dtype), self.v.to(call.dtype)
-        with torch.no_grad():
-            for shrink in (64.0, 8.0, 1.0) if call.dtype == torch.float64 else (1.0, 4.0, 16.0):
-                found = difference(call, z, v, shrink)
-                error = float(found.error.norm() / found.value.norm().clamp_min(1e-300))
-                if best is None or error < best[0]:
-                    best = error, shrink, found
-                if error < 1e-6:
-                    break
-        assert best is not None
-        return best[1], best[2]
-
-    def check_smooth(self, value: Tensor) -> None:
-        """Refuse what is constant, or constant between jumps.
-
-        Over a step so short that a smooth output must change by many roundings, a stepped one mostly does not.
-        """
-        call = self.reference_call
-        z, v = self.z.to(call.dtype), self.v.to(call.dtype)
-        eps = torch.finfo(call.dtype).eps
-        step = eps**0.5 * (64.0 if call.dtype == torch.float64 else 1.0)
-        with torch.no_grad():
-            here, there = call(z), call(z + step * v)
-        ought = step * self.reference.value.abs() > 16 * eps * here.abs().amax(dim=1, keepdim=True)
-        moved = (here != there) & ought
-        varies = bool(((value - value[:1]).abs().amax()) > 0)
-        if bool(ought.any()) and 2 * int(moved.sum()) >= int(ought.sum()):
-            return
-        if not bool(ought.any()) and bool((here != there).any()):
-            return
-        if not varies:
-            raise DecoderError(
-                "the decoder ignores its latents: its output is the same at all of them, so that it has no geometry. "
-                "Check latent_dim=, method= and condition=."
-            )
-        raise DecoderError(
-            "the decoder is piecewise constant: its output jumps instead of changing smoothly (rounding, argmax, "
-            "quantisation or reduced precision inside), so that its derivative is zero or meaningless. "
-            "Wrap the layer before that step instead (method=, output=), or a float32 version of the model."
-        )
-
-    def choose(self, output_shape: tuple[int, ...], row_bytes: int) -> Found:
-        notes = []
-        if self.precise is None:
-            notes.append("checked against finite differences in float32: no float64 copy can be made of it")
-        for way in ("forward", "per row", "double backward"):
-            for direct in (True, False) if way == "forward" else (False,):
-                found = self._with_kernels(Route(forward=way, kernels=("direct linear maps",) if direct else ()))
-                if found is not None:
-                    route = self._with_columns(found[0])
-                    route = self._with_reverse(route, found[1])
-                    return Found(self.call, self.call, route, output_shape, row_bytes, (*notes, *self._reasons()))
-        return self._last_resort(output_shape, row_bytes, notes)
-
-    def _with_kernels(self, route: Route) -> tuple[Route, Tensor] | None:
-        """``route`` with as many kernels replaced as its errors ask for, if it is then right."""
-        while True:
-            self.error = None
-            pushed = self._forward(route)
-            if pushed is not None:
-                return route, pushed
-            more = [name for name in kernels.remedies(self.error or Exception()) if name not in route.kernels]
-            if not more:
-                return None
-            route = replace(route, kernels=(*route.kernels, *more))
-
-    def _forward(self, route: Route) -> Tensor | None:
-        """``J v`` of the model in its own precision where the route is right there and in float64."""
-        pushed = self._attempt(route, self.call)
-        if pushed is None or not self._agrees(route, pushed):
-            return None
-        if self.precise is not None and self.precise is not self.call:
-            again = self._attempt(route, self.precise, quiet=True)
-            if again is not None and not self._agrees(route, again):
-                return None
-        return pushed
-
-    def _attempt(self, route: Route, call: Call, quiet: bool = False) -> Tensor | None:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                _, pushed = route.jvp(call, self.z.to(call.dtype), self.v.to(call.dtype))
-        except Exception as error:  # each route fails in its own words; they are reported, and the next is tried
-            if not quiet:
-                self.error = error
-                self._say(route, _words(error))
-            return None
-        bad = ~torch.isfinite(pushed).all(dim=1)[:ROWS]
-        if bool(bad.any()) and bool(torch.isfinite(self.reference.value).all()):
-            raise DecoderError(
-                f"the decoder's derivative must be finite; at the probe latents {name_rows(bad)} NaN or infinite "
-                "although its values are finite. A function without a slope at 0 sits behind a clamp, as in "
-                "sqrt(relu(x)): add a small constant inside it.",
-                rows=tuple(torch.nonzero(bad).flatten().tolist()),
-            )
-        return pushed
-
-    def _agrees(self, route: Route, pushed: Tensor) -> bool:
-        reference, error = self.reference.value, self.reference.error
-        tolerance = _TOLERANCE[pushed.dtype]
-        largest = reference.abs().amax(dim=1, keepdim=True)
-        floor = (1e-1 if pushed.dtype == torch.float32 else 1e-3) * largest
-        if self.precise is None:
-            tolerance = 3e-2
-        gap = (pushed.to(reference.dtype) - reference).abs()
-        close = gap <= tolerance * (reference.abs() + floor) + 4 * error
-        within = gap.norm(dim=1) <= 0.3 * reference.norm(dim=1) + 4 * error.median(dim=1).values * gap.shape[1] ** 0.5
-        if bool(close.all()) and bool(within.all()):
-            return True
-        zero = bool((pushed == 0).all())
-        self._say(route, "gives zero without a word" if zero else "disagrees with finite differences")
-        return False
-
-    def _with_columns(self, route: Route) -> Route:
-        """Share one evaluation among the columns, where ``vmap`` can and gives the same."""
-        if route.forward != "forward":
-            return route
-        z, count = self.z[:ROWS], min(4, self.z.shape[1])
-        mapped = replace(route, mapped=True)
-        plain = route.columns(self.call, z, 0, count)[1]
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                shared = mapped.columns(self.call, z, 0, count)[1]
-        except Exception:  # vmap has no rule for something inside; tiling has no such needs
-            return route
-        tolerance = 1e-4 if z.dtype == torch.float32 else 1e-9
-        same = (shared - plain).abs().amax() <= tolerance * plain.abs().amax()
-        return mapped if bool(same) else route
-
-    def _with_reverse(self, route: Route, pushed: Tensor, call: Call | None = None) -> Route:
-        """Reverse mode where ``uᵀ(Jv) = (Jᵀu)·v``; otherwise forward columns."""
-        call = call or self.call
-        z, v = self.z.to(call.dtype), self.v.to(call.dtype)
-        generator = torch.Generator().manual_seed(3)
-        u = torch.randn(pushed.shape, generator=generator, dtype=torch.float64).to(pushed.device, pushed.dtype)
-        expected = (u * pushed).sum(dim=1)
-        size = u.norm(dim=1) * pushed.norm(dim=1)
-        tolerance = 1e-4 if u.dtype == torch.float32 else 1e-8
-        if route.forward == "differences":
-            tolerance = 1e-5 if u.dtype == torch.float64 else 1e-2
-        for names in dict.fromkeys([(), route.kernels, ("math attention",), ("no mkldnn",)]):
-            candidate = replace(route, reverse="reverse", reverse_kernels=names)
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    pulled = candidate.vjp(call, z, u)[1]
-            except Exception as error:
-                reason = _words(error)
-                continue
-            gap = ((pulled * v).sum(dim=1) - expected).abs()
-            if bool((gap <= tolerance * size).all()):
-                return candidate
-            reason = "gives zero without a word" if bool((pulled == 0).all()) else "disagrees with forward mode"
-        self.reasons.append(f"reverse mode {reason}: Jᵀu is taken by forward columns")
-        return replace(route, reverse="columns")
-
-    def _last_resort(self, output_shape: tuple[int, ...], row_bytes: int, notes: list[str]) -> Found:
-        roughness = float(self.reference.error.norm() / self.reference.value.norm().clamp_min(1e-300))
-        if roughness > 0.3:
-            raise DecoderError(
-                "the decoder has no derivative that can be trusted: automatic differentiation fails "
-                f"({self._reasons()[0]}) and finite differences of two steps differ by {roughness:.0%}. "
-                "Rebuild it in torch operations, or let it compute in float64."
-            )
-        smooth = self.reference_call
-        failures = self._reasons()
-        route = Route(forward="differences", shrink=self.shrink)
-        route = self._with_reverse(route, self.reference.value.to(smooth.dtype), smooth)
-        digits = "float64" if smooth.dtype == torch.float64 else "float32, about four digits and fewer near kinks"
-        warning = (
-            f"derivatives of this decoder come from finite differences in {digits}, because automatic "
-            f"differentiation fails ({failures[0]}). Rebuild it in torch operations for speed and accuracy."
-        )
-        return Found(self.call, smooth, route, output_shape, row_bytes, (*notes, *self._reasons()), warning)
-
-    def _say(self, route: Route, reason: str) -> None:
-        kernels = f" with {', '.join(route.kernels)}" if route.kernels else ""
-        self.reasons.append(f"{route.forward}{kernels}: {reason}")
-
-    def _reasons(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(self.reasons))
-
-
-def _words(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{text[:140]}..." if len(text) > 140 else text
