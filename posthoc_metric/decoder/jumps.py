@@ -1,0 +1,49 @@
+"""Single outputs that jump: beside smooth ones they pass for flat, and their derivative is zero without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Function = Callable[[Tensor], Tensor]
+
+#: outputs that are looked at closely
+_MOST = 8
+
+
+def stepped_outputs(function: Function, z: Tensor, v: Tensor, step: float) -> tuple[list[int], int]:
+    """Outputs that jump between latents, at most eight of them, and how many others are under the same suspicion.
+
+    An output is suspected that differs among ``z`` but is the same at ``z + step v`` in every row.  A clamped one may
+    do so too; halving the way between two of the latents, always towards the larger change, tells them apart: what
+    is continuous changes ever less, what jumps does not.
+
+    Args:
+        function: (B, d) -> (B, D).
+        z, v: (B, d), latents and unit directions.
+        step: so short that a smooth output changes by many roundings.
+    """
+    here, there = function(z), function(z + step * v)
+    varies = torch.isfinite(here).all(dim=0) & (here != here[:1]).any(dim=0)
+    suspects = torch.nonzero(varies & (here == there).all(dim=0)).flatten()
+    if not len(suspects):
+        return [], 0
+    spread = max(1, len(suspects) // _MOST)
+    chosen = suspects[::spread][:_MOST]
+    values = here[:, chosen]
+    index = torch.arange(len(chosen), device=z.device)
+    low, high = values.argmin(dim=0), values.argmax(dim=0)
+    ends, at_ends = (z[low], z[high]), (values[low, index], values[high, index])
+    whole = (at_ends[1] - at_ends[0]).abs()
+    double = z.dtype == torch.float64
+    for _ in range(30 if double else 16):
+        middle = 0.5 * (ends[0] + ends[1])
+        at_middle = function(middle)[index, chosen]
+        left = (at_middle - at_ends[0]).abs() >= (at_ends[1] - at_middle).abs()
+        ends = torch.where(left[:, None], ends[0], middle), torch.where(left[:, None], middle, ends[1])
+        at_ends = torch.where(left, at_ends[0], at_middle), torch.where(left, at_middle, at_ends[1])
+    jumps = (at_ends[1] - at_ends[0]).abs() > (1e-6 if double else 1e-2) * whole
+    found = chosen[jumps].tolist()
+    return found, (len(suspects) - len(chosen)) if found else 0
