@@ -1,13 +1,14 @@
 """Geodesics: shortest curves, exponential and logarithmic maps and means under any metric."""
 
 from .maps import FrechetMean, Logarithm, exp, frechet_mean, log, logarithm, mean
-from .options import RelaxationOptions
+from .options import FixedPointOptions, RelaxationOptions
 from .shooting import Shot, shoot
 from .solution import Solution
 from .solve import geodesic
 from .status import Status
 
 __all__ = [
+    "FixedPointOptions",
     "FrechetMean",
     "Logarithm",
     "RelaxationOptions",

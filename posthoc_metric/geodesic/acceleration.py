@@ -30,16 +30,19 @@ class Acceleration:
     def __init__(self, parts: MetricParts, probe: Tensor):
         self.parts = parts
         self.field = None if parts.field is None else FieldDerivative(parts.field, probe)
-        self.step = 0.0
+        self.spread = self.relative_step = 0.0
         if parts.embedding is not None:
             values = parts.embedding(probe[:4])
             single = bool((values.float().double() == values).all())
-            spread = float((probe.amax(0) - probe.amin(0)).max()) or 1.0
+            self.spread = float((probe.amax(0) - probe.amin(0)).max()) or 1.0
             # central differences of a first derivative: the cube root of the precision
-            self.step = spread * (5e-3 if single else 6e-6)
+            self.relative_step = 5e-3 if single else 6e-6
 
-    def __call__(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Accelerations (P, d) and squared speeds (P,) at points and velocities (P, d)."""
+    def __call__(self, z: Tensor, v: Tensor, spread: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Accelerations (P, d) and squared speeds (P,) at points and velocities (P, d).
+
+        ``spread`` (P,) sets the scale of difference steps point by point, instead of the probe's.
+        """
         dim = z.shape[1]
         force = torch.zeros_like(z)
         matrix = z.new_zeros(len(z), dim, dim)
@@ -48,10 +51,12 @@ class Acceleration:
             _, jacobian = embedding.value_and_jacobian(z)
             size = v.norm(dim=1, keepdim=True).clamp_min(1e-300)
             direction = v / size
-            offset = self.step * direction
+            step = torch.full_like(size, self.spread) if spread is None else spread.clamp_min(1e-300)[:, None]
+            step = self.relative_step * step
+            offset = step * direction
             _, ahead = embedding.jvp(z + offset, direction)
             _, behind = embedding.jvp(z - offset, direction)
-            second = (ahead - behind) * size.square() / (2 * self.step)
+            second = (ahead - behind) * size.square() / (2 * step)
             force -= (jacobian.mT @ second[..., None])[..., 0]
             matrix += jacobian.mT @ jacobian
         if weight is not None:

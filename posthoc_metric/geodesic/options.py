@@ -62,6 +62,36 @@ class RelaxationOptions:
             )
 
 
+@dataclass(frozen=True)
+class FixedPointOptions:
+    """How the fixed-point solver of 2019 iterates, at the values it was published with.
+
+    Attributes:
+        mesh: N, equally spaced times at which the geodesic equation is asked to hold.
+        tol: squared residual of the geodesic equation, in latent units and in any coordinate at any mesh point, below
+            which the iteration ends.
+        max_steps: steps for each pair.
+        rtol: relative error of the length up to which a curve that meets ``tol`` is called converged.
+        spans: spans in which the curve is handed back and its length integrated.
+        num_points: T, points on the curve that is returned.
+        memory_limit: bytes that the arrays of one block of pairs may take; blocks are made to fit.
+    """
+
+    mesh: int = 10
+    tol: float = 0.1
+    max_steps: int = 1000
+    rtol: float = 1e-3
+    spans: int = 64
+    num_points: int = 33
+    memory_limit: int = 512 * 2**20
+
+    def __post_init__(self) -> None:
+        for name in ("tol", "rtol"):
+            check_positive(getattr(self, name), name)
+        for name, low in (("mesh", 3), ("max_steps", 1), ("spans", 4), ("num_points", 2), ("memory_limit", 1)):
+            check_integer(getattr(self, name), name, low)
+
+
 def make_options(kind: type[O], options: dict[str, Any]) -> O:
     """An options object from keywords.
 

@@ -11,14 +11,17 @@ from .._arrays import ArrayLike, Restore, describe, to_points
 from ..errors import InvalidArgumentError
 from ..metric import Metric
 from .curves import Clock
+from .fixed_point import solve_fixed_point
 from .guard import guard
-from .options import START_NAMES, RelaxationOptions, make_options
-from .refinement import Refiner
+from .options import START_NAMES, FixedPointOptions, RelaxationOptions, make_options
+from .refinement import Refined, Refiner
 from .relaxation import STATUSES
 from .solution import Solution
 from .spline import Spline
 from .starts import make_starts
 from .status import Status
+
+_OPTIONS: dict[str, type] = {"relaxation": RelaxationOptions, "fixed-point": FixedPointOptions}
 
 
 def geodesic(
@@ -46,6 +49,14 @@ def geodesic(
     - A smooth metric without walls: ``starts="straight"`` saves the grid.
     - Large d·D or little memory: lower ``memory_limit``; a Jacobian is then asked for a few nodes at a time.
 
+    **The other solver**, ``solver="fixed-point"``, is that of Arvanitidis, Hauberg, Hennig & Schober (Fast and Robust
+    Shortest Paths on Manifolds Learned from Data, AISTATS 2019), for comparison: a curve is the mean of a Gaussian
+    process, iterated to satisfy the geodesic equation at a few times.  It starts from the straight line, knows no
+    walls, and ends a pair that meets its published criterion without a confirmed length as ``UNRESOLVED``, one that
+    does not meet it as ``STEP_LIMIT`` or ``DIVERGED``; its other facts are measured like any curve's.  Where ``M`` is
+    singular it goes on with the pseudo-inverse, where the published code stops.  Its options are those of
+    :class:`FixedPointOptions`.
+
     **What a status means, and what to do**: each :class:`Status` carries its advice as ``str(status)``.
 
     **By symptom**
@@ -57,6 +68,7 @@ def geodesic(
     - ``STEP_LIMIT``: nearly flat valleys, as near an antipode or along latents that the decoder ignores; raise
       ``max_steps``, or give the metric a floor with ``repair``.
     - ``STALLED``: the decoder's float32 rounding; pass it in float64.
+    - ``DIVERGED``: only the fixed-point solver; use ``solver="relaxation"``.
     - ``NOT_FINITE``: the decoder has no value at an end; the other pairs of the batch are not touched.
     - A length that is longer than one you know: another valley; give ``support``, or more of it, and compare
       ``solution.start``.
@@ -67,8 +79,8 @@ def geodesic(
         metric: any :class:`~posthoc_metric.metric.Metric`; a subclass needs only ``dim`` and ``tensor(z)``.
         start, end: (B, d) each; finite.
         support: latents (N, d) that say where the data lie, for start curves; ``metric.support`` if not given.
-        solver: "relaxation".
-        **options: fields of :class:`RelaxationOptions`.
+        solver: "relaxation", or "fixed-point".
+        **options: fields of :class:`RelaxationOptions` or :class:`FixedPointOptions`.
 
     Returns:
         A :class:`Solution` in the kind, dtype and device of ``start``.
@@ -88,28 +100,37 @@ def geodesic(
         raise InvalidArgumentError(
             f"`end` must hold one point for each of the {len(points)} rows of `start`; got {describe(end)}."
         )
-    if solver != "relaxation":
-        raise InvalidArgumentError(f"`solver` must be 'relaxation'; got {describe(solver)}.")
-    chosen = make_options(RelaxationOptions, options)
+    if solver not in _OPTIONS:
+        raise InvalidArgumentError(f"`solver` must be one of {', '.join(map(repr, _OPTIONS))}; got {describe(solver)}.")
+    chosen: RelaxationOptions | FixedPointOptions = make_options(_OPTIONS[solver], options)
     a, b = points.double(), others.to(points.device).double()
     if len(a) == 0:
-        return _empty(metric, points, restore, chosen)
+        return _empty(metric, points, restore, chosen.num_points)
     known = metric.support if support is None else to_points(support, "support", metric.dim)[0]
     latents = None if known is None else known.to(a.device).double()
     parts = guard(metric.parts())
     with torch.no_grad():
-        starts = make_starts(metric, parts, a, b, latents, chosen.starts)
-        refined = Refiner(parts, starts, len(a), chosen).run()
-        facts, spline, clock = refined.facts, refined.spline, refined.clock
-        times = torch.linspace(0, 1, chosen.num_points, dtype=a.dtype, device=a.device).expand(len(a), -1)
-        curve, _ = spline.at(clock.at(times))
+        if isinstance(chosen, FixedPointOptions):
+            found = solve_fixed_point(parts, a, b, latents, chosen)
+        else:
+            starts = make_starts(metric, parts, a, b, latents, chosen.starts)
+            found = Refiner(parts, starts, len(a), chosen).run()
+    return _assemble(metric, a, b, found, chosen.num_points, points.dtype, restore)
+
+
+def _assemble(
+    metric: Metric, a: Tensor, b: Tensor, found: Refined, num_points: int, dtype: torch.dtype, restore: Restore
+) -> Solution:
+    """The solution in the caller's kind, whichever solver found it."""
+    facts = found.facts
+    times = torch.linspace(0, 1, num_points, dtype=a.dtype, device=a.device).expand(len(a), -1)
+    curve, _ = found.spline.at(found.clock.at(times))
     curve[:, 0], curve[:, -1] = a, b
     curve[facts.status == STATUSES.index(Status.NOT_FINITE)] = float("nan")
 
     def out(values: Tensor) -> Any:
-        return restore(values.to(points.dtype) if values.is_floating_point() else values)
+        return restore(values.to(dtype) if values.is_floating_point() else values)
 
-    status = tuple(STATUSES[i] for i in facts.status.tolist())
     return Solution(
         points=out(curve),
         length=out(facts.length),
@@ -117,29 +138,29 @@ def geodesic(
         residual=out(facts.residual),
         length_error=out(facts.length_error),
         speed_variation=out(facts.speed_variation),
-        steps=out(refined.steps),
-        evaluations=out(refined.evaluations),
+        steps=out(found.steps),
+        evaluations=out(found.evaluations),
         spans=out(facts.spans),
-        start=tuple(START_NAMES[i] for i in refined.kind.tolist()),
-        status=status,
+        start=tuple(START_NAMES[i] for i in found.kind.tolist()),
+        status=tuple(STATUSES[i] for i in facts.status.tolist()),
         converged=out(facts.status == STATUSES.index(Status.CONVERGED)),
-        _spline=spline,
-        _clock=clock,
+        _spline=found.spline,
+        _clock=found.clock,
         _length=facts.length,
         _metric=metric,
         _restore=restore,
-        _dtype=points.dtype,
+        _dtype=dtype,
     )
 
 
-def _empty(metric: Metric, points: Tensor, restore: Restore, options: RelaxationOptions) -> Solution:
+def _empty(metric: Metric, points: Tensor, restore: Restore, num_points: int) -> Solution:
     """The solution of no pairs."""
     none = restore(points.new_zeros(0))
     count = restore(torch.zeros(0, dtype=torch.long))
     knots = torch.zeros(0, 2, dtype=torch.float64)
     nodes = torch.zeros(0, 2, points.shape[1], dtype=torch.float64)
     return Solution(
-        points=restore(points.new_zeros(0, options.num_points, points.shape[1])),
+        points=restore(points.new_zeros(0, num_points, points.shape[1])),
         length=none,
         energy=none,
         residual=none,

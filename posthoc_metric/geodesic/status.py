@@ -14,7 +14,7 @@ class Status(Enum):
     )
     STEP_LIMIT = (
         "The step limit was reached before the curve became stationary. "
-        "Its length is confirmed but may not be the shortest: raise `max_steps`."
+        "Its length is its own to `length_error` but may not be the shortest: raise `max_steps`."
     )
     STALLED = (
         "No further step shortened the curve although it is not stationary: the metric is rougher than the nodes "
@@ -22,11 +22,15 @@ class Status(Enum):
     )
     UNRESOLVED = (
         "A finer quadrature does not confirm the length: the metric changes faster than the nodes are close. "
-        "Trust `length` to `length_error` only; raise `max_spans` or loosen `rtol`."
+        "Trust `length` to `length_error` only; raise `max_spans` (of the fixed-point solver `mesh`) or loosen `rtol`."
     )
     NOT_FINITE = (
         "The metric is NaN or infinite at an end or all along the start curves; there is no curve. "
         "Check the decoder at these latents, or give `support` so that a start around the hole can be found."
+    )
+    DIVERGED = (
+        "The fixed-point iteration no longer comes nearer to a geodesic, or each of its steps leads where the metric "
+        'has no value. The curve is the last that had one and is no geodesic: use solver="relaxation".'
     )
 
     def __str__(self) -> str:

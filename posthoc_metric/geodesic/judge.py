@@ -1,0 +1,61 @@
+"""What is true of a given curve: the facts that the relaxation reports, for curves that it did not make."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..metric import MetricParts
+from .curves import Clock, make_clock
+from .energy import CurveEnergy
+from .quadrature import chorded, confirm, measure
+from .refinement import Facts
+from .relaxation import STATUSES, relax
+from .spline import Spline
+from .status import Status
+
+
+def judge(parts: MetricParts, spline: Spline, memory_limit: int) -> tuple[Facts, Clock, int]:
+    """Facts and clocks of P curves of n spans, and the points a curve that the metric was asked for.
+
+    The length is that of the Gauss-Lobatto rule, confirmed by Simpson's and by chords; the residual that of the
+    discrete geodesic equation at the nodes; ``length_error`` is the sum of what the quadrature leaves open and of
+    what relaxing the curve would still gain.  ``status`` is ``CONVERGED`` throughout, for the caller to correct.
+    """
+    count, total, dim = spline.nodes.shape
+    width = 1 if parts.embedding is None else parts.embedding.output_dim
+    # values, bend and their like, and Jacobians with copies between them
+    block = max(1, memory_limit // (8 * total * (width * (9 * dim + 12) + 60 * dim * dim)))
+    energy = CurveEnergy(parts, _probe(spline), memory_limit)
+    facts, clocks = [], []
+    for rows in torch.arange(count, device=spline.nodes.device).split(block):
+        one = spline.take(rows)
+        # without steps a relaxation is a linearisation, with the residual it starts from
+        still = relax(energy, one.nodes, one.knots, tol=0.0, max_steps=0)
+        simpson = measure(parts, one, still.squares)
+        lobatto = confirm(parts, one, simpson)
+        measured = chorded(parts, one, lobatto)
+        speeds = measured.squares.clamp_min(0).sqrt()
+        # a quarter by the Gauss-Newton model, which is stiffer than the energy along flat valleys
+        gain = measured.length * still.residual.square() / 2
+        facts.append(
+            Facts(
+                length=measured.length,
+                energy=measured.energy,
+                residual=still.residual,
+                length_error=(measured.errors.sum(1) + gain).nan_to_num(nan=float("inf")),
+                speed_variation=(speeds.amax((1, 2)) - speeds.amin((1, 2))) / speeds.mean((1, 2)).clamp_min(1e-300),
+                spans=torch.full_like(still.steps, total - 1),
+                status=torch.full_like(still.steps, STATUSES.index(Status.CONVERGED)),
+                chord_length=still.energy.clamp_min(0).sqrt(),
+            )
+        )
+        clocks.append(make_clock(one, speeds))
+    return Facts.join(facts), Clock.join(clocks), 8 * (total - 1) + 1
+
+
+def _probe(spline: Spline) -> Tensor:
+    """Some points of the curves that are finite, or the origin if none is."""
+    points = spline.nodes[:, ::8].flatten(0, 1)
+    points = points[torch.isfinite(points).all(1)][:512]
+    return points if len(points) else spline.nodes.new_zeros(1, spline.nodes.shape[2])
