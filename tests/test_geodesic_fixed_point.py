@@ -20,7 +20,7 @@ def near(a, scale, seed=1):
 SPACES = {
     "plane": (Plane([[2.0, 0.5], [0.5, 1.0]]), points(20, 2), points(20, 2, 1)),
     "sphere": (Sphere(), points(20, 2), points(20, 2) + 0.15 * points(20, 2, 1)),
-    "half-plane": (HalfPlane(), upper(20), near(upper(20), 0.15)),
+    "half-plane": (HalfPlane(), upper(20), near(upper(20), 0.1)),
     "half-space of dimension 5": (HalfPlane(5), upper(20, 5), near(upper(20, 5), 0.1)),
     "linear decoder": (LinearDecoder(points(7, 3, 2)), points(20, 3), points(20, 3, 1)),
     "Swiss roll": (SwissRoll(), 6 + points(20, 2), 6 + points(20, 2) + 0.5 * points(20, 2, 1)),
