@@ -1,19 +1,19 @@
-"""Closed-form spaces: this solver at its defaults beside stochman's default batched solver, same process and pairs.
+"""Closed-form spaces: the solver at its defaults beside stochman, GEORCE and the fixed-point solver, on the same pairs.
 
 Run ``python tests/benchmarks/closed_forms.py [pairs] [runs]``; needs ``pip install stochman``.  Times are CPU time of
-this process, medians over runs; every curve is judged by the closed-form distance, stochman's by the
-length of its own curve at 1,000 points under the same metric.  The torus, which has no closed form, is judged by this
-solver's own curves of 256 spans, relaxed to 1e-8.
+this process, medians over runs; every curve is judged by the closed-form distance, those of stochman and GEORCE by their
+length at 1,000 points under the same metric, the fixed-point solver's by the length it reports.  The torus, which has
+no closed form, is judged by this solver's own curves of 256 spans, relaxed to 1e-8.
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
-import time
-from collections.abc import Callable
 
 import torch
+from common import curve_lengths, stochman_lengths, table, timed
+from georce import georce
 from torch import Tensor
 
 from posthoc_metric.geodesic import geodesic
@@ -49,81 +49,41 @@ def exact_lengths(metric: Metric, a: Tensor, b: Tensor) -> Tensor:
     return geodesic(metric, a, b, spans=256, max_spans=256, tol=1e-8, rtol=1e-12).length
 
 
-def stochman_solver(metric: Metric) -> Callable[[Tensor, Tensor], Tensor]:
-    """``(a, b) -> lengths`` by stochman's ``connecting_geodesic`` at its defaults."""
-    try:
-        from stochman.manifold import EmbeddedManifold, Manifold
-    except ImportError as error:
-        raise SystemExit(f"this benchmark compares with stochman ({error}): pip install stochman") from None
-    embedding = metric.parts().embedding
-    manifold: Manifold
-    if embedding is not None:
-
-        class Embedded(EmbeddedManifold):
-            def embed(self, points: Tensor, jacobian: bool = False) -> Tensor:
-                flat = embedding.value(points.reshape(-1, points.shape[-1]))  # type: ignore[union-attr]
-                return flat.view(*points.shape[:-1], -1)
-
-        manifold = Embedded()
-    else:
-
-        class Plain(Manifold):
-            def metric(self, points: Tensor) -> Tensor:
-                # _tensor: the public method detaches NumPy-style input, and stochman differentiates through it
-                return metric._tensor(points)  # type: ignore[attr-defined]
-
-        manifold = Plain()
-
-    def solve(a: Tensor, b: Tensor) -> Tensor:
-        curve, _ = manifold.connecting_geodesic(a.float(), b.float())
-        with torch.no_grad():
-            points = curve(torch.linspace(0, 1, 1000)).double().view(len(a), 1000, -1)
-        points[:, 0], points[:, -1] = a, b
-        step, middle = points.diff(dim=1), (points[:, 1:] + points[:, :-1]) / 2
-        flat = step.reshape(-1, a.shape[1])
-        return metric.norm(middle.reshape(-1, a.shape[1]), flat).view(len(a), -1).sum(1)
-
-    return solve
-
-
-def timed(solve: Callable[[], object]) -> tuple[float, object]:
-    before = time.process_time()
-    result = solve()
-    return time.process_time() - before, result
+def one_run(metric: Metric, a: Tensor, b: Tensor) -> dict[str, tuple[float, float, float]]:
+    """For each solver CPU ms a pair, the worst pair's relative error, and the share of pairs it calls converged."""
+    exact = exact_lengths(metric, a, b)
+    stochman = stochman_lengths(metric)
+    results = {
+        "ours": timed(lambda: geodesic(metric, a, b)),
+        "stochman": timed(lambda: stochman(a, b)),
+        "GEORCE": timed(lambda: georce(metric, a, b)),
+        "fixed-point": timed(lambda: geodesic(metric, a, b, solver="fixed-point")),
+    }
+    found = {}
+    for name, (seconds, result) in results.items():
+        if name == "stochman":
+            lengths, share = curve_lengths(metric, result), float("nan")
+        elif name == "GEORCE":
+            lengths, share = curve_lengths(metric, result[0]), float(result[1].double().mean())
+        else:
+            lengths, share = result.length, float(result.converged.double().mean())
+        error = (lengths / exact - 1).abs().nan_to_num(nan=float("inf"))
+        found[name] = (1e3 * seconds / len(a), float(error.max()), share)
+    return found
 
 
 def main(count: int = 100, runs: int = 3) -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    print(f"{count} pairs, medians of {runs} runs (other pairs each), CPU ms a pair, the worst pair's error")
-    print("space       converged  ms/pair  error     evaluations | stochman: ms/pair  error     | time ratio")
-    for name in spaces(1, 0):
-        rows = []
-        for run in range(runs):
-            metric, (a, b) = spaces(count, run)[name]
-            exact = exact_lengths(metric, a, b)
-            ours, solution = timed(lambda metric=metric, a=a, b=b: geodesic(metric, a, b))  # type: ignore[misc]
-            solver = stochman_solver(metric)
-            theirs, lengths = timed(lambda solver=solver, a=a, b=b: solver(a, b))  # type: ignore[misc]
-            rows.append(
-                (
-                    float(solution.converged.double().mean()),  # type: ignore[attr-defined]
-                    1e3 * ours / count,
-                    float((solution.length / exact - 1).abs().max()),  # type: ignore[attr-defined]
-                    float(solution.evaluations.double().median()),  # type: ignore[attr-defined]
-                    1e3 * theirs / count,
-                    float((lengths / exact - 1).abs().max()),  # type: ignore[operator]
-                    theirs / ours,
-                )
-            )
-        share, ms, error, evaluations, other_ms, other_error, ratio = (
-            statistics.median(column) for column in zip(*rows, strict=True)
-        )
-        print(
-            f"{name:11} {share:9.0%}  {ms:7.2f}  {error:.1e}  {evaluations:11.0f} |"
-            f" {other_ms:17.2f}  {other_error:.1e}  | {ratio:.1f}",
-            flush=True,
-        )
+    print(f"{count} pairs, medians of {runs} runs (other pairs each), CPU time, the worst pair's relative error")
+    rows = []
+    for space in spaces(1, 0):
+        found = [one_run(metric, *pairs) for metric, pairs in (spaces(count, run)[space] for run in range(runs))]
+        for name in found[0]:
+            ms, error, share = (statistics.median(run[name][i] for run in found) for i in range(3))
+            ratio = statistics.median(run[name][0] / run["ours"][0] for run in found)
+            rows.append((space, name, ms, ratio, error, share))
+    print(table(("space", "solver", "ms/pair", "time/ours", "worst error", "converged"), rows), flush=True)
 
 
 if __name__ == "__main__":
