@@ -1,9 +1,9 @@
 """Closed-form spaces: the solver at its defaults beside stochman, GEORCE and the fixed-point solver, on the same pairs.
 
 Run ``python tests/benchmarks/closed_forms.py [pairs] [runs]``; needs ``pip install stochman``.  Times are CPU time of
-this process, medians over runs; every curve is judged by the closed-form distance, those of stochman and GEORCE by their
-length at 1,000 points under the same metric, the fixed-point solver's by the length it reports.  The torus, which has
-no closed form, is judged by this solver's own curves of 256 spans, relaxed to 1e-8.
+this process, medians over runs; every curve is judged by the closed-form distance, those of stochman and GEORCE by
+their length at 1,000 points under the same metric, the fixed-point solver's by the length it reports.  The torus,
+which has no closed form, is judged by this solver's own curves of 256 spans, relaxed to 1e-8.
 """
 
 from __future__ import annotations

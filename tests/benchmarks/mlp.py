@@ -1,0 +1,92 @@
+"""A repaired MLP decoder, d = 2, D = 784, default repair: accuracy, evaluations and time, beside three peers.
+
+Run ``python tests/benchmarks/mlp.py [pairs] [runs]``; needs ``pip install stochman``.  The reference is the shortest
+path on a fine grid, minimised with many nodes (reference.py).  stochman is run at its defaults and then with ever more
+segments and steps, until 99 % of its pairs are within 1 % of the reference or the cap is reached.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+
+import torch
+from common import curve_lengths, stochman_lengths, table, timed
+from georce import georce
+from models import mlp_vae, pairs
+from reference import fine_reference
+from torch import Tensor, nn
+
+import posthoc_metric as pm
+
+#: nodes of stochman's spline, steps and points of its energy: its defaults first, the cap last
+STOCHMAN = ((5, 150, 20), (10, 300, 40), (20, 1000, 80), (20, 3000, 160))
+GEORCE_STEPS = 200
+
+
+def decoder_and_metric(uncertainty: str = "rbf") -> tuple[nn.Module, pm.RepairedMetric]:
+    """The decoder, and its metric repaired at the defaults."""
+    module, latents, data = mlp_vae(2)
+    return module, pm.repair(pm.Decoder(module, latent_dim=2), latents.double(), data, uncertainty=uncertainty)
+
+
+def shares(lengths: Tensor, reference: Tensor) -> tuple[float, float, float]:
+    """Of the excess over the reference: the median, and the shares of pairs within 0.1 % and 1 %."""
+    excess = (lengths / reference - 1).nan_to_num(nan=float("inf"))
+    return float(excess.median()), float((excess <= 1e-3).double().mean()), float((excess <= 1e-2).double().mean())
+
+
+def main(count: int = 100, runs: int = 3, side: int = 160, most: int = len(STOCHMAN)) -> None:
+    """Print the tables; ``most`` bounds how many of stochman's settings are tried."""
+    torch.set_num_threads(1)
+    module, metric = decoder_and_metric()
+    a, b = (z.double() for z in pairs(metric.geometry.latents, count))
+    reference, _ = fine_reference(metric, a, b, side=side)
+    seconds = []
+    for _ in range(runs):
+        # the graph that starts come from belongs to the metric, and is paid for in the first run only
+        took, solution = timed(lambda: metric.geodesic(a, b))
+        seconds.append(took)
+    ours = statistics.median(seconds[1:] or seconds)
+    excess, close, near = shares(solution.length, reference)
+    print(f"{count} pairs, CPU time, medians of {runs} runs; the first, which builds the grid, took {seconds[0]:.2f} s")
+    print(
+        f"converged {float(solution.converged.double().mean()):.0%}, within 0.1 % of the reference {close:.0%}, within "
+        f"1 % {near:.0%}, shorter than it by up to {float((1 - solution.length / reference).max()):.1e}"
+    )
+    evaluations = solution.evaluations.double()
+    print(
+        f"evaluations a pair: median {float(evaluations.median()):.0f}, 90th percentile "
+        f"{float(evaluations.quantile(0.9)):.0f}; {1e3 * ours / count:.2f} ms a pair"
+    )
+    rows = [("ours", 1e3 * ours / count, 1.0, excess, close, near)]
+
+    def add(name: str, took: float, lengths: Tensor) -> tuple[float, float, float]:
+        found = shares(lengths, reference)
+        rows.append((name, 1e3 * took / count, took / ours, *found))
+        return found
+
+    took, fixed = timed(lambda: metric.geodesic(a, b, solver="fixed-point"))
+    add(f"fixed-point ({float(fixed.converged.double().mean()):.0%} converged)", took, fixed.length)
+    took, (nodes, done, _) = timed(lambda: georce(metric, a, b, max_steps=GEORCE_STEPS))
+    add(f"GEORCE ({float(done.double().mean()):.0%} converged)", took, curve_lengths(metric, nodes))
+    waiting = {
+        "median pair comes": lambda found: found[0] <= 1e-2,
+        "pairs, 99 % of them, come": lambda found: found[2] >= 0.99,
+    }
+    for nodes_number, steps, grid in STOCHMAN[:most]:
+        solve = stochman_lengths(metric, module, nodes=nodes_number, steps=steps, grid=grid)
+        took, points = timed(lambda solve=solve: solve(a, b))  # type: ignore[misc]
+        found = add(f"stochman {nodes_number} nodes, {steps} steps", took, curve_lengths(metric, points))
+        for who in [who for who, reached in waiting.items() if reached(found)]:
+            print(f"stochman's {who} within 1 % of the reference in {took / ours:.0f} times our time")
+            del waiting[who]
+        if not waiting:
+            break
+    for who in waiting:
+        print(f"stochman's {who} within 1 % of the reference at none of the settings tried")
+    print(table(("solver", "ms/pair", "time/ours", "median excess", "<= 0.1 %", "<= 1 %"), rows), flush=True)
+
+
+if __name__ == "__main__":
+    main(*(int(argument) for argument in sys.argv[1:3]))
