@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,7 +104,8 @@ class TestCommands:
         assert matrix.shape == (4, 4) and np.allclose(matrix, matrix.T) and (np.diag(matrix) == 0).all()
 
     def test_report(self, place, done):
-        assert done["report"].returncode == 0, done["report"].stderr
+        passed = json.loads(done["report"].stdout)["passed"]
+        assert done["report"].returncode == (0 if passed else 1), done["report"].stderr
         assert {path.name for path in (place / "report").iterdir()} == REPORT_FILES
         assert json.loads((place / "report" / "audit.json").read_text()) == json.loads(done["report"].stdout)
 
@@ -133,6 +135,41 @@ def test_stopping_the_demo_leaves_nothing(tmp_path, monkeypatch):
     done = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "new" / "out")])
     assert done.exit_code == 130 and "Traceback" not in done.output
     assert [path.name for path in tmp_path.iterdir()] == ["reached"]
+
+
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
+    (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(5)\n")
+    entry = Path(__file__).parent.parent / "posthoc_metric_command.py"
+    done = subprocess.run(
+        [sys.executable, entry, "--help"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{entry.parent}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Stopped.\n")
+
+
+class TestExitCodes:
+    """A result that is not good ends in 1, and each command's help says so."""
+
+    @pytest.mark.parametrize("command", [c.__name__ for c in COMMANDS if c.__name__ not in ("repair", "describe")])
+    def test_the_help_says_when_it_is_1(self, command):
+        text = " ".join(CliRunner().invoke(app, [command, "--help"]).output.split())
+        assert "exit code 1 if" in text
+
+    @pytest.mark.parametrize("command", ["audit", "report"])
+    def test_an_audit_that_fails(self, place, tmp_path, monkeypatch, command):
+        """With an inflation of 0.1 the repair misses the audit's bound of 25."""
+        if not (place / "poor").exists():
+            arguments = ("--latents", place / "latents.npy", "--out", place / "poor", "--inflation", "0.1")
+            done = CliRunner().invoke(app, list(map(str, ("repair", *absolute(place), *arguments))))
+            assert done.exit_code == 0, done.output
+        more = ("--pairs", "1", "--out", tmp_path / "r") if command == "report" else ("--pairs", "0")
+        done = CliRunner().invoke(app, list(map(str, (command, place / "poor", *absolute(place), *more))))
+        assert done.exit_code == 1 and "FAIL" in done.output, done.output
+        if command == "report":
+            assert {path.name for path in (tmp_path / "r").iterdir()} >= {"report.html", "audit.json"}
 
 
 class TestHelp:

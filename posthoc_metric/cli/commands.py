@@ -239,7 +239,10 @@ def report(
     seed: Annotated[int, typer.Option(help="Which pairs are drawn.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Write a report on a repair: one self-contained page, audit.json, geodesics.npz and figures."""
+    """Write a report on a repair; exit code 1 if its audit does not pass.
+
+    It is one self-contained page, audit.json, geodesics.npz and figures.
+    """
     shape = None if image_shape is None else _shape(image_shape)
     check_folder(out)
     with stages(5) as bar:
@@ -264,6 +267,8 @@ def report(
     else:
         show_audit(found)
         results().print(f"Open {out / 'report.html'} to see it.")
+    if not found.passed:
+        raise typer.Exit(NEGATIVE)
 
 
 @with_decoder

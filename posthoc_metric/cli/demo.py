@@ -30,7 +30,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Which pairs of digits, and the seed of the repair.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Repair the shipped digits VAE and show what it did.
+    """Repair the shipped digits VAE and show what it did; exit code 1 if the audit does not pass.
 
     Loads a small trained decoder and its encoder, encodes scikit-learn's digits, repairs the metric, joins pairs of
     digits by geodesics before and after, audits the repair, and writes report.html, audit.json, geodesics.npz and the

@@ -13,7 +13,10 @@ import typer
 from .commands import audit, describe, distances, geodesic, repair, report
 from .demo import demo
 
-_EPILOG = "Exit codes: 0 done; 1 done, but the audit fails or a pair did not converge; 2 a mistake; 130 interrupted."
+_EPILOG = (
+    "Exit codes: 0 done; 1 done, but with a result that is not good, as each command's help says; 2 a mistake; "
+    "130 interrupted."
+)
 COMMANDS: tuple[Callable[..., Any], ...] = (demo, repair, audit, geodesic, distances, report, describe)
 
 app = typer.Typer(
@@ -43,7 +46,7 @@ for _command in COMMANDS:
 
 
 def main() -> None:
-    """Entry point of the ``posthoc-metric`` command."""
+    """Run the command line; ``posthoc_metric_command`` is the entry point, which catches Ctrl-C during imports too."""
     signal.signal(signal.SIGTERM, _interrupt)
     app()
 
