@@ -1,0 +1,74 @@
+"""Where the CPU time of a solve goes: the decoder's own forward and JVPs, the repair's weight, everything else.
+
+Run ``python tests/benchmarks/time_shares.py [pairs] [dimensions ...]``; repaired MLP decoders, D = 784, default repair.
+The decoder counts from the call of the wrapped map on, the library's own wrapping of it included.  (Not profile.py:
+that would hide the standard library's module from everything that is run beside it.)
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from common import table, timed
+from models import mlp_vae, pairs
+
+import posthoc_metric as pm
+from posthoc_metric.metric import MetricParts, StructuredMetric
+
+
+class Clocked:
+    """Anything whose calls, and those of its methods, are timed; ``clock`` maps names to seconds."""
+
+    def __init__(self, inner: Any, clock: dict[str, float], name: str):
+        self._inner, self._clock, self._name = inner, clock, name
+
+    def __getattr__(self, attribute: str) -> Any:
+        found = getattr(self._inner, attribute)
+        return self._timed(found) if callable(found) else found
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._timed(self._inner)(*arguments)
+
+    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def clocked(*arguments: Any, **named: Any) -> Any:
+            before = time.process_time()
+            try:
+                return call(*arguments, **named)
+            finally:
+                self._clock[self._name] += time.process_time() - before
+
+        return clocked
+
+
+def shares(dim: int, count: int, epochs: int) -> tuple[Any, ...]:
+    """One row of the table, of a solve whose start graphs are there."""
+    module, latents, data = mlp_vae(dim, epochs=epochs)
+    repaired = pm.repair(pm.Decoder(module, latent_dim=dim), latents.double(), data)
+    clock = {"decoder": 0.0, "weight": 0.0}
+    parts = repaired.parts()
+    clocked = MetricParts(Clocked(parts.embedding, clock, "decoder"), Clocked(parts.weight, clock, "weight"), None)
+    metric = StructuredMetric(clocked, dim)
+    metric.support = repaired.support
+    a, b = (z.double() for z in pairs(repaired.geometry.latents, count))
+    metric.geodesic(a[:3], b[:3])
+    clock.update(decoder=0.0, weight=0.0)
+    total, solution = timed(lambda: metric.geodesic(a, b))
+    rest = total - sum(clock.values())
+    found = (clock["decoder"] / total, clock["weight"] / total, rest / total)
+    return (dim, 1e3 * total / count, *found, float(solution.converged.double().mean()))
+
+
+def main(count: int = 100, dims: tuple[int, ...] = (2, 20, 64), epochs: int = 40) -> None:
+    """Print the table."""
+    torch.set_num_threads(1)
+    rows = [shares(dim, count, epochs) for dim in dims]
+    print(table(("d", "ms/pair", "decoder", "weight", "rest", "converged"), rows), flush=True)
+
+
+if __name__ == "__main__":
+    numbers = [int(argument) for argument in sys.argv[1:]]
+    main(*(numbers[:1] or (100,)), *((tuple(numbers[1:]),) if numbers[1:] else ()))
