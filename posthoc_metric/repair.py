@@ -88,10 +88,15 @@ class RepairedMetric(StructuredMetric):
     def save(self, path: str | Path) -> None:
         """Write everything but the decoder and the data to one safetensors file, whole or not at all.
 
+        The graphs that geodesics have started from so far are written too, so that they are not built again.
+
         Raises:
             OutputError: the file cannot be written.
             CheckpointError: the uncertainty model has no ``state()``.
         """
+        # the solver comes later in the pipeline
+        from .geodesic.start_graphs import graphs_state
+
         state = self.model.state()
         if not state:
             raise CheckpointError(
@@ -104,12 +109,15 @@ class RepairedMetric(StructuredMetric):
             tensors |= {f"floor.{key}": value for key, value in self.gate.floor.state().items()}
         tensors["latents"] = self.geometry.latents
         tensors["probe_outputs"] = self.decoder(probes)
+        graphs, starts = graphs_state(self)
+        tensors |= {f"starts.{key}": value for key, value in graphs.items()}
         facts = {
             "uncertainty": model_name(self.model),
             "settings": self.model.settings(),
             "knobs": asdict(self.knobs),
             "gate": None if self.gate is None else self.gate.numbers(),
             "seed": self.geometry.seed,
+            "starts": starts,
         }
         saving.write(path, tensors, facts)
 
@@ -187,6 +195,8 @@ def load(path: str | Path, decoder: SmoothMap, *, model: type | None = None) -> 
     Raises:
         CheckpointError: the file cannot be read, or ``decoder`` is not the one it was fitted on.
     """
+    from .geodesic.start_graphs import restore_graphs
+
     tensors, facts = saving.read(path)
     _check_decoder(decoder)
     latents = tensors["latents"]
@@ -212,7 +222,10 @@ def load(path: str | Path, decoder: SmoothMap, *, model: type | None = None) -> 
     gate = None
     if facts["gate"] is not None:
         gate = Gate(model=fitted, floor=Floor(**_under("floor.", tensors)), **facts["gate"])
-    return RepairedMetric(decoder, fitted, gate, geometry, knobs)
+    metric = RepairedMetric(decoder, fitted, gate, geometry, knobs)
+    # files of earlier versions have none
+    restore_graphs(metric, _under("starts.", tensors), facts.get("starts", []))
+    return metric
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

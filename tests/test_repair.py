@@ -144,6 +144,42 @@ def test_saving_and_loading_is_bit_equal(repaired, small, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["repaired.safetensors"]
 
 
+@pytest.mark.parametrize("make", [lambda: vae(2), lambda: autoencoder(10)])
+def test_start_graphs_are_saved_with_the_metric(make, tmp_path, monkeypatch):
+    from posthoc_metric.geodesic import start_graphs
+
+    member = make()
+    metric = pm.repair(wrap(member), member.latents, member.data)
+    a, b = member.latents[:2].double(), member.latents[2:4].double()
+    path = tmp_path / "repaired.safetensors"
+    metric.save(path)
+    assert pm.load(path, wrap(member))._start_cache.graphs == {}
+    expected = metric.geodesic(a, b)
+    metric.save(path)
+    for most in (2**25, 0):
+        # known points that are too large for the file are asked of the decoder again
+        monkeypatch.setattr(start_graphs, "_MOST_BYTES", most)
+        metric.save(path)
+        again = pm.load(path, wrap(member))
+        found = again.geodesic(a, b)
+        assert again._start_cache.built == 0 < metric._start_cache.built
+        assert found.start == expected.start
+        for name in ("length", "length_error", "steps", "points"):
+            assert torch.equal(getattr(found, name), getattr(expected, name)), name
+
+
+def test_a_file_without_start_graphs_is_read(repaired, small, tmp_path):
+    from posthoc_metric import saving
+
+    path = tmp_path / "repaired.safetensors"
+    repaired.save(path)
+    tensors, facts = saving.read(path)
+    del facts["starts"]
+    saving.write(path, {key: value for key, value in tensors.items() if not key.startswith("starts.")}, facts)
+    z = torch.randn(5, 2, dtype=torch.float64)
+    assert torch.equal(pm.load(path, wrap(small)).tensor(z), repaired.tensor(z))
+
+
 def test_another_decoder_is_refused(repaired, small, tmp_path):
     repaired.save(tmp_path / "r.safetensors")
     torch.manual_seed(5)

@@ -1,0 +1,63 @@
+"""Start graphs as tensors, so that a saved metric need not measure them again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from scipy.sparse import csr_matrix
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+
+from ..metric import Metric
+from .graph import MetricGraph
+from .guard import guard
+from .ruler import ChordRuler, TensorRuler
+from .starts import cache_of
+
+_RULERS = {ruler.__name__: ruler for ruler in (TensorRuler, ChordRuler)}
+#: what is known of a graph's points is left out of the file beyond this, and asked of the decoder again on loading
+_MOST_BYTES = 32 * 2**20
+
+
+def graphs_state(metric: Metric) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """The start graphs built for ``metric`` so far: tensors, and for each graph what JSON can hold of it."""
+    tensors: dict[str, Tensor] = {}
+    facts: list[dict[str, Any]] = []
+    for key, graph in cache_of(metric).graphs.items():
+        parts = {
+            "points": graph.points,
+            "lengths": torch.from_numpy(graph.lengths.data),
+            "columns": torch.from_numpy(graph.lengths.indices),
+            "rows": torch.from_numpy(graph.lengths.indptr),
+        }
+        if graph.known.nbytes <= _MOST_BYTES:
+            parts["known"] = graph.known
+        tensors |= {f"{len(facts)}.{name}": value for name, value in parts.items()}
+        facts.append({"key": key, "k": graph.k, "ruler": type(graph.ruler).__name__})
+    return tensors, facts
+
+
+def restore_graphs(metric: Metric, tensors: dict[str, Tensor], facts: list[dict[str, Any]]) -> None:
+    """Give ``metric`` the start graphs that :func:`graphs_state` described; unknown kinds are left to be built anew."""
+    cache, parts = cache_of(metric), guard(metric.parts())
+    for number, fact in enumerate(facts):
+        if fact["ruler"] not in _RULERS:
+            continue
+        ruler = _RULERS[fact["ruler"]](parts)
+        points = tensors[f"{number}.points"]
+        known = tensors.get(f"{number}.known")
+        edges = (tensors[f"{number}.{name}"].numpy() for name in ("lengths", "columns", "rows"))
+        cache.graphs[_hashable(fact["key"])] = MetricGraph(
+            points,
+            ruler.know(points) if known is None else known,
+            csr_matrix(tuple(edges), shape=(len(points), len(points))),
+            NearestNeighbors(n_neighbors=fact["k"]).fit(points.numpy()),
+            fact["k"],
+            ruler,
+        )
+
+
+def _hashable(key: Any) -> Any:
+    """JSON's lists as the tuples they were."""
+    return tuple(_hashable(part) for part in key) if isinstance(key, list) else key
