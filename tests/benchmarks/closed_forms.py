@@ -12,7 +12,7 @@ import statistics
 import sys
 
 import torch
-from common import curve_lengths, stochman_lengths, table, timed
+from common import curve_lengths, have_stochman, stochman_curves, table, timed
 from georce import georce
 from torch import Tensor
 
@@ -49,16 +49,17 @@ def exact_lengths(metric: Metric, a: Tensor, b: Tensor) -> Tensor:
     return geodesic(metric, a, b, spans=256, max_spans=256, tol=1e-8, rtol=1e-12).length
 
 
-def one_run(metric: Metric, a: Tensor, b: Tensor) -> dict[str, tuple[float, float, float]]:
+def one_run(metric: Metric, a: Tensor, b: Tensor, stochman: bool) -> dict[str, tuple[float, float, float]]:
     """For each solver CPU ms a pair, the worst pair's relative error, and the share of pairs it calls converged."""
     exact = exact_lengths(metric, a, b)
-    stochman = stochman_lengths(metric)
     results = {
         "ours": timed(lambda: geodesic(metric, a, b)),
-        "stochman": timed(lambda: stochman(a, b)),
         "GEORCE": timed(lambda: georce(metric, a, b)),
         "fixed-point": timed(lambda: geodesic(metric, a, b, solver="fixed-point")),
     }
+    if stochman:
+        solve = stochman_curves(metric)
+        results["stochman"] = timed(lambda: solve(a, b))
     found = {}
     for name, (seconds, result) in results.items():
         if name == "stochman":
@@ -76,9 +77,11 @@ def main(count: int = 100, runs: int = 3) -> None:
     """Print the table."""
     torch.set_num_threads(1)
     print(f"{count} pairs, medians of {runs} runs (other pairs each), CPU time, the worst pair's relative error")
-    rows = []
+    rows, stochman = [], have_stochman()
     for space in spaces(1, 0):
-        found = [one_run(metric, *pairs) for metric, pairs in (spaces(count, run)[space] for run in range(runs))]
+        found = [
+            one_run(metric, *pairs, stochman) for metric, pairs in (spaces(count, run)[space] for run in range(runs))
+        ]
         for name in found[0]:
             ms, error, share = (statistics.median(run[name][i] for run in found) for i in range(3))
             ratio = statistics.median(run[name][0] / run["ours"][0] for run in found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from posthoc_metric.geodesic.spline import interpolate
 from posthoc_metric.metric import Metric
 from posthoc_metric.smooth_map import StackedMap
 
-Lengths = Callable[[Tensor, Tensor], Tensor]
+Solve = Callable[[Tensor, Tensor], Tensor]
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -61,20 +62,26 @@ class _ByGradient(torch.autograd.Function):
         return grads[0][:, None] * context.saved_tensors[0], None
 
 
-def stochman_lengths(
+def have_stochman() -> bool:
+    """Whether stochman is installed; says what to do where it is not."""
+    if importlib.util.find_spec("stochman") is not None:
+        return True
+    print("stochman is not installed and left out of the comparison: pip install stochman")
+    return False
+
+
+def stochman_curves(
     metric: Metric, module: torch.nn.Module | None = None, *, nodes: int = 5, steps: int = 150, grid: int = 20
-) -> Lengths:
-    """``(a, b) -> lengths`` by stochman's batched energy minimisation, by default at its own defaults.
+) -> Solve:
+    """``(a, b) -> points (B, 1001, d)`` by stochman's batched energy minimisation, by default at its own defaults.
 
     Args:
         module: the network behind ``metric.decoder``, so that stochman differentiates it as its users do.
     """
-    try:
-        from stochman.curves import CubicSpline
-        from stochman.geodesic import geodesic_minimizing_energy
-        from stochman.manifold import EmbeddedManifold, Manifold
-    except ImportError as error:
-        raise SystemExit(f"this benchmark compares with stochman ({error}): pip install stochman") from None
+    from stochman.curves import CubicSpline
+    from stochman.geodesic import geodesic_minimizing_energy
+    from stochman.manifold import EmbeddedManifold, Manifold
+
     parts = metric.parts()
     maps = parts.embedding.maps if isinstance(parts.embedding, StackedMap) else (parts.embedding,)
 

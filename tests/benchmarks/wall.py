@@ -15,10 +15,10 @@ from models import pairs
 from reference import fine_reference
 
 
-def main(count: int = 100, side: int = 160, spans: int = 256, fixed_steps: int = 200) -> None:
+def main(count: int = 100, side: int = 160, spans: int = 256, fixed_steps: int = 200, epochs: int = 40) -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    _, metric = decoder_and_metric("rbf-published")
+    _, metric = decoder_and_metric("rbf-published", epochs)
     a, b = (z.double() for z in pairs(metric.geometry.latents, count))
     reference, _ = fine_reference(metric, a, b, side=side, spans=spans)
     rows = []
