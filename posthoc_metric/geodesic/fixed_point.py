@@ -6,6 +6,15 @@ mean, conditioned on its two ends and on accelerations ``y_n`` at N mesh points.
     y_n  <-  f(μ(t_n), μ'(t_n)),
 
 ``f`` being the right-hand side of the geodesic equation and ``μ``, ``μ'`` the mean under the present ``y``.
+
+Mesh, length scale ``ℓ² = ½ / (N - 1)``, noise, steps, tolerance and limit are the published ones.  What differs: where
+``M`` is singular its pseudo-inverse is taken instead of an exception, a failed pair keeps its last curve instead of
+a straight line, and a pair that meets the tolerance is called converged only if its length is confirmed.
+
+References:
+    Arvanitidis, Hauberg, Hennig, Schober: Fast and Robust Shortest Paths on Manifolds Learned from Data,
+    AISTATS 2019; the kernel's amplitude after Hennig, Hauberg: Probabilistic Solutions to Differential Equations and
+    their Application to Riemannian Statistics, AISTATS 2014.
 """
 
 from __future__ import annotations
