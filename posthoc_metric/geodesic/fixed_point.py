@@ -160,7 +160,10 @@ def solve_fixed_point(
     steps = torch.zeros(count, dtype=torch.long, device=start.device)
     evaluations = torch.zeros_like(steps)
     status = torch.full_like(steps, STATUSES.index(Status.STEP_LIMIT))
-    block = max(1, options.memory_limit // (8 * dim * (options.mesh + 2) * 4 * options.mesh))
+    width = 1 if parts.embedding is None else parts.embedding.output_dim
+    # the process's matrices, and Jacobians with two pushed vectors at the mesh points
+    numbers = options.mesh * (4 * dim * (options.mesh + 2) + width * (2 * dim + 6))
+    block = max(1, options.memory_limit // (8 * numbers))
     knots = torch.linspace(0, 1, options.spans + 1, dtype=start.dtype, device=start.device)
     nodes, slopes = [], []
     for rows in torch.arange(count, device=start.device).split(block):
