@@ -18,42 +18,88 @@ ArrayLike = Union[torch.Tensor, np.ndarray, list, tuple]
 Restore = Callable[[torch.Tensor], Any]
 
 
+#: dtypes that arithmetic is possible in
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_REAL = (*_FLOATS, *(getattr(torch, f"{u}int{n}") for u in ("", "u") for n in (8, 16, 32, 64)))
+
+
 def describe(value: Any) -> str:
     """What came, in a few words, for an error message."""
     if isinstance(value, (torch.Tensor, np.ndarray)):
         kind = "tensor" if isinstance(value, torch.Tensor) else "array"
+        if getattr(value, "is_nested", False):
+            return "nested tensor"
         return f"{kind} of shape {tuple(value.shape)} and dtype {value.dtype}"
-    return f"{type(value).__name__} ({value!r:.60})"
+    return f"{type(value).__name__} ({' '.join(repr(value).split()):.60})"
 
 
 def to_tensor(value: ArrayLike, name: str) -> tuple[torch.Tensor, Restore]:
     """``value`` as a floating-point tensor that shares no gradient with the caller's, and the way back.
 
     Raises:
-        InvalidArgumentError: ``value`` is no real-valued array.
+        InvalidArgumentError: ``value`` is no dense real-valued array.
     """
     if isinstance(value, torch.Tensor):
+        _refuse_tensor(value, name)
         tensor = value.detach()
         restore: Restore = lambda out: out  # noqa: E731
     else:
-        try:
-            array = np.asarray(value)
-            tensor = torch.from_numpy(np.array(array, copy=not array.flags.writeable or array.ndim == 0))
-        except (TypeError, ValueError) as error:
-            raise InvalidArgumentError(
-                f"`{name}` must be a tensor, a NumPy array or nested lists of numbers; got {describe(value)}. "
-                f"Convert it with numpy.asarray first ({error})."
-            ) from None
+        tensor = torch.from_numpy(_native(value, name))
         restore = lambda out: out.detach().cpu().numpy()  # noqa: E731
-    if tensor.is_complex() or tensor.dtype == torch.bool:
-        raise InvalidArgumentError(f"`{name}` must hold real numbers; got {describe(value)}. Pass a float array.")
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.get_default_dtype())
     return tensor, restore
 
 
-def to_points(value: ArrayLike, name: str, dim: int | None = None) -> tuple[torch.Tensor, Restore]:
+def _refuse_tensor(value: torch.Tensor, name: str) -> None:
+    if value.layout != torch.strided or value.is_nested:
+        raise InvalidArgumentError(f"`{name}` must be a dense tensor; got {describe(value)}, {_layout(value)}.")
+    if value.device.type == "meta":
+        raise InvalidArgumentError(f"`{name}` must hold numbers; got a tensor on the meta device, which holds none.")
+    if value.dtype not in _REAL:
+        raise InvalidArgumentError(f"`{name}` must hold real numbers; got {describe(value)}. {_remedy(value.dtype)}")
+
+
+def _layout(value: torch.Tensor) -> str:
+    if value.is_nested:
+        return "whose rows may differ in length. Pad or concatenate them"
+    return f"{str(value.layout).removeprefix('torch.')}. Call .to_dense() first"
+
+
+def _remedy(dtype: torch.dtype) -> str:
+    if dtype.is_complex:
+        return "Pass a float array, such as the real and imaginary parts beside one another."
+    return "Convert it with .float() first." if dtype.is_floating_point else "Pass a float array."
+
+
+def _native(value: Any, name: str) -> np.ndarray:
+    """``value`` as a writeable array that torch takes: native byte order, no negative strides, double at most."""
+    wanted = f"`{name}` must be a tensor, a NumPy array or nested lists of numbers; got {describe(value)}."
+    if hasattr(value, "toarray"):
+        raise InvalidArgumentError(f"{wanted} Call .toarray() first: sparse matrices are not taken.")
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise InvalidArgumentError(f"{wanted} Its rows must have one length: convert it with numpy.asarray.") from None
+    if isinstance(value, np.ma.MaskedArray) and bool(np.ma.getmaskarray(value).any()):
+        raise InvalidArgumentError(f"`{name}` must be whole; got a masked array. Fill or leave out what is masked.")
+    if array.dtype.kind in "cb":
+        raise InvalidArgumentError(f"`{name}` must hold real numbers; got {describe(value)}. Pass a float array.")
+    if array.dtype.kind not in "fiu":
+        raise InvalidArgumentError(f"{wanted} Convert it with numpy.asarray(..., dtype=float) first.")
+    if array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    usable = array.flags.writeable and array.dtype.isnative and array.ndim > 0 and min(array.strides) >= 0
+    return array if usable else np.array(array, dtype=array.dtype.newbyteorder("="), copy=True, order="C")
+
+
+def to_points(
+    value: ArrayLike, name: str, dim: int | None = None, what: str = "latent dimension"
+) -> tuple[torch.Tensor, Restore]:
     """A batch of finite points ``(B, d)`` and the way back.
+
+    Args:
+        what: the name of d, for messages.
 
     Raises:
         InvalidArgumentError: wrong rank or width, or rows that are not finite (which are named).
@@ -61,12 +107,16 @@ def to_points(value: ArrayLike, name: str, dim: int | None = None) -> tuple[torc
     tensor, restore = to_tensor(value, name)
     width = "d" if dim is None else str(dim)
     if tensor.ndim != 2:
-        hint = f"a single point needs a batch axis: `{name}[None]`" if tensor.ndim == 1 else "flatten other axes"
-        raise InvalidArgumentError(f"`{name}` must have shape (B, {width}); got {describe(value)}. {hint}.")
-    if dim is not None and tensor.shape[1] != dim:
+        hint = f"A single point needs a batch axis: `{name}[None]`" if tensor.ndim == 1 else "Flatten other axes"
         raise InvalidArgumentError(
-            f"`{name}` must have {dim} columns, the latent dimension; got {describe(value)}. "
-            "Check that the points are latents of this decoder and not data, and not transposed."
+            f"`{name}` must have shape (B, {width}); got {describe(value)}. "
+            f"{hint if tensor.ndim else 'Pass an array of points, one a row'}."
+        )
+    if dim is not None and tensor.shape[1] != dim:
+        advice = "Check that the points are latents of this decoder and not data, and not transposed."
+        raise InvalidArgumentError(
+            f"`{name}` must have {dim} columns, the {what}; got {describe(value)}. "
+            f"{advice if what == 'latent dimension' else 'Check that it is not transposed.'}"
         )
     finite = torch.isfinite(tensor).all(dim=1)
     if not bool(finite.all()):
@@ -101,17 +151,51 @@ def check_range(value: Any, name: str, low: float, high: float, what: str) -> fl
     return number
 
 
+def check_seed(value: Any) -> int:
+    """``value`` as a seed that torch, NumPy and scikit-learn all take.
+
+    Raises:
+        InvalidArgumentError: anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < 2**32:
+        raise InvalidArgumentError(f"`seed` must be an integer from 0 to 2**32 - 1; got {describe(value)}.")
+    return int(value)
+
+
+def check_count(value: Any, name: str, low: int, what: str) -> int:
+    """``value`` as an integer of at least ``low``.
+
+    Raises:
+        InvalidArgumentError: anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
+        raise InvalidArgumentError(
+            f"`{name}` is {what} and must be an integer of at least {low}; got {describe(value)}."
+        )
+    return int(value)
+
+
 class Rows:
     """Rows of a data array, read when asked for: a memory-mapped file never enters memory whole.
 
     Args:
         data: (N, ...) tensor, array or memory map; trailing axes are flattened.
         order: which rows, in which order; all by default.
+
+    Raises:
+        InvalidArgumentError: it is no dense array of real numbers; once rows are read, one of them is not finite.
     """
 
     def __init__(self, data: Any, order: torch.Tensor | None = None):
-        if not isinstance(data, (torch.Tensor, np.ndarray)):
-            data = np.asarray(data)
+        if not isinstance(data, (torch.Tensor, np.ndarray)) or isinstance(data, np.ma.MaskedArray):
+            data = _native(data, "data")
+        elif isinstance(data, torch.Tensor):
+            if data.dtype != torch.bool:
+                _refuse_tensor(data, "data")
+        elif data.dtype.kind not in "fiub":
+            raise InvalidArgumentError(f"`data` must hold real numbers; got {describe(data)}. Pass a float array.")
+        if data.ndim == 0:
+            raise InvalidArgumentError(f"`data` must have shape (N, D) or (N, ...); got {describe(data)}.")
         self._data = data
         self._order = torch.arange(len(data)) if order is None else order.cpu()
         self.shape = (len(self._order), int(np.prod(data.shape[1:])))
@@ -129,7 +213,14 @@ class Rows:
             ascending = torch.argsort(chosen)
             found = torch.empty(len(chosen), *self._data.shape[1:], dtype=torch.float64)
             found[ascending] = torch.from_numpy(np.asarray(self._data[chosen[ascending].numpy()], dtype=np.float64))
-        return found.flatten(1) if found.is_floating_point() else found.flatten(1).double()
+        found = found.flatten(1) if found.is_floating_point() else found.flatten(1).double()
+        finite = torch.isfinite(found).all(dim=1)
+        if not bool(finite.all()):
+            bad = ", ".join(map(str, chosen[~finite.cpu()][:5].tolist()))
+            raise InvalidArgumentError(
+                f"`data` must be finite; among its rows {bad} are NaN or infinite. Remove them, and their latents."
+            )
+        return found
 
     def subset(self, order: torch.Tensor) -> Rows:
         """The rows ``order`` of these rows, still unread."""

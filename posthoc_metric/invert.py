@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._arrays import ArrayLike, check_range, describe, to_points, to_tensor
+from ._arrays import ArrayLike, check_range, check_seed, describe, to_points, to_tensor
 from .errors import DecoderError, InvalidArgumentError
-from .smooth_map import SmoothMap
+from .smooth_map import SmoothMap, check_smooth_map
 
 #: entries of Jacobians, outputs or d x d matrices that are held at once
 _ENTRIES = 2**24
@@ -101,6 +101,8 @@ def invert(
     References:
         Madsen, Nielsen, Tingleff: Methods for Non-Linear Least Squares Problems, 2004, section 3.2.
     """
+    check_smooth_map(decoder, ("value_and_jacobian",))
+    seed = check_seed(seed)
     for name, value in {"starts": starts, "tries": tries, "max_steps": max_steps}.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise InvalidArgumentError(f"`{name}` must be a positive integer; got {describe(value)}.")

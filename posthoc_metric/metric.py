@@ -12,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ._arrays import ArrayLike, describe, to_points
+from ._arrays import ArrayLike, describe, name_rows, to_points
 from .errors import InvalidArgumentError, NumericalError
-from .smooth_map import SmoothMap, gram
+from .smooth_map import SmoothMap, check_smooth_map, gram
 
 if TYPE_CHECKING:
     from .geodesic import Solution
@@ -114,7 +115,7 @@ class Metric(ABC):
         """Eigenvalues of ``M(z)`` in ascending order, (B, d), never below zero.
 
         Raises:
-            NumericalError: the metric is not finite at a point.
+            NumericalError: the metric is not finite at a point, or has a negative eigenvalue.
         """
         points, restore = to_points(z, "z", self.dim)
         matrices = self.tensor(points.double())
@@ -123,7 +124,14 @@ class Metric(ABC):
                 "the metric must be finite; it is NaN or infinite at some of the points in `z`. "
                 "Check the decoder's Jacobian there."
             )
-        return restore(torch.linalg.eigvalsh(matrices).clamp_min(0.0).to(points.dtype))
+        values = torch.linalg.eigvalsh(matrices)
+        negative = values[:, 0] < -1e-6 * values.abs().amax(1)
+        if bool(negative.any()):
+            raise NumericalError(
+                f"the metric must be positive semi-definite; at the points in `z` {name_rows(negative)} not, by more "
+                "than rounding. Check the function or the class that it comes from."
+            )
+        return restore(values.clamp_min(0.0).to(points.dtype))
 
     def log_volume(self, z: ArrayLike) -> Any:
         """Magnification factor ``½ log det M(z)``, (B,); ``-inf`` where the metric is singular."""
@@ -190,6 +198,7 @@ class PullbackMetric(StructuredMetric):
     """The decoder's own metric ``J_f(z)ᵀ J_f(z)``, unrepaired (Tosi et al. 2014; Arvanitidis et al. 2018)."""
 
     def __init__(self, decoder: SmoothMap):
+        check_smooth_map(decoder)
         super().__init__(MetricParts(embedding=decoder), decoder.latent_dim)
         self.decoder = decoder
 
@@ -216,15 +225,24 @@ class FunctionMetric(Metric):
         if isinstance(z, Tensor) and z.requires_grad:
             return self._checked(self.fn(z), z)
         points, restore = to_points(z, "z", self.dim)
-        return restore(self._checked(self.fn(points), points))
+        matrices = self._checked(self.fn(points), points)
+        size, skew = matrices.abs(), (matrices - matrices.mT).abs()
+        crooked = (skew.flatten(1) > 1e-3 * size.flatten(1).amax(1, keepdim=True)).any(1) if len(points) else skew.any()
+        if bool(crooked.any()):
+            raise InvalidArgumentError(
+                f"`fn` must return symmetric matrices; {name_rows(crooked)} not. Return 0.5 * (M + M.mT), or M.mT @ M."
+            )
+        return restore(matrices)
 
     def _checked(self, matrices: Any, points: Tensor) -> Tensor:
-        if not isinstance(matrices, Tensor):
-            matrices = torch.as_tensor(matrices, dtype=points.dtype, device=points.device)
         expected = (len(points), self.dim, self.dim)
-        if tuple(matrices.shape) != expected:
+        if not isinstance(matrices, Tensor):
+            array = np.asarray(matrices)
+            matrices = torch.as_tensor(array.astype(np.float64)) if array.dtype.kind in "fiu" else None
+        if matrices is None or matrices.is_complex() or tuple(matrices.shape) != expected:
+            came = "something else" if matrices is None else describe(matrices)
             raise InvalidArgumentError(
-                f"`fn` must return shape {expected} for {len(points)} points; got {tuple(matrices.shape)}. "
+                f"`fn` must return real numbers of shape {expected} for {len(points)} points; got {came}. "
                 "Keep the batch axis first."
             )
-        return matrices
+        return matrices.to(points)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._arrays import ArrayLike, check_range, describe, to_points
+from ._arrays import ArrayLike, check_count, check_range, check_seed, describe, to_points
 from .errors import ConvergenceWarning, InvalidArgumentError, NumericalError
 from .geodesic import Status
 from .metric import Metric
@@ -148,6 +148,9 @@ def geodesic_mixup(
             "Pass what pm.repair returned, or pm.PullbackMetric(decoder)."
         )
     points, _ = to_points(latents, "latents", metric.dim)
+    seed = check_seed(seed)
+    if num_classes is not None:
+        num_classes = check_count(num_classes, "num_classes", 1, "the number of classes")
     soft = _soft_labels(labels, num_classes)
     if len(soft) != len(points):
         raise InvalidArgumentError(
@@ -206,20 +209,26 @@ def _report(status: tuple[Status, ...], finite: Tensor) -> None:
 
 def _soft_labels(labels: Any, classes: int | None) -> Tensor:
     """Classes (N,) or soft labels (N, C) as soft labels (N, C) float32."""
-    values = labels.detach() if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
+    wanted = f"`labels` must be class indices (N,), integers from 0, or soft labels (N, C); got {describe(labels)}."
+    if isinstance(labels, Tensor):
+        values = labels.detach()
+    else:
+        array = np.asarray(labels)
+        if array.dtype.kind not in "fiu":
+            raise InvalidArgumentError(f"{wanted} Names become indices with sklearn.preprocessing.LabelEncoder.")
+        values = torch.as_tensor(array)
     if values.ndim == 2 and values.is_floating_point():
         if classes is not None and values.shape[1] != classes:
-            raise InvalidArgumentError(f"soft labels must have {classes} columns; got {describe(labels)}.")
+            raise InvalidArgumentError(f"`labels`, being soft, must have {classes} columns; got {describe(labels)}.")
         return values.float()
     if values.ndim != 1 or values.is_floating_point() or values.dtype == torch.bool or not len(values):
-        raise InvalidArgumentError(
-            f"labels must be class indices (N,), integers from 0, or soft labels (N, C); got {describe(labels)}."
-        )
+        raise InvalidArgumentError(wanted)
     values = values.long()
     count = int(values.max()) + 1 if classes is None else classes
     if int(values.min()) < 0 or int(values.max()) >= count:
         raise InvalidArgumentError(
-            f"class indices must lie in 0 .. {count - 1}; got {int(values.min())} .. {int(values.max())}. "
+            f"`labels` must be class indices from 0 to {max(count - 1, 0)}; got {int(values.min())} to "
+            f"{int(values.max())}. "
             "Pass `num_classes` if there are more."
         )
     return torch.nn.functional.one_hot(values, count).float()

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import OutputError
+from .errors import InvalidArgumentError, OutputError
 
 
 @contextmanager
@@ -71,6 +71,8 @@ def write_file(path: str | Path, content: bytes) -> None:
     Raises:
         OutputError: the folder is missing or cannot be written to, or the disk is full.
     """
+    if not isinstance(path, (str, os.PathLike)) or not str(path) or "\0" in str(path):
+        raise InvalidArgumentError(f"`path` must be the path of the file to write; got {path!r:.60}.")
     target = Path(path)
     draft = ""
     try:

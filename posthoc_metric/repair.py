@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from . import saving
-from ._arrays import ArrayLike, Rows, check_range, describe, to_points
+from ._arrays import ArrayLike, Rows, check_range, check_seed, describe, to_points
 from .errors import CheckpointError, InvalidArgumentError
 from .metric import MetricParts, PullbackMetric, StructuredMetric
-from .smooth_map import SmoothMap, StackedMap
+from .smooth_map import SmoothMap, StackedMap, check_smooth_map
 from .support import Support
 from .uncertainty import PublishedRBF, UncertaintyModel, make_model, model_class, model_name
 from .uncertainty.calibration import Knobs, calibrate
@@ -164,7 +164,8 @@ def repair(
         support_quantile=check_range(support_quantile, "support_quantile", 0.0, 1.0, "a share of held-out latents"),
         max_condition_number=check_range(max_condition_number, "max_condition_number", 1.0, 1e8, "a bound on κ(J)"),
     )
-    _check_decoder(decoder)
+    check_smooth_map(decoder)
+    seed = check_seed(seed)
     points, _ = to_points(latents, "latents", decoder.latent_dim)
     if getattr(decoder, "saturated", False):
         decoder.probe_at(points)  # type: ignore[attr-defined]
@@ -198,7 +199,7 @@ def load(path: str | Path, decoder: SmoothMap, *, model: type | None = None) -> 
     from .geodesic.start_graphs import restore_graphs
 
     tensors, facts = saving.read(path)
-    _check_decoder(decoder)
+    check_smooth_map(decoder)
     latents = tensors["latents"]
     if latents.shape[1] != decoder.latent_dim:
         raise CheckpointError(
@@ -217,6 +218,11 @@ def load(path: str | Path, decoder: SmoothMap, *, model: type | None = None) -> 
             "Pass the decoder it was fitted on, or repair this one anew."
         )
     knobs = Knobs(**facts["knobs"])
+    if model is not None and not callable(getattr(model, "from_state", None)):
+        raise InvalidArgumentError(
+            f"`model` must be the class of your uncertainty model, with `from_state(settings, state)`; got "
+            f"{describe(model)}."
+        )
     kind: Any = model if model is not None else model_class(facts["uncertainty"])
     fitted = kind.from_state(facts["settings"], _under("model.", tensors))
     gate = None
@@ -239,17 +245,6 @@ def _parts(decoder: SmoothMap, model: UncertaintyModel | PublishedRBF, gate: Gat
     if model.shape() is None:
         return MetricParts(embedding=decoder, weight=gate)
     return MetricParts(embedding=decoder, field=gate.shaped)
-
-
-def _check_decoder(decoder: Any) -> None:
-    missing = [
-        name for name in ("latent_dim", "output_dim", "jvp", "vjp", "value_and_jacobian") if not hasattr(decoder, name)
-    ]
-    if missing:
-        raise InvalidArgumentError(
-            f"`decoder` must be a wrapped decoder; got {type(decoder).__name__}, which lacks {', '.join(missing)}. "
-            "Wrap it first: pm.Decoder(module, latent_dim=d)."
-        )
 
 
 def _check_data(decoder: SmoothMap, data: Any, count: int) -> Rows:

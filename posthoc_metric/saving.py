@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from .errors import CheckpointError
+from .errors import CheckpointError, InvalidArgumentError
 from .output import write_file
 
 FORMAT = "posthoc_metric"
@@ -34,9 +35,15 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: no such file, not a file of this library, cut short, or from a newer version.
     """
+    if not isinstance(path, (str, os.PathLike)) or "\0" in str(path):
+        raise InvalidArgumentError(
+            f"`path` must be the path of a file that `repaired.save` wrote; got {path!r:.60}. "
+            "The order is pm.load(path, decoder)."
+        )
     source = Path(path)
     if not source.is_file():
-        raise CheckpointError(f"cannot read {str(source)!r}: no such file. Pass what `repaired.save(path)` wrote.")
+        what = "it is a folder" if source.is_dir() else "no such file"
+        raise CheckpointError(f"cannot read {str(source)!r}: {what}. Pass the file that `repaired.save(path)` wrote.")
     try:
         with safetensors.safe_open(source, framework="pt") as stream:
             metadata = stream.metadata() or {}

@@ -31,6 +31,20 @@ class SmoothMap(Protocol):
         """``F(z)`` (B, D) and ``J(z)`` (B, D, d)."""
 
 
+def check_smooth_map(decoder: Any, names: Sequence[str] = ("jvp", "vjp", "value_and_jacobian")) -> None:
+    """See that ``decoder`` is a :class:`SmoothMap`, or has at least these of its methods.
+
+    Raises:
+        InvalidArgumentError: it is not.
+    """
+    missing = [name for name in ("latent_dim", "output_dim", *names) if not hasattr(decoder, name)]
+    if missing:
+        raise InvalidArgumentError(
+            f"`decoder` must be a wrapped decoder; got {type(decoder).__name__}, which lacks {', '.join(missing)}. "
+            "Wrap it first: pm.Decoder(module, latent_dim=d)."
+        )
+
+
 _MOST_BYTES = 2**28
 
 

@@ -53,10 +53,10 @@ def _import(where: str, factory: str) -> Any:
             spec.loader.exec_module(module)
             return module
         return importlib.import_module(where)
-    except (ImportError, OSError) as error:
+    except Exception as error:  # the caller's own module runs, and may raise anything
         raise InvalidArgumentError(
-            f"`factory` is {factory!r}, which cannot be imported: {error}. Name a module that is installed or on "
-            "PYTHONPATH, or a file as 'path/to/file.py:Class'."
+            f"`factory` is {factory!r}, which cannot be imported ({type(error).__name__}: {error}). "
+            "Name a module that is installed or on PYTHONPATH, or a file as 'path/to/file.py:Class'."
         ) from error
 
 
@@ -69,17 +69,23 @@ def build(factory: Any, kwargs: Mapping[str, Any] | None, stored: Mapping[str, A
             the factory takes are passed on where the caller gives none of the same name.
 
     Raises:
-        CheckpointError: the factory does not take those arguments.
+        InvalidArgumentError: ``kwargs`` is no dictionary.
+        CheckpointError: the factory raises with those arguments.
     """
     make = resolve(factory)
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise InvalidArgumentError(
+            "`factory_kwargs` must be a dictionary of keyword arguments, such as {'width': 64}; got "
+            f"{describe(kwargs)}."
+        )
     given = dict(kwargs or {})
     taken = {name: value for name, value in stored.items() if name not in given and _takes(make, name)}
     try:
         model = make(**taken, **given)
-    except TypeError as error:
+    except Exception as error:  # the caller's own code, which may raise anything
         raise CheckpointError(
-            f"`factory` cannot be called with the arguments {sorted({**taken, **given})}: {error}. "
-            "Pass what it needs as factory_kwargs={...}."
+            f"`factory` cannot be called with the arguments {sorted({**taken, **given})} "
+            f"({type(error).__name__}: {error}). Pass what it needs as factory_kwargs={{...}}."
         ) from error
     notes = (f"made with the checkpoint's own {', '.join(sorted(taken))}",) if taken else ()
     return model, notes

@@ -77,6 +77,9 @@ def load_decoder(
         InvalidArgumentError: ``factory`` cannot be imported, or an option of the decoder is malformed.
         DecoderError: what was loaded is no smooth decoder.
     """
+    _check_kinds(str, "a string", key=key, prefix=prefix)
+    # a string is true whatever it says
+    _check_kinds(bool, "True or False", strict=strict, trust=trust)
     container = sniff(path)
     options = {
         "latent_dim": latent_dim,
@@ -98,6 +101,12 @@ def load_decoder(
         model, notes = _from_weights(container, factory, factory_kwargs, key, prefix, strict, trust)
     decoder = Decoder(model, **options)
     return decoder.remember(f"read from {container.path.name}, {container.looks_like}", *notes)
+
+
+def _check_kinds(kind: type, words: str, **given: Any) -> None:
+    for name, value in given.items():
+        if value is not None and not isinstance(value, kind):
+            raise InvalidArgumentError(f"`{name}` must be {words}; got {describe(value)}.")
 
 
 def _from_weights(

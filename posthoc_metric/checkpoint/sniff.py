@@ -8,7 +8,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CheckpointError
+from .._arrays import describe
+from ..errors import CheckpointError, InvalidArgumentError
 
 _TEXT = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"),
@@ -40,13 +41,25 @@ class Container:
     looks_like: str
 
 
+def check_path(path: object) -> Path:
+    """``path``, with the user's home for ``~``.
+
+    Raises:
+        InvalidArgumentError: it is no path.
+    """
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str) or not str(path):
+        raise InvalidArgumentError(f"`path` must be the path of a file or folder; got {describe(path)}.")
+    return Path(os.path.expanduser(os.fspath(path)))
+
+
 def sniff(path: str | os.PathLike[str]) -> Container:
     """What ``path`` holds.
 
     Raises:
+        InvalidArgumentError: ``path`` is no path.
         CheckpointError: there is no such path, or nothing there is a container this library reads.
     """
-    path = Path(os.path.expanduser(os.fspath(path)))
+    path = check_path(path)
     if not path.exists():
         raise CheckpointError(f"`path` must be an existing file or folder; there is no {path}. Check the spelling.")
     if path.is_dir():

@@ -87,6 +87,8 @@ class Decoder:
         self.max_bytes = max_bytes
         self._eval_mode = EvalMode(settled.call.roots)
         latents = None if probe is None else to_points(probe, "probe", self.latent_dim)[0]
+        if latents is not None and not len(latents):
+            raise InvalidArgumentError("`probe` must hold at least one latent; got none. Leave it out to draw some.")
         found = self._found = self._probed(settled.call, latents)
         self._notes = settled.notes
         self.output_shape = found.output_shape
@@ -269,7 +271,7 @@ class Decoder:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def _beside(self, points: Tensor, vectors: ArrayLike, name: str, width: int) -> Tensor:
-        tensor, _ = to_points(vectors, name, width)
+        tensor, _ = to_points(vectors, name, width, "latent dimension" if width == self.latent_dim else "output width")
         if len(tensor) != len(points):
             raise InvalidArgumentError(
                 f"`{name}` must hold one vector for each of the {len(points)} rows of `z`; got {len(tensor)}."

@@ -16,9 +16,9 @@ _MOST = 8
 def stepped_outputs(function: Function, z: Tensor, v: Tensor, step: float) -> tuple[list[int], int]:
     """Outputs that jump between latents, at most eight of them, and how many others are under the same suspicion.
 
-    An output is suspected that differs among ``z`` but is the same at ``z + step v`` in every row.  A clamped one may
-    do so too; halving the way between two of the latents, always towards the larger change, tells them apart: what
-    is continuous changes ever less, what jumps does not.
+    An output is suspected that differs among ``z`` by more than rounding but is the same at ``z + step v`` in every
+    row.  A clamped or steep one may be so too; halving the way between two of the latents, always towards the larger
+    change, tells them apart: what is continuous changes ever less, what jumps does not.
 
     Args:
         function: (B, d) -> (B, D).
@@ -26,7 +26,9 @@ def stepped_outputs(function: Function, z: Tensor, v: Tensor, step: float) -> tu
         step: so short that a smooth output changes by many roundings.
     """
     here, there = function(z), function(z + step * v)
-    varies = torch.isfinite(here).all(dim=0) & (here != here[:1]).any(dim=0)
+    eps = torch.finfo(here.dtype).eps
+    size, extent = here.abs().amax(dim=0), here.amax(dim=0) - here.amin(dim=0)
+    varies = torch.isfinite(here).all(dim=0) & (extent > 64 * eps / step * size)
     suspects = torch.nonzero(varies & (here == there).all(dim=0)).flatten()
     if not len(suspects):
         return [], 0
@@ -36,14 +38,14 @@ def stepped_outputs(function: Function, z: Tensor, v: Tensor, step: float) -> tu
     index = torch.arange(len(chosen), device=z.device)
     low, high = values.argmin(dim=0), values.argmax(dim=0)
     ends, at_ends = (z[low], z[high]), (values[low, index], values[high, index])
-    whole = (at_ends[1] - at_ends[0]).abs()
-    double = z.dtype == torch.float64
-    for _ in range(30 if double else 16):
+    changes = []
+    for _ in range(40 if z.dtype == torch.float64 else 16):
         middle = 0.5 * (ends[0] + ends[1])
         at_middle = function(middle)[index, chosen]
         left = (at_middle - at_ends[0]).abs() >= (at_ends[1] - at_middle).abs()
         ends = torch.where(left[:, None], ends[0], middle), torch.where(left[:, None], middle, ends[1])
         at_ends = torch.where(left, at_ends[0], at_middle), torch.where(left, at_middle, at_ends[1])
-    jumps = (at_ends[1] - at_ends[0]).abs() > (1e-6 if double else 1e-2) * whole
+        changes.append((at_ends[1] - at_ends[0]).abs())
+    jumps = (changes[-1] > 0.5 * changes[-6]) & (changes[-1] > 1e3 * eps * size[chosen])
     found = chosen[jumps].tolist()
     return found, (len(suspects) - len(chosen)) if found else 0

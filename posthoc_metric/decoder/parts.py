@@ -111,6 +111,11 @@ def _named(model: Any, method: Any) -> Part:
 
 
 def _function(model: Any) -> Part:
+    if isinstance(model, type):
+        raise InvalidArgumentError(
+            f"`model` must be a module or a function z -> output; got the class {model.__name__}. Make an instance of "
+            "it first, with its trained weights."
+        )
     owner = getattr(model, "__self__", None)
     if isinstance(owner, nn.Module):
         return Part(f"{type(owner).__name__}.{model.__name__}", model, (owner,))

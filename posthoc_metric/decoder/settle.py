@@ -84,7 +84,10 @@ def _check_width(dim: Any, shape: Any) -> tuple[int | None, tuple[int, ...] | No
         raise InvalidArgumentError(f"`latent_dim` must be a positive integer; got {describe(dim)}.")
     if shape is None:
         return dim, None
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    if isinstance(shape, (int, list, tuple, torch.Size)):
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    else:
+        shape = (shape,)
     if not shape or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape):
         raise InvalidArgumentError(
             f"`latent_shape` must be the shape of one latent without the batch axis, such as (100, 1, 1); "

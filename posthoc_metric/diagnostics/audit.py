@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .._arrays import check_count, check_seed
 from ..smooth_map import gram
 from ..uncertainty import PublishedRBF
 from .criteria import Criterion, faithfulness_criteria, fidelity, shell_criteria
@@ -85,6 +86,9 @@ def audit(
         baseline: also measure the published RBF repair, whose peak bounds the smoothness; needs the data.
         seed: of shells, directions and pairs.
     """
+    seed, pairs = check_seed(seed), check_count(pairs, "pairs", 0, "how many geodesics to follow")
+    if points is not None:
+        points = check_count(points, "points", 2, "how many points of each shell to measure at")
     entries = repaired.dim * repaired.decoder.output_dim * 10
     count = points or int(min(max(_BUDGET / entries, _FEWEST_POINTS), _MOST_POINTS))
     added: dict[str, Field] = {"decoder": lambda z: z.new_zeros(len(z), z.shape[1], z.shape[1])}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,19 +52,6 @@ def check_metric(metric: Any) -> Metric:
             "Wrap a function with FunctionMetric(fn, dim), or a decoder with PullbackMetric(decoder)."
         )
     return metric
-
-
-def check_count(value: Any, name: str, low: int, what: str) -> int:
-    """``value`` as an integer of at least ``low``.
-
-    Raises:
-        InvalidArgumentError: anything else.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
-        raise InvalidArgumentError(
-            f"`{name}` is {what} and must be an integer of at least {low}; got {describe(value)}."
-        )
-    return int(value)
 
 
 def check_solver(solver: dict[str, Any]) -> None:
@@ -121,7 +109,13 @@ def _digest(points: Tensor) -> str:
 
 
 def below(store: str | Path | None, name: str) -> Path | None:
-    """The folder ``name`` in the store, if there is a store."""
+    """The folder ``name`` in the store, if there is a store.
+
+    Raises:
+        InvalidArgumentError: ``store`` is no path.
+    """
+    if store is not None and not isinstance(store, (str, os.PathLike)):
+        raise InvalidArgumentError(f"`store` must be a folder; got {describe(store)}.")
     return None if store is None else Path(store) / name
 
 

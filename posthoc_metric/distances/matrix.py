@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike
+from .._arrays import ArrayLike, check_count, check_seed
 from ..errors import InvalidArgumentError
 from ..metric import Metric
 from . import shortest
 from .blocks import cut, run_blocks
 from .graph import build_distance_graph, default_neighbours
-from .job import as_points, below, check_count, check_metric, check_solver, fingerprint, make_nodes, warn
+from .job import as_points, below, check_metric, check_solver, fingerprint, make_nodes, warn
 from .pairs import AllPairs, Pairs, SomePairs, draw, solve, solved_shapes
 from .progress import Progress, progress_bars
 from .report import DistanceReport, ErrorEstimate, compare, stages_of
@@ -86,6 +86,7 @@ def distances(
     """
     check_metric(metric)
     check_solver(solver)
+    seed = check_seed(seed)
     if method not in METHODS:
         raise InvalidArgumentError(f"`method` must be one of {', '.join(METHODS)}; got {method!r}.")
     refine = check_count(refine, "refine", 0, "how many of each row's distances to solve")

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from .._arrays import ArrayLike
+from .._arrays import ArrayLike, check_count, check_seed
 from ..metric import Metric
 from . import shortest
 from .blocks import cut, run_blocks
 from .graph import build_distance_graph
-from .job import as_points, below, check_count, check_metric, check_solver, fingerprint, make_nodes, warn
+from .job import as_points, below, check_metric, check_solver, fingerprint, make_nodes, warn
 from .matrix import _largest
 from .pairs import SomePairs, draw, solve, solved_shapes
 from .progress import progress_bars
@@ -65,6 +65,7 @@ def neighbours(
     """
     check_metric(metric)
     check_solver(solver)
+    seed = check_seed(seed)
     k = check_count(k, "k", 1, "the number of neighbours")
     sample = check_count(sample, "sample", 0, "how many pairs to check")
     _, latents, _ = as_points(metric, points, "points")

@@ -6,17 +6,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn import exceptions
 from sklearn.base import BaseEstimator
 from sklearn.metrics import euclidean_distances
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..distances.blocks import cut, run_blocks
 from ..distances.graph import DistanceGraph, build_distance_graph, default_neighbours
 from ..distances.job import make_nodes
 from ..distances.matrix import METHODS, MOST_SOLVED, distances
 from ..distances.shortest import ROW_BLOCK, rows
-from ..errors import InvalidArgumentError
+from ..errors import InvalidArgumentError, NotFittedError
 from ..metric import Metric
 from ..repair import repair
+
+
+class EstimatorNotFittedError(NotFittedError, exceptions.NotFittedError):
+    """An estimator is used before ``fit``; both this library's error and scikit-learn's."""
 
 
 class GeodesicEstimator(BaseEstimator):
@@ -25,9 +32,27 @@ class GeodesicEstimator(BaseEstimator):
     metric: Any
     method: str
     n_jobs: int | None
+    random_state: Any
     metric_: Metric | None
     _graph: DistanceGraph | None
     _rows: np.ndarray
+
+    def _checked(self, X: Any, *, fitted: bool = False) -> np.ndarray:
+        """``X`` as scikit-learn validates it, its refusals as this library's errors."""
+        try:
+            if fitted:
+                check_is_fitted(self)
+            return validate_data(self, X, dtype=[np.float64, np.float32], reset=not fitted)
+        except exceptions.NotFittedError as error:
+            raise EstimatorNotFittedError(str(error)) from None
+        except ValueError as error:
+            raise InvalidArgumentError(f"`X` must be finite latents (n_samples, n_features): {error}") from None
+
+    def _random(self) -> np.random.RandomState:
+        try:
+            return check_random_state(self.random_state)
+        except ValueError as error:
+            raise InvalidArgumentError(f"`random_state` must be an integer, a RandomState or None: {error}.") from None
 
     def _resolve_metric(self, X: np.ndarray) -> Metric | None:
         """The metric that ``self.metric`` stands for once the training latents are known; ``None`` is Euclidean."""
@@ -35,7 +60,7 @@ class GeodesicEstimator(BaseEstimator):
             found = self.metric
         elif hasattr(self.metric, "value_and_jacobian"):
             found = repair(self.metric, X)
-        elif callable(self.metric):
+        elif callable(self.metric) and not isinstance(self.metric, torch.nn.Module):
             found = self.metric(X)
         else:
             raise InvalidArgumentError(

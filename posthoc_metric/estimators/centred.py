@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import ClusterMixin, TransformerMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..errors import InvalidArgumentError
 from .base import GeodesicEstimator
@@ -31,8 +30,7 @@ class CentredClusterer(TransformerMixin, ClusterMixin, GeodesicEstimator):
         X_new : ndarray of shape (n_samples, n_clusters)
             Distances.
         """
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        X = self._checked(X, fitted=True)
         return self._distances(X, self.cluster_centers_.astype(X.dtype, copy=False), self._reached)
 
     def predict(self, X: Any) -> np.ndarray:

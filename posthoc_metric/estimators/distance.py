@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..errors import InvalidArgumentError
 from .base import GeodesicEstimator
@@ -94,7 +92,7 @@ class GeodesicDistance(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Geodes
         self : object
             Fitted transformer.
         """
-        X = validate_data(self, X, dtype=[np.float64, np.float32])
+        X = self._checked(X)
         count = self.n_landmarks
         if count is not None and (isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1):
             raise InvalidArgumentError(f"`n_landmarks` must be None or a positive integer; got {count!r}.")
@@ -102,7 +100,7 @@ class GeodesicDistance(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Geodes
         if count is None:
             self.landmark_indices_ = np.arange(len(X))
         else:
-            first = check_random_state(self.random_state).randint(len(X))
+            first = self._random().randint(len(X))
             self.landmark_indices_ = _farthest_first(X, min(count, len(X)), first)
         self.landmarks_ = X[self.landmark_indices_]
         self._reached = self._reach(self.landmarks_)
@@ -143,8 +141,7 @@ class GeodesicDistance(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Geodes
         X_new : ndarray of shape (n_samples, n_landmarks_)
             Distances.
         """
-        check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        X = self._checked(X, fitted=True)
         return self._distances(X, self.landmarks_.astype(X.dtype, copy=False), self._reached)
 
     @property

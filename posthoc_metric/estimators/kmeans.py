@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
-from sklearn.utils.validation import validate_data
 
 from ..errors import ConvergenceWarning
 from ..geodesic import frechet_mean
@@ -94,11 +92,11 @@ class GeodesicKMeans(CentredClusterer):
         self : object
             Fitted estimator.
         """
-        X = validate_data(self, X, dtype=[np.float64, np.float32])
+        X = self._checked(X)
         check_clusters(self.n_clusters, len(X))
         check_positive(self.max_iter, "max_iter")
         self._prepare(X, len(X) * self.n_clusters)
-        centres = X[self._sow(X, check_random_state(self.random_state))].copy()
+        centres = X[self._sow(X, self._random())].copy()
         inertia = np.inf
         for step in range(1, self.max_iter + 1):
             self.n_iter_ = step

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn.utils import check_random_state
-from sklearn.utils.validation import validate_data
 
 from .centred import CentredClusterer, check_clusters, check_positive
 
@@ -93,11 +91,11 @@ class GeodesicKMedoids(CentredClusterer):
         self : object
             Fitted estimator.
         """
-        X = validate_data(self, X, dtype=[np.float64, np.float32])
+        X = self._checked(X)
         check_clusters(self.n_clusters, len(X))
         for name in ("n_init", "max_iter"):
             check_positive(getattr(self, name), name)
-        random = check_random_state(self.random_state)
+        random = self._random()
         self._prepare(X, len(X) * (len(X) - 1) // 2)
         table = np.nan_to_num(self._among(X).astype(np.float64), nan=np.inf)
         best: tuple[float, np.ndarray, int] | None = None

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap
 
+from ..errors import InvalidArgumentError
 from .planes import Plane
 from .style import FAINT, INK, OFF_DATA, ON_DATA, SUPPORT, tidy
 
@@ -27,6 +28,11 @@ def draw_curves(
         latents: (N, d), drawn as grey dots.
         region: (r, r), the offset on the plane's grid; where it is at most 0 the ground is tinted.
     """
+    if np.ndim(curves) != 3 or np.shape(offset) != tuple(np.shape(curves)[:2]):
+        raise InvalidArgumentError(
+            f"`offset` must be (B, T) beside `curves` (B, T, d); got shapes {np.shape(offset)} and "
+            f"{tuple(np.shape(curves))}."
+        )
     if region is not None:
         ground = ListedColormap([SUPPORT])
         ax.contourf(*plane.ticks(len(region)), region, [min(region.min(), 0) - 1, 0], cmap=ground, zorder=0)
@@ -54,6 +60,8 @@ def draw_frames(
         axes: T axes.
         images: (T, h, w) or (T, h, w, 3), in [0, 1].
     """
+    if len(axes) != len(images):
+        raise InvalidArgumentError(f"`axes` must be as many as `images`; got {len(axes)} and {len(images)}.")
     for position, (ax, image) in enumerate(zip(axes, images, strict=True)):
         ax.imshow(image, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
         away = bool(len(off_data)) and bool(off_data[position])

@@ -13,7 +13,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from .._arrays import describe
+from .._arrays import check_count, describe
 from ..errors import InvalidArgumentError
 from ..metric import Metric
 from .planes import Plane
@@ -37,7 +37,7 @@ QUANTITIES = {
 
 
 def _quantity(name: str) -> Quantity:
-    if name not in QUANTITIES:
+    if not isinstance(name, str) or name not in QUANTITIES:
         raise InvalidArgumentError(f"`quantity` must be one of {', '.join(QUANTITIES)}; got {describe(name)}.")
     return QUANTITIES[name]
 
@@ -48,6 +48,11 @@ def evaluate(metric: Metric, plane: Plane, quantity: str = "log_volume", resolut
     Raises:
         InvalidArgumentError: an unknown quantity.
     """
+    if not isinstance(metric, Metric):
+        raise InvalidArgumentError(f"`metric` must be a posthoc_metric.Metric; got {describe(metric)}.")
+    if not isinstance(plane, Plane):
+        raise InvalidArgumentError(f"`plane` must be what latent_plane(latents) gives; got {describe(plane)}.")
+    resolution = check_count(resolution, "resolution", 1, "the points along a side of the picture")
     values = getattr(metric, _quantity(quantity).method)(plane.grid(resolution))
     return torch.as_tensor(values).detach().cpu().numpy().reshape(resolution, resolution)
 
@@ -58,9 +63,9 @@ def shared_norm(fields: Sequence[np.ndarray], quantity: str = "log_volume", ceil
     A condition number's scale starts at 1 and ends at ``ceiling`` at the latest; what lies beyond shows in the end
     colour.
     """
-    finite = np.concatenate([field[np.isfinite(field)].ravel() for field in fields])
+    finite = np.concatenate([np.zeros(0), *(field[np.isfinite(field)].ravel() for field in fields)])
     if not finite.size:
-        raise InvalidArgumentError("`fields` must hold finite values; all are NaN or infinite. Is the metric singular?")
+        raise InvalidArgumentError("`fields` must hold finite values; there are none. Is the metric singular?")
     low, high = np.percentile(finite, [1, 99])
     if _quantity(quantity).logarithmic:
         return LogNorm(1.0, float(min(max(high, 2.0), ceiling)), clip=True)
@@ -87,6 +92,8 @@ def draw_field(
         offset: (r, r), the offset from the data on the same grid; its levels 0 and 1 are drawn as lines.
     """
     kind = _quantity(quantity)
+    if np.ndim(field) != 2 or np.shape(field)[0] != np.shape(field)[1]:
+        raise InvalidArgumentError(f"`field` must be a square (r, r), as evaluate gives it; got {describe(field)}.")
     norm = norm or shared_norm([field], quantity)
     # a singular metric has log volume -inf and condition number inf: the ends of the scale, not holes
     low, high = float(norm.vmin or 0.0), float(norm.vmax or 1.0)

@@ -10,7 +10,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from .._arrays import ArrayLike, describe, to_points
+from .._arrays import ArrayLike, check_range, describe, to_points
 from ..errors import InvalidArgumentError
 
 
@@ -70,6 +70,12 @@ def latent_plane(latents: ArrayLike, *, through: ArrayLike | None = None, margin
     """
     points = to_points(latents, "latents")[0].double()
     dim = points.shape[1]
+    margin = check_range(margin, "margin", -1e-9, 1e6, "the empty space around the data in data radii")
+    fewest = 1 if dim == 2 or through is not None else 3
+    if len(points) < fewest:
+        raise InvalidArgumentError(
+            f"`latents` must hold at least {fewest} point{'s' if fewest > 1 else ''}; got {len(points)}."
+        )
     if dim < 2:
         raise InvalidArgumentError("`latents` must have at least 2 columns to be drawn as a map; got 1. Plot a curve.")
     radius = float((points - points.mean(0)).square().sum(1).mean().sqrt())
