@@ -1,13 +1,13 @@
 """The energy of discrete curves, its gradient and its second-order model.
 
-A curve is nodes ``z_0 .. z_n`` at times ``t_0 .. t_n``.  With ``h_k = t_{k+1} - t_k``, ``Δ_k = z_{k+1} - z_k`` and
-``m_k`` the midpoint of a segment, the energy under the metric ``J_Fᵀ J_F + w I + U`` is
+A curve is nodes ``z_0 .. z_n`` at times ``t_0 .. t_n``, n even, taken in quadratic elements of two spans.  The energy
+under the metric ``J_Fᵀ J_F + w I + U`` is the sum over the elements of
 
-    E = Σ_k ( ‖F(z_{k+1}) - F(z_k)‖² + w(m_k) ‖Δ_k‖² + Δ_kᵀ U(m_k) Δ_k ) / h_k,
+    ∫ ‖d/dt P[F]‖² dt + ∫ w(P[z]) ‖d/dt P[z]‖² dt + ∫ d/dt P[z]ᵀ U(P[z]) d/dt P[z] dt,
 
-in d > 3 with ``w`` averaged over three Gauss points of the segment.  The chords of ``F`` need no derivative of
-the metric, and every term couples neighbouring nodes only, so that the Hessian and its Gauss-Newton part are
-block tridiagonal.
+``P[·]`` the parabola in time through an element's three values, the first integral exact and the others by Gauss
+points.  The first needs no derivative of the metric, every term couples the nodes of an element only, and a
+discrete geodesic is of fourth order in the spacing.
 """
 
 from __future__ import annotations
@@ -19,28 +19,15 @@ from torch import Tensor
 
 from ..metric import MetricParts
 from .batch import Batch
+from .elements import Model, Places, Stiffness, add_blocks, add_gradient, empty_model, places, stiffness
 from .field import FieldDerivative
 
-#: places and shares of the Gauss-Legendre rules on [0, 1]: a wall hides between the nodes from too few points
-_GAUSS = {
-    1: ((0.5, 1.0),),
-    3: ((0.5 - 0.15**0.5, 5 / 18), (0.5, 8 / 18), (0.5 + 0.15**0.5, 5 / 18)),
-}
-#: latent dimensions in which a grid leads round walls
+#: latent dimensions in which a grid leads round walls, so that few points of quadrature will do
 _FEW = 3
 #: share of the energy that may be rounding error before chords are taken from Jacobians
 _CANCELLED = 1e-4
-
-
-@dataclass
-class Model(Batch):
-    """A block-tridiagonal matrix for each of P curves: (P, n-1, d, d) and (P, n-2, d, d)."""
-
-    diagonal: Tensor
-    coupling: Tensor
-
-    def __add__(self, other: Model) -> Model:
-        return Model(self.diagonal + other.diagonal, self.coupling + other.coupling)
+#: bytes of Jacobians that are worked on at once
+_CACHED = 4 * 2**20
 
 
 @dataclass
@@ -53,10 +40,11 @@ class Linearisation(Batch):
         gradient: with respect to the inner nodes (P, n-1, d).
         convex: the Gauss-Newton model, positive semi-definite.
         rest: what the first derivatives at hand tell of the rest of the Hessian; indefinite.
-        values, squares: ``F`` (P, n+1, D) and ``J_FᵀJ_F`` (P, n+1, d, d) at the nodes.
-        jacobians, end_jacobians: ``J_F`` at the inner nodes (P, n-1, D, d) and the ends (P, 2, D, d).
-        bend: ``r_{k-1}/h_{k-1} - r_k/h_k`` at the inner nodes, ``r`` the chords (P, n-1, D).
-        pull: ``J_Fᵀ bend`` (P, n-1, d).
+        squares: ``J_FᵀJ_F`` at the nodes (P, n+1, d, d).
+        jacobians: ``J_Fᵀ`` at the inner nodes (P, n-1, d, D), in single precision: they serve the secant only.
+        ends: ``F`` and ``J_Fᵀ`` at the two ends, side by side (P, 2, 1 + d, D).
+        pull: ``J_Fᵀ b``, ``b`` half the energy's derivative by ``F``, at the inner nodes (P, n-1, d).
+        pull_before: the same ``b`` under the Jacobians of the nodes before (P, n-1, d).
         grain: rounding error of the energy that comes from the precision of ``F`` (P,).
     """
 
@@ -65,12 +53,11 @@ class Linearisation(Batch):
     gradient: Tensor
     convex: Model
     rest: Model
-    values: Tensor | None = None
-    jacobians: Tensor | None = None
     squares: Tensor | None = None
-    bend: Tensor | None = None
+    jacobians: Tensor | None = None
+    ends: Tensor | None = None
     pull: Tensor | None = None
-    end_jacobians: Tensor | None = None
+    pull_before: Tensor | None = None
     grain: Tensor | None = None
 
 
@@ -86,6 +73,7 @@ class CurveEnergy:
         self.memory_limit = memory_limit
         self.weight = parts.weight
         self.field = None if parts.field is None else FieldDerivative(parts.field, probe)
+        self.precision = 0.0 if parts.embedding is None else _precision(parts.embedding(probe[:16]))
 
     def linearise(self, nodes: Tensor, h: Tensor, before: Linearisation | None = None) -> Linearisation:
         """Energy, gradient and models at ``nodes`` (P, n+1, d) with time steps ``h`` (P, n).
@@ -98,19 +86,17 @@ class CurveEnergy:
             nodes,
             energy=zeros(count),
             gradient=zeros(count, total - 2, dim),
-            convex=Model(zeros(count, total - 2, dim, dim), zeros(count, total - 3, dim, dim)),
-            rest=Model(zeros(count, total - 2, dim, dim), zeros(count, total - 3, dim, dim)),
+            convex=empty_model(count, total - 1, dim, nodes),
+            rest=empty_model(count, total - 1, dim, nodes),
         )
         if self.embedding is not None and self.lean(total, dim):
-            self._add_chords_leanly(out, h)
+            self._add_chords_leanly(out, stiffness(h))
         elif self.embedding is not None:
-            self._embed(out, before)
-            self._add_chords(out, h)
-        middle, step = (nodes[:, 1:] + nodes[:, :-1]) / 2, nodes.diff(dim=1)
+            self._add_chords(out, h, before)
         if self.weight is not None:
-            self._add_weight(out, step, h)
+            self._add_weight(out, places(h, dense=dim > _FEW))
         if self.field is not None:
-            self._add_field(out, middle, step, h)
+            self._add_field(out, places(h, dense=dim > _FEW))
         return out
 
     def lean(self, nodes: int, dim: int) -> bool:
@@ -118,146 +104,153 @@ class CurveEnergy:
         # those of this step, of the last, and a copy between them
         return self.embedding is not None and 24 * nodes * self.embedding.output_dim * dim > self.memory_limit
 
-    def _add_chords_leanly(self, out: Linearisation, h: Tensor) -> None:
+    def _add_chords_leanly(self, out: Linearisation, form: Stiffness) -> None:
         assert self.embedding is not None
         count, total, dim = out.nodes.shape
         out.squares = out.nodes.new_zeros(count, total, dim, dim)
         out.grain = torch.zeros_like(out.energy)
-        chunk = max(1, self.memory_limit // (24 * self.embedding.output_dim * dim))
+        diagonal, near, far = (2 * part[..., None, None] for part in form.coefficients())
+        # two more than a chunk, for the products with those before
+        chunk = max(2, self.memory_limit // (24 * self.embedding.output_dim * dim) - 2)
         for p in range(count):
             values = torch.cat([self.embedding(part) for part in out.nodes[p].split(4 * chunk)])
             r = values.diff(dim=0)
-            size = r.square().sum(-1)
-            out.energy[p] += (size / h[p]).sum()
-            out.grain[p] = 2 * _rounding(values[None])[0] * (size / h[p].square()).sum().sqrt()
-            bend = r[:-1] / h[p, :-1, None] - r[1:] / h[p, 1:, None]
-            last = None
-            for first in range(0, total, chunk):
-                stop = min(first + chunk, total)
+            flux = form.take(torch.tensor([p], device=r.device)).flux(r[None])[0]
+            out.energy[p] += (flux * r).sum()
+            out.grain[p] = 2 * self.precision * values[0].norm() * flux.square().sum().sqrt()
+            bend = flux[:-1] - flux[1:]
+            held = values.new_zeros(0, values.shape[1], dim)
+            for first in range(1, total - 1, chunk):
+                stop = min(first + chunk, total - 1)
                 jacobians = self.embedding.value_and_jacobian(out.nodes[p, first:stop])[1]
+                out.gradient[p, first - 1 : stop - 1] += (
+                    2 * (jacobians.mT @ bend[first - 1 : stop - 1, :, None])[..., 0]
+                )
                 out.squares[p, first:stop] = jacobians.mT @ jacobians
-                low, high = max(first, 1), min(stop, total - 1)
-                inner = jacobians[low - first : high - first]
-                out.gradient[p, low - 1 : high - 1] += 2 * (inner.mT @ bend[low - 1 : high - 1, :, None])[..., 0]
-                # block k couples the inner nodes k and k + 1
-                scale = -2 / h[p, 1:-1]
-                if last is not None and 2 <= first < total - 1:
-                    out.convex.coupling[p, first - 2] += scale[first - 2] * (last.mT @ jacobians[0])
-                links = slice(low - 1, max(low, high - 1) - 1)
-                out.convex.coupling[p, links] += scale[links, None, None] * (inner[:-1].mT @ inner[1:])
-                last = jacobians[-1]
-        squares = out.squares[:, 1:-1]
-        out.convex.diagonal += (2 / h[:, :-1] + 2 / h[:, 1:])[..., None, None] * squares
+                start, held = first - len(held), torch.cat([held, jacobians])
+                for node in range(max(start + 1, first), stop):
+                    this = held[node - start]
+                    out.convex.near[p, node - 2] += near[p, node - 1] * (held[node - 1 - start].mT @ this)
+                    if node % 2 == 0 and node - 2 >= max(start, 1):
+                        out.convex.far[p, node // 2 - 2] += far[p, node // 2 - 1] * (held[node - 2 - start].mT @ this)
+                held = held[-2:]
+            for node in (0, total - 1):
+                end = self.embedding.value_and_jacobian(out.nodes[p, node : node + 1])[1][0]
+                out.squares[p, node] = end.mT @ end
+        out.convex.diagonal += diagonal[:, 1:-1] * out.squares[:, 1:-1]
 
-    def _embed(self, out: Linearisation, before: Linearisation | None) -> None:
-        """Values and Jacobians at the nodes; at the ends they are asked for once."""
+    def _add_chords(self, out: Linearisation, h: Tensor, before: Linearisation | None) -> None:
         assert self.embedding is not None
         count, total, dim = out.nodes.shape
-        inner, jacobians = self.embedding.value_and_jacobian(out.nodes[:, 1:-1].reshape(-1, dim))
-        out.jacobians = jacobians.view(count, total - 2, -1, dim)
-        if before is None:
-            ends, at_ends = self.embedding.value_and_jacobian(out.nodes[:, [0, -1]].reshape(-1, dim))
-            ends, out.end_jacobians = ends.view(count, 2, -1), at_ends.view(count, 2, -1, dim)
-        else:
-            assert before.values is not None
-            ends, out.end_jacobians = before.values[:, [0, -1]], before.end_jacobians
-        out.values = torch.cat([ends[:, :1], inner.view(count, total - 2, -1), ends[:, 1:]], dim=1)
+        new, width = out.nodes.new_empty, self.embedding.output_dim
+        out.squares, out.grain = new(count, total, dim, dim), new(count)
+        out.jacobians = new(count, total - 2, dim, width, dtype=torch.float32)
+        out.pull, out.pull_before = new(count, total - 2, dim), torch.zeros_like(out.gradient)
+        out.ends = self._ends(out.nodes) if before is None else before.ends
+        # large temporaries cost more to allocate than to compute
+        block = max(1, _CACHED // (8 * total * width * dim))
+        for rows in torch.arange(count, device=h.device).split(block):
+            some = slice(int(rows[0]), int(rows[-1]) + 1)
+            self._add_some_chords(out, some, stiffness(h[some]), before)
+        out.gradient += 2 * out.pull
 
-    def _add_chords(self, out: Linearisation, h: Tensor) -> None:
-        assert out.values is not None and out.jacobians is not None and out.end_jacobians is not None
-        r = out.values.diff(dim=1)
-        size = r.square().sum(-1)
+    def _ends(self, nodes: Tensor) -> Tensor:
+        """At the ends, which never move, the embedding is asked once."""
+        assert self.embedding is not None
+        values, jacobians = self.embedding.value_and_jacobian(nodes[:, [0, -1]].flatten(0, 1))
+        return torch.cat([values[:, None], jacobians.mT], dim=1).view(len(nodes), 2, 1 + nodes.shape[2], -1)
+
+    def _add_some_chords(self, out: Linearisation, some: slice, form: Stiffness, before: Linearisation | None) -> None:
+        assert self.embedding is not None and out.ends is not None and out.squares is not None
+        assert out.jacobians is not None and out.pull is not None and out.grain is not None
+        nodes, ends = out.nodes[some], out.ends[some]
+        count, total, dim = nodes.shape
+        inner, jacobians = self.embedding.value_and_jacobian(nodes[:, 1:-1].flatten(0, 1))
+        rows = jacobians.mT.contiguous().view(count, total - 2, dim, -1)
+        values = torch.cat([ends[:, :1, 0], inner.view(count, total - 2, -1), ends[:, 1:, 0]], dim=1)
+        r = values.diff(dim=1)
+        flux = form.flux(r)
+        energy = (flux * r).sum((1, 2))
         # errors of different chords have nothing to do with one another
-        out.grain = 2 * _rounding(out.values) * (size / h.square()).sum(1).sqrt()
-        close = out.grain > _CANCELLED * (size / h).sum(1)
+        grain = 2 * self.precision * values[:, 0].norm(dim=-1) * flux.square().sum((1, 2)).sqrt()
+        close = grain > _CANCELLED * energy
         if bool(close.any()):
             # the values of near nodes agree in most of their digits; their derivatives do not lose any
-            ends = out.end_jacobians[close]
-            every = torch.cat([ends[:, :1], out.jacobians[close], ends[:, 1:]], dim=1)
+            every = torch.cat([ends[close, :1, 1:], rows[close], ends[close, 1:, 1:]], dim=1)
             mean = (every[:, :-1] + every[:, 1:]) / 2
-            r[close] = (mean @ out.nodes[close].diff(dim=1)[..., None])[..., 0]
-            size = r.square().sum(-1)
-        bend = r[:, :-1] / h[:, :-1, None] - r[:, 1:] / h[:, 1:, None]
-        out.bend = bend
-        out.energy += (size / h).sum(1)
-        transposed = out.jacobians.mT
-        squares = transposed @ out.jacobians
-        at_ends = out.end_jacobians.mT @ out.end_jacobians
-        out.squares = torch.cat([at_ends[:, :1], squares, at_ends[:, 1:]], dim=1)
-        out.pull = (transposed @ bend[..., None])[..., 0]
-        out.gradient += 2 * out.pull
-        out.convex.diagonal += (2 / h[:, :-1] + 2 / h[:, 1:])[..., None, None] * squares
-        out.convex.coupling -= (2 / h[:, 1:-1])[..., None, None] * (transposed[:, :-1] @ out.jacobians[:, 1:])
+            r[close] = (nodes[close].diff(dim=1)[:, :, None] @ mean)[:, :, 0]
+            flux = form.flux(r)
+            energy = (flux * r).sum((1, 2))
+        out.energy[some] += energy
+        out.grain[some] = grain
+        bend = (flux[:, :-1] - flux[:, 1:])[:, :, None]
+        out.pull[some] = torch.linalg.vecdot(rows, bend)
+        if before is not None and before.jacobians is not None and out.pull_before is not None:
+            out.pull_before[some] = torch.linalg.vecdot(before.jacobians[some], bend.float()).double()
+        out.jacobians[some] = rows
+        squares = rows @ rows.mT
+        at_ends = ends[:, :, 1:] @ ends[:, :, 1:].mT
+        out.squares[some] = torch.cat([at_ends[:, :1], squares, at_ends[:, 1:]], dim=1)
+        diagonal, near, far = (2 * part[:, 1:-1, None, None] for part in form.coefficients())
+        out.convex.diagonal[some] += diagonal * squares
+        out.convex.near[some] += near * _products(rows, 1)
+        out.convex.far[some] += far * _products(rows, 2)[:, 1::2]
 
-    def _add_weight(self, out: Linearisation, step: Tensor, h: Tensor) -> None:
+    def _add_weight(self, out: Linearisation, where: Places) -> None:
         assert self.weight is not None
-        square = step.square().sum(-1)
-        eye = torch.eye(step.shape[-1], dtype=step.dtype, device=step.device)
-        for place, share in _GAUSS[1 if step.shape[-1] <= _FEW else 3]:
-            where = out.nodes[:, :-1] + place * step
-            w, slope = self.weight.value_and_gradient(where.reshape(-1, where.shape[-1]))
-            w, slope = share * w.view_as(h) / h, share * slope.view_as(where) / h[..., None]
-            out.energy += (w * square).sum(1)
-            _add_segments(
-                out,
-                place,
-                by_step=2 * w[..., None] * step,
-                by_place=slope * square[..., None],
-                stiffness=2 * w[..., None, None] * eye,
-                mixed=2 * slope[..., :, None] * step[..., None, :],
-                # exact where log w is linear, as it is on the flank of a wall
-                curvature=(square / w.clamp_min(1e-300))[..., None, None] * slope[..., :, None] * slope[..., None, :],
-            )
+        points, v = where.points(out.nodes)
+        w, slope = self.weight.value_and_gradient(points.flatten(0, 2))
+        w, slope = w.view(points.shape[:3]), slope.view_as(points)
+        square, share = v.square().sum(-1), where.weights
+        out.energy += (share * w * square).sum((1, 2))
+        by_place, by_velocity = (share * square)[..., None] * slope, 2 * (share * w)[..., None] * v
+        add_gradient(out.gradient, where.shapes.mT @ by_place + where.slopes.mT @ by_velocity)
+        # Gauss-Newton for sqrt(w) v holds half of what mixes place and velocity, and half of the curvature that is
+        # exact where log w is linear, as it is on the flank of a wall
+        a = (where.shapes[..., None] * slope[..., None, :]).flatten(3)
+        b = (where.slopes[..., None] * v[..., None, :]).flatten(3)
+        b = b + (square / w.clamp_min(1e-300) / 4)[..., None] * a
+        half = (share[..., None] * a).mT @ b
+        shape = (*half.shape[:2], 3, v.shape[3], 3, v.shape[3])
+        half = (half + half.mT).view(shape)
+        add_blocks(out.rest, half)
+        eye = torch.eye(v.shape[3], dtype=v.dtype, device=v.device)
+        rigid = (2 * (share * w)[..., None] * where.slopes).mT @ where.slopes
+        add_blocks(out.convex, half + rigid[:, :, :, None, :, None] * eye[:, None, :])
 
-    def _add_field(self, out: Linearisation, middle: Tensor, step: Tensor, h: Tensor) -> None:
+    def _add_field(self, out: Linearisation, where: Places) -> None:
         assert self.field is not None
-        dim = step.shape[-1]
-        tensors, pushed = self.field(middle.reshape(-1, dim), step.reshape(-1, dim))
-        shape = (*h.shape, dim, dim)
-        tensors, pushed = tensors.view(shape) / h[..., None, None], pushed.reshape(shape) / h[..., None, None]
-        along = (tensors @ step[..., None])[..., 0]
-        out.energy += (step * along).sum(-1).sum(1)
-        solved = torch.linalg.solve_ex(tensors, pushed)[0]
-        _add_segments(
-            out,
-            0.5,
-            by_step=2 * along,
-            by_place=(pushed.mT @ step[..., None])[..., 0],
-            stiffness=2 * tensors,
-            mixed=2 * pushed.mT,
-            curvature=pushed.mT @ solved,
-        )
+        points, v = where.points(out.nodes)
+        tensors, pushed = self.field(points.flatten(0, 2), v.flatten(0, 2))
+        share = where.weights[..., None, None]
+        tensors, pushed = share * tensors.view(*v.shape, -1), share * pushed.reshape(*v.shape, -1)
+        along = (tensors @ v[..., None])[..., 0]
+        out.energy += (v * along).sum((1, 2, 3))
+        by_place = (pushed.mT @ v[..., None])[..., 0]
+        add_gradient(out.gradient, where.shapes.mT @ by_place + where.slopes.mT @ (2 * along))
+        curved = pushed.mT @ torch.linalg.solve_ex(tensors, pushed)[0]
+
+        def joined(left: Tensor, right: Tensor, matrices: Tensor) -> Tensor:
+            return torch.einsum("pmqi,pmqj,pmqab->pmiajb", left, right, matrices)
+
+        half = joined(where.shapes, where.slopes, pushed.mT) + joined(where.slopes, where.shapes, pushed)
+        half = half + joined(where.shapes, where.shapes, curved) / 2
+        add_blocks(out.rest, half)
+        add_blocks(out.convex, half + joined(where.slopes, where.slopes, 2 * tensors))
 
 
-def _add_segments(
-    out: Linearisation,
-    place: float,
-    *,
-    by_step: Tensor,
-    by_place: Tensor,
-    stiffness: Tensor,
-    mixed: Tensor,
-    curvature: Tensor,
-) -> None:
-    """Add terms ``e_k(p_k, Δ_k)``, ``p_k`` at the share ``place`` of a segment, from their derivatives.
-
-    ``mixed`` has the place's coordinate first.  With ``U = RᵀR`` the Gauss-Newton model of ``‖R(p) Δ‖²`` holds
-    half the mixed and half the curvature term.
-    """
-    left, right = 1 - place, place
-    # a node is the right end of the segment before it and the left end of the one after
-    out.gradient += by_step[:, :-1] - by_step[:, 1:] + right * by_place[:, :-1] + left * by_place[:, 1:]
-    both = mixed + mixed.mT
-    link = (left * mixed - right * mixed.mT + left * right * curvature)[:, 1:-1] / 2
-    for model in (out.convex, out.rest):
-        model.diagonal += right * (both + right * curvature)[:, :-1] / 2 - left * (both - left * curvature)[:, 1:] / 2
-        model.coupling += link
-    out.convex.diagonal += stiffness[:, :-1] + stiffness[:, 1:]
-    out.convex.coupling -= stiffness[:, 1:-1]
+def _products(rows: Tensor, apart: int) -> Tensor:
+    """``rows_k rows_{k+apart}ᵀ`` along the second axis of (P, n, d, D): (P, n-apart, d, d)."""
+    count, number, dim, _ = rows.shape
+    # those across two curves are thrown away; slices of every curve would have to be copied first
+    flat = rows.flatten(0, 1)
+    products = rows.new_empty(count * number, dim, dim)
+    torch.matmul(flat[:-apart], flat[apart:].mT, out=products[:-apart])
+    return products.view(count, number, dim, dim)[:, :-apart]
 
 
-def _rounding(values: Tensor) -> Tensor:
-    """Absolute rounding error of a chord (P,), by whether the values of a curve are those of a float32 map."""
-    single = (values.float().double() == values).flatten(1).all(1)
-    unit = torch.where(single, torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps)
-    return unit.to(values) * values[:, 0].norm(dim=-1)
+def _precision(values: Tensor) -> float:
+    """Relative rounding error of a map, by whether its values (n, D) are those of a float32 map."""
+    values = values[torch.isfinite(values).all(1)]
+    single = bool((values.float().double() == values).all()) and len(values) > 0
+    return torch.finfo(torch.float32 if single else torch.float64).eps

@@ -1,4 +1,4 @@
-"""Block-tridiagonal systems of many curves, solved as one banded matrix.
+"""Banded systems of many curves, solved as one banded matrix.
 
 The curves of a batch are laid one after the other on the diagonal of a single band matrix with zero
 coupling between them, so that LAPACK does in one call what a loop over pairs or over nodes would do.
@@ -11,21 +11,22 @@ import torch
 from scipy.linalg import cho_solve_banded, cholesky_banded, solve_banded
 from torch import Tensor
 
+from .elements import Model
 
-def solve_block_tridiagonal(diagonal: Tensor, coupling: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
-    """Solve ``H x = rhs`` for symmetric positive definite block-tridiagonal ``H``, every curve apart.
+
+def solve_model(model: Model, rhs: Tensor) -> tuple[Tensor, Tensor]:
+    """Solve ``H x = rhs`` for a symmetric positive definite model ``H``, every curve apart.
 
     Args:
-        diagonal: (P, n, d, d) symmetric blocks.
-        coupling: (P, n-1, d, d), block ``k`` couples row ``k`` with column ``k+1``.
-        rhs: (P, n, d).
+        model: of P curves.
+        rhs: (P, n-1, d).
 
     Returns:
-        ``x`` (P, n, d) and a mask (P,) of the curves whose matrix is positive definite; the rows of ``x`` of
+        ``x`` (P, n-1, d) and a mask (P,) of the curves whose matrix is positive definite; the rows of ``x`` of
         the others are zero.  A curve that is not finite counts as not positive definite.
     """
     count, nodes, dim = rhs.shape
-    band = _lower_band(diagonal, coupling)
+    band = _lower_band(model)
     right = rhs.reshape(count, nodes * dim).cpu().numpy().copy()
     good = np.isfinite(band).all(axis=(0, 2)) & np.isfinite(right).all(axis=1)
     while True:
@@ -50,17 +51,17 @@ def _leading_minor(error: np.linalg.LinAlgError) -> int:
     return int(str(error).split("-th")[0]) - 1
 
 
-def _lower_band(diagonal: Tensor, coupling: Tensor) -> np.ndarray:
-    """LAPACK's lower band storage ``band[i - j, j] = H[i, j]`` of every curve: (2d, P, n d)."""
-    blocks = diagonal.cpu().numpy()
-    links = coupling.cpu().numpy()
+def _lower_band(model: Model) -> np.ndarray:
+    """LAPACK's lower band storage ``band[i - j, j] = H[i, j]`` of every curve: (3d, P, (n-1) d)."""
+    blocks, near, far = (part.cpu().numpy() for part in (model.diagonal, model.near, model.far))
     count, nodes, dim, _ = blocks.shape
-    band = np.zeros((2 * dim, count, nodes, dim))
+    band = np.zeros((3 * dim, count, nodes, dim))
     for j in range(dim):
         band[: dim - j, :, :, j] = np.moveaxis(blocks[:, :, j:, j], 2, 0)
         # H[(k+1) d + i, k d + j] is the transpose of the coupling of k with k+1
-        band[dim - j : 2 * dim - j, :, :-1, j] = np.moveaxis(links[:, :, j, :], 2, 0)
-    return band.reshape(2 * dim, count, nodes * dim)
+        band[dim - j : 2 * dim - j, :, :-1, j] = np.moveaxis(near[:, :, j, :], 2, 0)
+        band[2 * dim - j : 3 * dim - j, :, 1:-2:2, j] = np.moveaxis(far[:, :, j, :], 2, 0)
+    return band.reshape(3 * dim, count, nodes * dim)
 
 
 def solve_tridiagonal(lower: Tensor, diagonal: Tensor, upper: Tensor, rhs: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class RelaxationOptions:
 
     rtol: float = 1e-4
     rough_rtol: float = 1e-3
-    tol: float = 2.5e-3
+    tol: float = 5e-3
     spans: int = 16
     max_spans: int = 256
     max_steps: int = 100

@@ -13,8 +13,9 @@ from .spline import Spline
 
 #: Gauss-Lobatto rule with five points on [0, 1] (degree 7); Simpson's rule (degree 3) shares three of them
 FRACTIONS = (0.0, 0.5 - (3 / 28) ** 0.5, 0.5, 0.5 + (3 / 28) ** 0.5, 1.0)
-#: what the difference of the two rules is divided by where the curve is smooth
-_BETTER = 5
+#: least share of the difference of two rules that is the better one's error
+_BETTER = 0.02
+_TRAPEZOID = (1 / 2, 0.0, 0.0, 0.0, 1 / 2)
 _LOBATTO = (1 / 20, 49 / 180, 16 / 45, 49 / 180, 1 / 20)
 _SIMPSON = (1 / 6, 0.0, 2 / 3, 0.0, 1 / 6)
 
@@ -26,7 +27,7 @@ class Measured(Batch):
     Attributes:
         squares: squared Riemannian speeds at five points of every span (P, n, 5).
         lengths: of every span (P, n).
-        errors: difference between the two rules, span by span (P, n).
+        errors: estimated, span by span (P, n).
         energy: ``∫ ‖ż‖² dt`` (P,).
     """
 
@@ -42,7 +43,7 @@ class Measured(Batch):
 
 
 def measure(parts: MetricParts, spline: Spline, at_nodes: Tensor | None) -> Measured:
-    """Lengths by Simpson's rule: ``errors`` are not known and zero.
+    """Lengths by Simpson's rule; ``errors`` are the trapezoidal rule's.
 
     Args:
         at_nodes: ``J_Fᵀ J_F`` at the nodes (P, n+1, d, d), which the relaxation leaves behind.
@@ -59,7 +60,8 @@ def measure(parts: MetricParts, spline: Spline, at_nodes: Tensor | None) -> Meas
     h = spline.knots.diff(dim=1)
     lengths = five.sqrt() @ five.new_tensor(_SIMPSON) * h
     energy = (five @ five.new_tensor(_SIMPSON) * h).sum(1)
-    return Measured(five, lengths, torch.zeros_like(lengths), energy)
+    errors = (lengths - five.sqrt() @ five.new_tensor(_TRAPEZOID) * h).abs()
+    return Measured(five, lengths, errors, energy)
 
 
 def confirm(parts: MetricParts, spline: Spline, rough: Measured) -> Measured:
@@ -71,8 +73,11 @@ def confirm(parts: MetricParts, spline: Spline, rough: Measured) -> Measured:
     h = spline.knots.diff(dim=1)
     lengths = five.sqrt() @ five.new_tensor(_LOBATTO) * h
     energy = (five @ five.new_tensor(_LOBATTO) * h).sum(1)
-    # Simpson's rule, which the difference judges, is the worse of the two by far more than this
-    return Measured(five, lengths, (lengths - rough.lengths).abs() / _BETTER, energy)
+    # orders 2, 4 and 8: where the curve is smooth each error is the square of the one before, where it has kinks
+    # they are alike; the first power of the ratio is the cautious side of both
+    differ = (lengths - rough.lengths).abs()
+    ratio = (differ / rough.errors.clamp_min(1e-300)).clamp(_BETTER, 1.0)
+    return Measured(five, lengths, differ * ratio, energy)
 
 
 def chorded(parts: MetricParts, spline: Spline, known: Measured) -> Measured:
@@ -105,13 +110,11 @@ def chorded(parts: MetricParts, spline: Spline, known: Measured) -> Measured:
         sums.append(squares.clamp_min(0).sqrt().view(count, spans, -1).sum(2))
     fine, coarse = sums
     errors = (fine - coarse).abs() * (2 / 3)
-    # at a jump the better rule is no better than the worse, and their difference counts whole
-    whole = known.errors * _BETTER
-    choose = (errors.sum(1) < whole.sum(1))[:, None]
+    choose = (errors.sum(1) < known.errors.sum(1))[:, None]
     return Measured(
         known.squares,
         torch.where(choose, fine + (fine - coarse) / 3, known.lengths),
-        torch.where(choose, errors, whole),
+        torch.where(choose, errors, known.errors),
         known.energy,
     )
 

@@ -30,6 +30,8 @@ _CHORD_SHARE = 0.9
 _ROUGH_RESIDUAL = 5e-2
 #: share of the error asked for that the quadrature may take before chords are asked as well
 _SURE = 0.3
+#: bytes of decoded points that are worked on at once; larger temporaries cost more to allocate than to compute
+_CACHED = 16 * 2**20
 #: most spans at which a start curve is given up to what it is
 _MOST_COARSE = 64
 
@@ -61,6 +63,7 @@ class Curves(Batch):
     clock: Clock
     density: Tensor
     rate: Tensor
+    secant: Tensor
 
 
 @dataclass
@@ -154,7 +157,7 @@ class Refiner:
     def _refine(self, base: Curves, spans: int) -> tuple[Curves, Tensor, Tensor]:
         """Curves of ``spans`` spans from ``base``; which of them are final; which went wrong."""
         knots, nodes = respace(base.spline, base.density, spans)
-        better = self._relax(knots, nodes, base.pair, base.kind, self.options.tol, base.rate)
+        better = self._relax(knots, nodes, base.pair, base.kind, self.options.tol, base)
         facts, rtol = better.facts, self.options.rtol
         # the length of the interpolated curve errs with the fourth power of the spacing, or where there are kinks
         # with the first: then as much is still to come as came by the last doubling
@@ -178,7 +181,7 @@ class Refiner:
         return better, ((converged & confirmed) | broken) & ~rejected, rejected
 
     def _relax(
-        self, knots: Tensor, nodes: Tensor, pair: Tensor, kind: Tensor, tol: float, rate: Tensor | None = None
+        self, knots: Tensor, nodes: Tensor, pair: Tensor, kind: Tensor, tol: float, base: Curves | None = None
     ) -> Curves:
         # a curve that is slow here goes on with more nodes, where its like are still in the batch
         spans = knots.shape[1] - 1
@@ -186,7 +189,7 @@ class Refiner:
         # in many dimensions steps with few nodes are cheap beside the Jacobians of many
         most = _STEPS_A_LEVEL if nodes.shape[2] <= _FEW or spans > _MOST_COARSE else _STEPS_A_COARSE_LEVEL
         steps = self.options.max_steps if last else min(most, self.options.max_steps)
-        relaxed = self._in_blocks(nodes, knots, tol, steps, rate)
+        relaxed = self._in_blocks(nodes, knots, tol, steps, base)
         spline = interpolate(knots, relaxed.nodes)
         everyone = torch.arange(len(pair), device=pair.device)
         measured = Measured.join(
@@ -202,7 +205,9 @@ class Refiner:
         chords = relaxed.energy.clamp_min(0).sqrt()
         shortfall = (1 - chords / measured.length.clamp_min(1e-300)).square() * 5 + relaxed.residual.square() / 4
         enough = self.options.rtol if spans < _MOST_COARSE else max(self.options.rtol, self.options.rough_rtol)
+        # what cannot be final need not be confirmed
         worth = torch.isfinite(measured.length) & (shortfall <= enough)
+        worth &= False if base is None else (measured.length - base.facts.length).abs() / 15 <= enough * measured.length
         error = measured.length * shortfall
         if bool(worth.any()):
             for rows in worth.nonzero().flatten().split(self._rows_of_values(2 * spans)):
@@ -227,26 +232,36 @@ class Refiner:
             chord_length=chords,
         )
         density = _density(spline, measured.lengths, measured.errors)
-        return Curves(pair, kind, facts, spline, make_clock(spline, speeds), density, relaxed.rate)
+        return Curves(pair, kind, facts, spline, make_clock(spline, speeds), density, relaxed.rate, relaxed.secant)
 
-    def _in_blocks(self, nodes: Tensor, knots: Tensor, tol: float, steps: int, rate: Tensor | None) -> Relaxed:
+    def _in_blocks(self, nodes: Tensor, knots: Tensor, tol: float, steps: int, base: Curves | None) -> Relaxed:
         """Relax as many curves at once as the memory limit lets."""
         dim = nodes.shape[2]
         width = 0 if self.parts.embedding is None else self.parts.embedding.output_dim
-        # values, bend and their like, and the Jacobians of this step, of the last, of the ends, and copies between them
-        held = 0 if self.energy.lean(nodes.shape[1], dim) else width * (9 * dim + 12)
+        # the Jacobians of this step and of the last, in single precision, and copies between them
+        held = 0 if self.energy.lean(nodes.shape[1], dim) else 2 * width * dim
         numbers = nodes.shape[1] * (held + 60 * dim * dim)
         block = max(1, self.options.memory_limit // (8 * numbers))
-        rate = torch.zeros_like(knots[:, 0]) if rate is None else rate
-        pieces = zip(nodes.split(block), knots.split(block), rate.split(block), strict=True)
-        return Relaxed.join(
-            [relax(self.energy, part, times, tol=tol, max_steps=steps, rate=slow) for part, times, slow in pieces]
-        )
+        pieces = []
+        for rows in torch.arange(len(nodes), device=nodes.device).split(block):
+            known = None if base is None else base.take(rows)
+            pieces.append(
+                relax(
+                    self.energy,
+                    nodes[rows],
+                    knots[rows],
+                    tol=tol,
+                    max_steps=steps,
+                    rate=None if known is None else known.rate,
+                    secant=None if known is None else _between(known.spline.knots, known.secant, knots[rows]),
+                )
+            )
+        return Relaxed.join(pieces)
 
     def _rows_of_values(self, points: int) -> int:
         """Curves of which so many decoded points fit into the memory limit."""
         width = 1 if self.parts.embedding is None else self.parts.embedding.output_dim
-        return max(1, self.options.memory_limit // (48 * width * points))
+        return max(1, min(self.options.memory_limit, _CACHED) // (48 * width * points))
 
     def _assemble(self, done: list[Curves]) -> Refined:
         rows = [curves.pair for curves in done]
@@ -255,6 +270,18 @@ class Refiner:
         facts = Facts.join([curves.facts for curves in done]).take(order)
         kind = torch.cat([curves.kind for curves in done])[order]
         return Refined(facts, kind, spline, clock, self.steps, self.evaluations)
+
+
+def _between(knots: Tensor, values: Tensor, times: Tensor) -> Tensor:
+    """Values (P, n-1, ...) at inner knots (P, n+1), linearly between them at the inner of other times (P, m+1)."""
+    inner, at = knots[:, 1:-1].contiguous(), times[:, 1:-1].contiguous()
+    place = torch.searchsorted(inner, at).clamp(1, inner.shape[1] - 1)
+    left, right = inner.gather(1, place - 1), inner.gather(1, place)
+    share = ((at - left) / (right - left)).clamp(0, 1)[:, :, None]
+    flat = values.flatten(2)
+    index = place[..., None].expand(-1, -1, flat.shape[2])
+    found = flat.gather(1, index - 1) * (1 - share) + flat.gather(1, index) * share
+    return found.view(*at.shape, *values.shape[2:])
 
 
 def _spans(curves: Curves) -> int:

@@ -1,6 +1,6 @@
 """Trust-region Gauss-Newton steps with a structured secant correction, all curves at once, each for itself.
 
-The Gauss-Newton model of the discrete energy is block tridiagonal and positive semi-definite.  What it lacks is
+The Gauss-Newton model of the discrete energy is banded and positive semi-definite.  What it lacks is
 block diagonal for the chords (the decoder's second derivative along the curve's bend), and is learnt from
 Jacobians at successive nodes as in NL2SOL (Dennis, Gay & Welsch 1981), node by node.  Every curve has a trust
 radius of its own, in the metric's L² norm, held by Levenberg-Marquardt damping (Moré 1978), and leaves the batch
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
+from .elements import Model, node_masses
 from .energy import CurveEnergy, Linearisation
-from .linear import solve_block_tridiagonal
+from .linear import solve_model
 from .status import Status
 
 STATUSES = tuple(Status)
@@ -42,6 +43,7 @@ class Relaxed(Batch):
             model, corrected by how much slower than by its prediction the residual falls.
         rate: factor by which the last step changed the uncorrected residual (P,).
         squares: ``J_FᵀJ_F`` at the nodes (P, n+1, d, d), where there is an embedding.
+        secant: what was learnt of the Hessian, for a unit of time at the inner nodes (P, n-1, d, d).
         status: indices into ``STATUSES`` (P,).
         steps: accepted and rejected steps (P,).
         evaluations: points at which the metric was linearised (P,).
@@ -52,6 +54,7 @@ class Relaxed(Batch):
     residual: Tensor
     rate: Tensor
     squares: Tensor | None
+    secant: Tensor
     status: Tensor
     steps: Tensor
     evaluations: Tensor
@@ -82,7 +85,14 @@ class _Step(Batch):
 
 
 def relax(
-    energy: CurveEnergy, nodes: Tensor, knots: Tensor, *, tol: float, max_steps: int, rate: Tensor | None = None
+    energy: CurveEnergy,
+    nodes: Tensor,
+    knots: Tensor,
+    *,
+    tol: float,
+    max_steps: int,
+    rate: Tensor | None = None,
+    secant: Tensor | None = None,
 ) -> Relaxed:
     """Minimise the discrete energy over the inner nodes.
 
@@ -91,7 +101,7 @@ def relax(
         knots: their times (P, n+1).
         tol: residual at which a curve is done.
         max_steps: steps for each curve.
-        rate: the rates (P,) at which the same curves converged with fewer nodes.
+        rate, secant: of :class:`Relaxed`, from the same curves with fewer nodes.
     """
     count, total, _ = nodes.shape
     h = knots.diff(dim=1)
@@ -103,11 +113,14 @@ def relax(
         torch.full_like(here.energy, float("inf")),
         torch.zeros_like(here.energy),
         None if here.squares is None else here.squares.clone(),
+        torch.zeros_like(here.convex.diagonal),
         torch.full_like(row, STATUSES.index(Status.STEP_LIMIT)),
         torch.zeros_like(row),
         torch.full_like(row, total),
     )
-    radius, secant = torch.full_like(here.energy, float("inf")), torch.zeros_like(here.convex.diagonal)
+    radius = torch.full_like(here.energy, float("inf"))
+    mass = node_masses(h)[:, :, None, None]
+    secant = torch.zeros_like(here.convex.diagonal) if secant is None else secant * mass
     rate = torch.zeros_like(here.energy) if rate is None else rate.clone()
     none, never = torch.zeros_like(here.energy), torch.zeros_like(row, dtype=torch.bool)
     active = _Active(row, here, h, radius, none, secant, rate, none.clone(), never, never.clone())
@@ -134,6 +147,7 @@ def relax(
             active, step = active.take(~done & ~stuck), step.take(~done & ~stuck)
         if len(active.row):
             active = _advance(energy, active, step, final)
+    final.secant /= mass
     return final
 
 
@@ -189,6 +203,7 @@ def _leave(final: Relaxed, curves: _Active, why: Status) -> None:
     final.nodes[rows], final.energy[rows] = curves.here.nodes, curves.here.energy
     if final.squares is not None and curves.here.squares is not None:
         final.squares[rows] = curves.here.squares
+    final.secant[rows] = curves.secant
     final.status[rows] = STATUSES.index(why)
 
 
@@ -200,8 +215,8 @@ def _trust_region_step(active: _Active) -> _Step:
     """The minimiser of the model in the trust region, nearly: damping is raised until it is inside and convex."""
     here, h = active.here, active.h
     inertia = here.convex.diagonal * (h[:, :-1] * h[:, 1:] / here.energy.clamp_min(1e-300)[:, None])[..., None, None]
-    diagonal = here.convex.diagonal + here.rest.diagonal + active.secant
-    coupling = here.convex.coupling + here.rest.coupling
+    model = here.convex + here.rest
+    model.diagonal += active.secant
     move = torch.zeros_like(here.gradient)
     size = torch.zeros_like(here.energy)
     # the last damping is a good first guess; a tenth of it lets a curve grow out of it
@@ -209,15 +224,12 @@ def _trust_region_step(active: _Active) -> _Step:
     todo = torch.arange(len(mu), device=mu.device)
     for _ in range(60):
         push = (mu[todo] * here.energy[todo])[:, None, None, None] * inertia[todo]
-        found, convex = solve_block_tridiagonal(diagonal[todo] + push, coupling[todo], -here.gradient[todo])
+        found, convex = _damped(model, todo, push, here.gradient)
         if not bool(convex.all()):
             # far from a minimum the Gauss-Newton part alone gives longer steps than damping what is indefinite
             saddle = todo[~convex]
-            diagonal[saddle], coupling[saddle] = here.convex.diagonal[saddle], here.convex.coupling[saddle]
-            again, found_convex = solve_block_tridiagonal(
-                diagonal[saddle] + push[~convex], coupling[saddle], -here.gradient[saddle]
-            )
-            found[~convex], convex[~convex] = again, found_convex
+            model.put_rows(saddle, here.convex.take(saddle))
+            found[~convex], convex[~convex] = _damped(model, saddle, push[~convex], here.gradient)
         length = torch.einsum("pki,pkij,pkj->p", found, inertia[todo], found).clamp_min(0).sqrt()
         inside = convex & (length <= 1.2 * active.radius[todo])
         move[todo], size[todo] = found, length
@@ -240,12 +252,17 @@ def _trust_region_step(active: _Active) -> _Step:
     return _Step(move, 0.5 * (slope + damping), residual, size)
 
 
+def _damped(model: Model, rows: Tensor, push: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    damped = model.take(rows)
+    damped.diagonal += push
+    return solve_model(damped, -gradient[rows])
+
+
 def _update_secant(secant: Tensor, here: Linearisation, there: Linearisation, move: Tensor, accept: Tensor) -> Tensor:
     """Powell's symmetric update in the metric's scale, block by block, where the step was taken."""
-    if here.jacobians is None or there.pull is None or there.bend is None:
+    if there.pull is None or there.pull_before is None:
         return secant
-    old = (here.jacobians.mT @ there.bend[..., None])[..., 0]
-    miss = 2 * (there.pull - old) - (secant @ move[..., None])[..., 0]
+    miss = 2 * (there.pull - there.pull_before) - (secant @ move[..., None])[..., 0]
     weighted = (there.convex.diagonal @ move[..., None])[..., 0]
     length = (weighted * move).sum(-1).clamp_min(1e-300)[..., None, None]
     outer = miss[..., :, None] * weighted[..., None, :]

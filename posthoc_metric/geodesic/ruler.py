@@ -58,6 +58,25 @@ class TensorRuler:
             squares = squares + self.parts.weight(where).view(3, -1) * step.square().sum(1)
         return squares.clamp_min(0).sqrt().mul(squares.new_tensor([1 / 6, 2 / 3, 1 / 6])[:, None]).sum(0)
 
+    def along(self, curves: Tensor, known: Tensor) -> Tensor:
+        """Lengths (Q, m-1) of the pieces of many curves (Q, m, d) of close points, by the trapezoidal rule.
+
+        Args:
+            known: matrices (Q, m, d, d) at the points.
+        """
+        steps = curves.diff(dim=1)
+        speeds = []
+        weight = None
+        if self.parts.weight is not None:
+            flat = curves.flatten(0, 1)
+            weight = torch.cat([self.parts.weight(part) for part in flat.split(_EDGES)]).view(curves.shape[:2])
+        for ends in (slice(None, -1), slice(1, None)):
+            squares = torch.einsum("qmi,qmij,qmj->qm", steps, known[:, ends], steps)
+            if weight is not None:
+                squares = squares + weight[:, ends] * steps.square().sum(-1)
+            speeds.append(squares.clamp_min(0).sqrt())
+        return (speeds[0] + speeds[1]) / 2
+
 
 class ChordRuler:
     """Chords of the embedding over the halves of a segment, and the weight by Simpson on each half."""

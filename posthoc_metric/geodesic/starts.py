@@ -171,8 +171,8 @@ def _estimate(graph: MetricGraph, curves: StartCurves) -> None:
     flat = curves.nodes.reshape(-1, dim)
     index = graph.search.kneighbors(flat.cpu().numpy(), n_neighbors=1, return_distance=False)[:, 0]
     known = graph.known[torch.from_numpy(index).to(flat.device)].view(count, number, *graph.known.shape[1:])
-    a, b = curves.nodes[:, :-1].reshape(-1, dim), curves.nodes[:, 1:].reshape(-1, dim)
-    pieces = graph.ruler.lengths(a, b, known[:, :-1].flatten(0, 1), known[:, 1:].flatten(0, 1)).view(count, -1)
+    assert isinstance(graph.ruler, TensorRuler)
+    pieces = graph.ruler.along(curves.nodes, known)
     length = pieces.sum(1)
     curves.length[:] = length.nan_to_num(nan=float("inf"))
     steps = curves.nodes.diff(dim=1).norm(dim=-1)

@@ -63,25 +63,27 @@ class RBF(UncertaintyModel):
         return self._evaluate(z)[0]
 
     def score_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        score, share, centred = self._evaluate(z)
+        score, evidence, centred = self._evaluate(z)
         # ∇ score² / 2 = Σ_k p_k (z - c_k), with p_k the centres' shares of the evidence
         assert self._points is not None
-        return score, (centred - share @ self._points) / score[:, None]
+        mean = (evidence @ self._points) / evidence.sum(1, keepdim=True)
+        return score, (centred - mean) / score[:, None]
 
     def _evaluate(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores (B,), the centres' evidence over that of the one that has most (B, K), and ``z`` from the origin."""
         if self._points is None:
             raise NotFittedError("this RBF model is not fitted; call fit(decoder, latents) first.")
         centred = z - self._origin
-        if centred.shape[1] <= _MOST_DIRECT_DIM:
-            square = sum((centred[:, j, None] - self._points[None, :, j]).square() for j in range(centred.shape[1]))
-        else:
-            square = centred.square().sum(1, keepdim=True) - 2 * centred @ self._points.T
-            square = square + self._points.square().sum(1)
         two = 2 * self._width.square()
-        logits = self._log_evidence - square / two
-        top = torch.logsumexp(logits, dim=1)
+        # log a_k - ‖z - c_k‖² / 2h² without its part that is the same for all centres
+        offset = self._log_evidence - self._points.square().sum(1) / two
+        logits = torch.addmm(offset, centred, self._points.T * (2 / two))
+        top = logits.amax(dim=1, keepdim=True)
+        evidence = logits.sub_(top).exp_()
+        log_sum = top[:, 0] + evidence.sum(1).log()
         total = torch.logsumexp(self._log_evidence, dim=0)
-        return (two * (1 + total - top)).sqrt(), (logits - top[:, None]).exp(), centred
+        square = two * (1 + total - log_sum) + centred.square().sum(1)
+        return square.sqrt(), evidence, centred
 
     def settings(self) -> dict[str, Any]:
         return {"centres": self.centres}

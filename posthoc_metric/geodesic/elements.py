@@ -1,0 +1,150 @@
+"""Curves as quadratic elements: two spans and three nodes each, with the parabola in time through them.
+
+With chords ``a = F_1 - F_0`` and ``b = F_2 - F_1`` over times ``h_1`` and ``h_2``, ``H = h_1 + h_2``, the parabola
+through three points has the energy
+
+    ∫ ‖Ḟ‖² dt = ‖a + b‖² / H + (H / 3) ‖b / h_2 - a / h_1‖²,
+
+never less than that of the two chords, and of fourth order where they are of second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .batch import Batch
+
+
+@dataclass
+class Model(Batch):
+    """A symmetric matrix over the inner nodes of each of P curves of n spans, in blocks.
+
+    Attributes:
+        diagonal: (P, n-1, d, d).
+        near: couples inner node k with k + 1 (P, n-2, d, d).
+        far: couples the two ends of an element (P, n/2-2, d, d): inner nodes 2k + 1 and 2k + 3.
+    """
+
+    diagonal: Tensor
+    near: Tensor
+    far: Tensor
+
+    def __add__(self, other: Model) -> Model:
+        return Model(self.diagonal + other.diagonal, self.near + other.near, self.far + other.far)
+
+
+def empty_model(count: int, spans: int, dim: int, like: Tensor) -> Model:
+    """Zeros."""
+    sizes = (spans - 1, spans - 2, spans // 2 - 2)
+    return Model(*(like.new_zeros(count, size, dim, dim) for size in sizes))
+
+
+@dataclass
+class Stiffness(Batch):
+    """The element's energy as a quadratic form of its chords, ``k11 ‖a‖² + 2 k12 ⟨a, b⟩ + k22 ‖b‖²``, each (P, n/2)."""
+
+    k11: Tensor
+    k12: Tensor
+    k22: Tensor
+
+    def flux(self, chords: Tensor) -> Tensor:
+        """Half the derivative of the energy with respect to the chords (P, n, D)."""
+        a, b = chords[:, ::2], chords[:, 1::2]
+        first = self.k11[..., None] * a + self.k12[..., None] * b
+        second = self.k12[..., None] * a + self.k22[..., None] * b
+        return torch.stack([first, second], dim=2).flatten(1, 2)
+
+    def coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The form as a matrix over nodes: of all nodes (P, n+1), neighbours (P, n), ends of elements (P, n/2)."""
+        middle = self.k11 - 2 * self.k12 + self.k22
+        diagonal = _spread(torch.stack([self.k11, middle, self.k22], dim=2)[..., None])[..., 0]
+        near = torch.stack([self.k12 - self.k11, self.k12 - self.k22], dim=2).flatten(1)
+        return diagonal, near, -self.k12
+
+
+def stiffness(h: Tensor) -> Stiffness:
+    """From the time steps (P, n), n even."""
+    first, second = h[:, ::2], h[:, 1::2]
+    whole = first + second
+    bent = whole / 3
+    return Stiffness(
+        1 / whole + bent / first.square(), 1 / whole - bent / (first * second), 1 / whole + bent / second.square()
+    )
+
+
+def node_masses(h: Tensor) -> Tensor:
+    """The time that each inner node stands for (P, n-1), by Simpson's rule on every element of time steps (P, n)."""
+    whole = h[:, ::2] + h[:, 1::2]
+    return _spread(torch.stack([whole, 4 * whole, whole], dim=2)[..., None])[:, 1:-1, 0] / 6
+
+
+@dataclass
+class Places:
+    """Quadrature points of every element.
+
+    Attributes:
+        shapes: what share each of the three nodes has in the point (P, n/2, q, 3).
+        slopes: the same of the velocity.
+        weights: (P, n/2, q), in units of time.
+    """
+
+    shapes: Tensor
+    slopes: Tensor
+    weights: Tensor
+
+    def points(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Points and velocities (P, n/2, q, d) on the parabolas through ``nodes`` (P, n+1, d)."""
+        # from the middle node and the two chords, so that equal nodes give no velocity at all
+        chords = nodes.diff(dim=1)
+        chords = torch.stack([-chords[:, ::2], chords[:, 1::2]], dim=2)
+        return nodes[:, 1::2, None] + self.shapes[..., ::2] @ chords, self.slopes[..., ::2] @ chords
+
+
+#: Gauss-Legendre points on [-1, 1] and their weights; over an element, and over each of its spans, where a wall
+#: hides between the nodes from too few points
+_TWO = ((-(3**-0.5), 1.0), (3**-0.5, 1.0))
+_THREE = ((-(0.6**0.5), 5 / 9), (0.0, 8 / 9), (0.6**0.5, 5 / 9))
+
+
+def places(h: Tensor, *, dense: bool) -> Places:
+    """Two points an element, or three a span where ``dense``, for time steps ``h`` (P, n)."""
+    first, second = h[:, ::2, None], h[:, 1::2, None]
+    whole = first + second
+    if dense:
+        at, share = (h.new_tensor([pair[i] for pair in _THREE]) for i in (0, 1))
+        t = torch.cat([first * (1 + at) / 2, first + second * (1 + at) / 2], dim=2)
+        weights = torch.cat([first * share / 2, second * share / 2], dim=2)
+    else:
+        at, share = (h.new_tensor([pair[i] for pair in _TWO]) for i in (0, 1))
+        t, weights = whole * (1 + at) / 2, whole * share / 2
+    low, mid, high = first * whole, first * second, second * whole
+    shapes = torch.stack([(t - first) * (t - whole) / low, t * (whole - t) / mid, t * (t - first) / high], dim=3)
+    slopes = torch.stack([(2 * t - first - whole) / low, (whole - 2 * t) / mid, (2 * t - first) / high], dim=3)
+    return Places(shapes, slopes, weights)
+
+
+def add_gradient(gradient: Tensor, parts: Tensor) -> None:
+    """Add the elements' shares (P, n/2, 3, d) to the inner nodes' (P, n-1, d), in place."""
+    gradient += _spread(parts)[:, 1:-1]
+
+
+def add_blocks(model: Model, blocks: Tensor) -> None:
+    """Add the elements' matrices (P, n/2, 3, d, 3, d) to the model, in place."""
+    diagonal = torch.stack([blocks[:, :, i, :, i] for i in range(3)], dim=2)
+    model.diagonal += _spread(diagonal.flatten(3)).unflatten(2, diagonal.shape[3:])[:, 1:-1]
+    near = torch.stack([blocks[:, :, 0, :, 1], blocks[:, :, 1, :, 2]], dim=2).flatten(1, 2)
+    model.near += near[:, 1:-1]
+    model.far += blocks[:, 1:-1, 0, :, 2]
+
+
+def _spread(parts: Tensor) -> Tensor:
+    """Elements' values at their three nodes (P, n/2, 3, k), summed at the nodes (P, n+1, k)."""
+    count, elements, _, width = parts.shape
+    total = parts.new_zeros(count, 2 * elements + 1, width)
+    total[:, :-1:2] += parts[:, :, 0]
+    total[:, 1::2] += parts[:, :, 1]
+    total[:, 2::2] += parts[:, :, 2]
+    return total
