@@ -46,7 +46,10 @@ class GeodesicEstimator(BaseEstimator):
         except exceptions.NotFittedError as error:
             raise EstimatorNotFittedError(str(error)) from None
         except ValueError as error:
-            raise InvalidArgumentError(f"`X` must be finite latents (n_samples, n_features): {error}") from None
+            # without the array itself and the advice on imputing
+            first, *others = str(error).splitlines()
+            words = " ".join([first, *(line for line in others if line.startswith("Reshape"))])
+            raise InvalidArgumentError(f"`X` must be finite latents (n_samples, n_features): {words}") from None
 
     def _random(self) -> np.random.RandomState:
         try:
