@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 #: above this many latents k-means sees mini-batches
@@ -66,7 +68,10 @@ def place_centres(latents: Tensor, count: int, *, seed: int = 0, outliers: int =
         method = MiniBatchKMeans(count, random_state=seed, batch_size=4096, n_init=1, max_iter=20)
     else:
         method = KMeans(count, random_state=seed, n_init=1)
-    points = torch.from_numpy(method.fit(array).cluster_centers_).double()
+    with warnings.catch_warnings():
+        # of latents that all but coincide fewer clusters remain, and empty ones are left out below
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        points = torch.from_numpy(method.fit(array).cluster_centers_).double()
     rows = torch.from_numpy(array)
     distance, labels = nearest(rows, points)
     far = 9 * torch.quantile(distance[:: max(1, len(distance) // 100_000)], 0.99)
