@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .errors import CheckpointError, InvalidArgumentError, MissingExtraError
+from .errors import CheckpointError, InvalidArgumentError, MissingExtraError, PosthocMetricError
 
 
 def read_array(path: str | Path, name: str, key: str | None = None) -> np.ndarray:
@@ -39,9 +38,11 @@ def read_array(path: str | Path, name: str, key: str | None = None) -> np.ndarra
         raise CheckpointError(f"`{name}` must be a file; {str(source)!r} {what}. Check the path.")
     try:
         array = reader(source, name, key)
-    except (OSError, ValueError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
-        if isinstance(error, InvalidArgumentError):
-            raise
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"it holds {type(array).__name__}")
+    except PosthocMetricError:
+        raise
+    except Exception as error:  # NumPy, zipfile, zlib, torch and h5py report damage in a dozen ways
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"`{name}` cannot be read from {str(source)!r}: it is no whole {source.suffix} file of numbers "

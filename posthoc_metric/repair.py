@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import saving
 from ._arrays import ArrayLike, Rows, check_range, check_seed, describe, to_points
-from .errors import CheckpointError, InvalidArgumentError
+from .errors import CheckpointError, InvalidArgumentError, PosthocMetricError
 from .metric import MetricParts, PullbackMetric, StructuredMetric
 from .smooth_map import SmoothMap, StackedMap, check_smooth_map
 from .support import Support
@@ -196,17 +196,41 @@ def load(path: str | Path, decoder: SmoothMap, *, model: type | None = None) -> 
     Raises:
         CheckpointError: the file cannot be read, or ``decoder`` is not the one it was fitted on.
     """
-    from .geodesic.start_graphs import restore_graphs
-
     tensors, facts = saving.read(path)
     check_smooth_map(decoder)
+    if model is not None and not callable(getattr(model, "from_state", None)):
+        raise InvalidArgumentError(
+            f"`model` must be the class of your uncertainty model, with `from_state(settings, state)`; got "
+            f"{describe(model)}."
+        )
+    if not {"latents", "probe_outputs"} <= tensors.keys():
+        raise CheckpointError(f"{str(path)!r} is not whole: it lacks some of its tensors. Save the metric again.")
     latents = tensors["latents"]
-    if latents.shape[1] != decoder.latent_dim:
+    if latents.ndim != 2 or latents.shape[1] != decoder.latent_dim:
         raise CheckpointError(
-            f"{str(path)!r} was fitted on a decoder of latent dimension {latents.shape[1]}; "
+            f"{str(path)!r} was fitted on a decoder of latent dimension {latents.shape[-1]}; "
             f"`decoder` has {decoder.latent_dim}. Pass the decoder it was fitted on."
         )
-    geometry = Support(latents, seed=facts["seed"])
+    try:
+        metric = _rebuilt(path, decoder, model, tensors, facts)
+        # a damaged number shows at the latest when the metric is asked for
+        metric.tensor(metric.geometry.training[:_PROBES])
+    except PosthocMetricError:
+        raise
+    except Exception as error:  # tensors and facts may be damaged in any way
+        raise CheckpointError(
+            f"{str(path)!r} holds a repaired metric that cannot be rebuilt ({type(error).__name__}: {error}). It was "
+            "damaged, or its model is of another class: save the metric again, or pass the class as `model`."
+        ) from error
+    return metric
+
+
+def _rebuilt(
+    path: str | Path, decoder: SmoothMap, model: type | None, tensors: dict[str, Tensor], facts: dict[str, Any]
+) -> RepairedMetric:
+    from .geodesic.start_graphs import restore_graphs
+
+    geometry = Support(tensors["latents"], seed=check_seed(facts["seed"]))
     expected = tensors["probe_outputs"]
     found = torch.as_tensor(decoder(geometry.training[:_PROBES])).to(expected)
     # threads and devices change the last bits of an output, another decoder changes the first
@@ -218,11 +242,6 @@ def load(path: str | Path, decoder: SmoothMap, *, model: type | None = None) -> 
             "Pass the decoder it was fitted on, or repair this one anew."
         )
     knobs = Knobs(**facts["knobs"])
-    if model is not None and not callable(getattr(model, "from_state", None)):
-        raise InvalidArgumentError(
-            f"`model` must be the class of your uncertainty model, with `from_state(settings, state)`; got "
-            f"{describe(model)}."
-        )
     kind: Any = model if model is not None else model_class(facts["uncertainty"])
     fitted = kind.from_state(facts["settings"], _under("model.", tensors))
     gate = None

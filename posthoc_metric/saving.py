@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from .errors import CheckpointError, InvalidArgumentError
@@ -24,8 +26,9 @@ def write(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -
     Raises:
         OutputError: the folder cannot be written to, or the disk is full.
     """
-    metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts)}
     contents = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts)}
+    metadata["digest"] = _digest(contents, metadata["facts"])
     write_file(path, safetensors.torch.save(contents, metadata))
 
 
@@ -61,11 +64,28 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     try:
         version, facts = int(metadata["version"]), json.loads(metadata["facts"])
-    except (KeyError, ValueError):
+        if not isinstance(facts, dict):
+            raise ValueError("no facts")
+    except (KeyError, ValueError, RecursionError):
         raise CheckpointError(f"cannot read {str(source)!r}: its metadata are damaged. Save it again.") from None
+    # files of before there were digests have none
+    if metadata.get("digest", "") not in ("", _digest(tensors, metadata["facts"])):
+        raise CheckpointError(
+            f"cannot read {str(source)!r}: its content is not what was saved, so that it was damaged since. "
+            "Copy or save it again."
+        )
     if version > VERSION:
         raise CheckpointError(
             f"cannot read {str(source)!r}: it has format version {version}, and this library reads up to {VERSION}. "
             "Upgrade posthoc-metric."
         )
     return tensors, facts
+
+
+def _digest(tensors: dict[str, Tensor], facts: str) -> str:
+    """What tells a file from a damaged one: safetensors has no checksum of its own."""
+    found = hashlib.sha256(facts.encode())
+    for key, value in sorted(tensors.items()):
+        found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+    return found.hexdigest()

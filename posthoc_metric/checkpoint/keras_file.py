@@ -68,7 +68,7 @@ def _description(container: Container) -> Any:
     try:
         with zipfile.ZipFile(container.path) as archive:
             return json.loads(archive.read("config.json"))
-    except (zipfile.BadZipFile, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # zipfile and its decompressors report damage in many ways
         raise CheckpointError(
             f"{container.path} looks like {container.looks_like} but its description cannot be read ({error}). "
             "Save it again."
