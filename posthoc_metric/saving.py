@@ -29,7 +29,7 @@ def write(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -
     contents = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts)}
     metadata["digest"] = _digest(contents, metadata["facts"])
-    write_file(path, safetensors.torch.save(contents, metadata))
+    write_file(path, _in_order(safetensors.torch.save(contents, metadata)))
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -89,3 +89,11 @@ def _digest(tensors: dict[str, Tensor], facts: str) -> str:
         found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         found.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
     return found.hexdigest()
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same file with its header sorted: safetensors orders metadata anew in every process."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[8 + size :]

@@ -433,6 +433,14 @@ def test_single_outputs_that_jump_are_named(name, dtype):
         Decoder(partly, latent_dim=3)
 
 
+@pytest.mark.parametrize("far", [1e4, 1e8])
+def test_latents_that_are_rounded_inside_are_no_jumps(far):
+    net = seeded(mlp).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Decoder(lambda z: torch.cat([net((z + far) - far), torch.tanh(z)], dim=1), latent_dim=3)
+
+
 @pytest.mark.parametrize("clamp", [torch.relu, F.hardtanh, lambda x: torch.clamp(50 * x, 0, 1), F.hardsigmoid])
 def test_outputs_that_are_clamped_or_constant_are_no_jumps(clamp):
     net = seeded(lambda: mlp(nn.ReLU, out=64))

@@ -38,6 +38,7 @@ def stepped_outputs(function: Function, z: Tensor, v: Tensor, step: float) -> tu
     index = torch.arange(len(chosen), device=z.device)
     low, high = values.argmin(dim=0), values.argmax(dim=0)
     ends, at_ends = (z[low], z[high]), (values[low, index], values[high, index])
+    whole = (at_ends[1] - at_ends[0]).abs()
     changes = []
     for _ in range(40 if z.dtype == torch.float64 else 16):
         middle = 0.5 * (ends[0] + ends[1])
@@ -46,6 +47,7 @@ def stepped_outputs(function: Function, z: Tensor, v: Tensor, step: float) -> tu
         ends = torch.where(left[:, None], ends[0], middle), torch.where(left[:, None], middle, ends[1])
         at_ends = torch.where(left, at_ends[0], at_middle), torch.where(left, at_middle, at_ends[1])
         changes.append((at_ends[1] - at_ends[0]).abs())
-    jumps = (changes[-1] > 0.5 * changes[-6]) & (changes[-1] > 1e3 * eps * size[chosen])
-    found = chosen[jumps].tolist()
+    # latents far from a decoder's own are rounded where it subtracts their mean: steps too, but small ones
+    least = torch.maximum((1e-5 if z.dtype == torch.float64 else 1e-3) * whole, 1e3 * eps * size[chosen])
+    found = chosen[(changes[-1] > 0.5 * changes[-6]) & (changes[-1] > least)].tolist()
     return found, (len(suspects) - len(chosen)) if found else 0
