@@ -65,8 +65,11 @@ def shares(dim: int, count: int, epochs: int) -> tuple[Any, ...]:
 def main(count: int = 100, dims: tuple[int, ...] = (2, 20, 64), epochs: int = 40) -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    rows = [shares(dim, count, epochs) for dim in dims]
-    print(table(("d", "ms/pair", "decoder", "weight", "rest", "converged"), rows), flush=True)
+    for dim in dims:
+        # each as it comes: many dimensions take long
+        print(
+            table(("d", "ms/pair", "decoder", "weight", "rest", "converged"), [shares(dim, count, epochs)]), flush=True
+        )
 
 
 if __name__ == "__main__":
