@@ -11,6 +11,8 @@ from ..metric import MetricParts
 from .batch import Batch
 from .curves import Clock, make_clock, pad, respace
 from .energy import CurveEnergy
+from .many_dimensions import ManyDimensions
+from .matrix_free import matrix_free
 from .options import RelaxationOptions
 from .quadrature import Measured, chorded, confirm, measure
 from .relaxation import STATUSES, Relaxed, relax
@@ -86,6 +88,9 @@ class Refiner:
         self.starts = starts
         self.count = count
         self.options = options
+        self.many = ManyDimensions(parts, starts, options) if matrix_free(parts, starts.nodes.shape[2]) else None
+        if self.many is not None:
+            self.parts = parts = self.many.parts
         probe = starts.nodes[:, ::16].flatten(0, 1)
         self.energy = CurveEnergy(parts, probe[torch.isfinite(probe).all(1)][:512], options.memory_limit)
         self.steps = torch.zeros(count, dtype=torch.long, device=probe.device)
@@ -162,6 +167,8 @@ class Refiner:
         # the length of the interpolated curve errs with the fourth power of the spacing, or where there are kinks
         # with the first: then as much is still to come as came by the last doubling
         change = (facts.length - base.facts.length).abs()
+        if self.many is not None:
+            change = change.maximum(self.many.excess(facts.length, facts.chord_length, base.facts.chord_length))
         smooth_error = facts.length_error + change / 15
         confirmed = smooth_error <= rtol * facts.length
         facts.length_error = torch.where(confirmed, smooth_error, facts.length_error + change)
@@ -215,6 +222,11 @@ class Refiner:
             self.evaluations.index_add_(0, pair[worth], torch.full_like(pair[worth], 2 * spans))
             unsure = worth & (measured.errors.sum(1) > _SURE * self.options.rtol * measured.length)
             doubtful = unsure.nonzero().flatten()
+            if self.many is not None and len(doubtful):
+                surer, asked = self.many.confirm(spline.take(doubtful), measured.take(doubtful))
+                measured.put_rows(doubtful, surer)
+                self.evaluations.index_add_(0, pair[doubtful], asked)
+                doubtful = doubtful[:0]
             for rows in doubtful.split(self._rows_of_values(4 * spans + 1)) if len(doubtful) else ():
                 measured.put_rows(rows, chorded(self.parts, spline.take(rows), measured.take(rows)))
                 self.evaluations.index_add_(0, pair[rows], torch.full_like(pair[rows], 4 * spans))
@@ -236,6 +248,8 @@ class Refiner:
 
     def _in_blocks(self, nodes: Tensor, knots: Tensor, tol: float, steps: int, base: Curves | None) -> Relaxed:
         """Relax as many curves at once as the memory limit lets."""
+        if self.many is not None:
+            return self.many.relax(nodes, knots, tol, steps)
         dim = nodes.shape[2]
         width = 0 if self.parts.embedding is None else self.parts.embedding.output_dim
         # the Jacobians of this step and of the last, in single precision, and copies between them

@@ -1,0 +1,137 @@
+"""The discrete energy and its gradient without a Jacobian, for many latent dimensions.
+
+The energy is that of :mod:`.energy`.  Its gradient at an inner node is ``2 Jᵀ(f_{k-1} - f_k)``, ``f`` the flux through
+the chords: one vector-Jacobian product a node, whatever ``d`` is.  Values live only as long as the piece of work
+that needs them, and a piece is a few whole curves or a stretch of one, as the memory limit lets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..metric import MetricParts
+from ..smooth_map import SmoothMap
+from .batch import Batch
+from .elements import Places, add_gradient, places, stiffness
+from .energy import _CANCELLED, _precision
+from .field import FieldDerivative
+
+#: arrays of D numbers a node that a piece holds at once: values, chords, flux, bends, and the copies between them
+_HELD = 10
+#: latent dimensions above which one product with the Jacobian is worth more than the Jacobian
+_MOST_COLUMNS = 8
+
+
+def matrix_free(parts: MetricParts, dim: int) -> bool:
+    """Whether curves in ``dim`` dimensions are relaxed without their Jacobians."""
+    return parts.embedding is not None and dim > _MOST_COLUMNS
+
+
+@dataclass
+class Slope(Batch):
+    """Energy (P,), its gradient at the inner nodes (P, n-1, d) and its rounding error (P,)."""
+
+    energy: Tensor
+    gradient: Tensor
+    grain: Tensor
+
+
+class MatrixFreeEnergy:
+    """Energies and gradients under one metric; ``probe`` (N, d) are points it will be used near."""
+
+    def __init__(self, parts: MetricParts, probe: Tensor, memory_limit: int = 512 * 2**20):
+        assert parts.embedding is not None
+        self.embedding: SmoothMap = parts.embedding
+        self.weight = parts.weight
+        self.field = None if parts.field is None else FieldDerivative(parts.field, probe)
+        self.memory_limit = memory_limit
+        self.precision = _precision(self.embedding(probe[:: max(1, len(probe) // 16)]))
+
+    def slope(self, nodes: Tensor, h: Tensor) -> Slope:
+        """At curves ``nodes`` (P, n+1, d) with time steps ``h`` (P, n), n even."""
+        count, total, dim = nodes.shape
+        out = Slope(nodes.new_zeros(count), nodes.new_zeros(count, total - 2, dim), nodes.new_zeros(count))
+        rows = max(5, self.memory_limit // (8 * _HELD * self.embedding.output_dim))
+        curves = torch.arange(count, device=nodes.device)
+        if total <= rows:
+            for some in curves.split(rows // total):
+                self._add_chords(out, nodes, h, some, 0, total - 1)
+        else:
+            stretch = (rows - 3) // 2 * 2
+            for row in curves.split(1):
+                for first in range(0, total - 1, stretch):
+                    self._add_chords(out, nodes, h, row, first, min(first + stretch, total - 1))
+        out.grain = 2 * self.precision * out.grain.sqrt()
+        if self.weight is not None:
+            self._add_weight(out, nodes, places(h, dense=True))
+        if self.field is not None:
+            self._add_field(out, nodes, places(h, dense=True))
+        return out
+
+    def _add_chords(self, out: Slope, nodes: Tensor, h: Tensor, rows: Tensor, first: int, last: int) -> None:
+        """The elements from node ``first`` to node ``last``, and the gradient at the inner nodes in [first, last)."""
+        # the gradient at the first node needs the element before it
+        begin = max(first - 2, 0)
+        some, dim = nodes[rows, begin : last + 1], nodes.shape[2]
+        form = stiffness(h[rows, begin:last])
+        values = self.embedding(some.reshape(-1, dim)).view(*some.shape[:2], -1)
+        chords = values.diff(dim=1)
+        flux = form.flux(chords)
+        new = slice(first - begin, None)
+        # errors of different chords have nothing to do with one another
+        grain = values[:, 0].norm(dim=-1).square() * flux[:, new].square().sum((1, 2))
+        out.grain[rows] += grain
+        energy = (flux * chords)[:, new].sum((1, 2))
+        close = 2 * self.precision * grain.sqrt() > _CANCELLED * energy
+        if bool(close.any()):
+            # the values of near nodes agree in most of their digits; their derivatives do not lose any
+            chords[close] = self._pushed_chords(some[close])
+            flux = form.flux(chords)
+            energy = (flux * chords)[:, new].sum((1, 2))
+        out.energy[rows] += energy
+        low = max(first, 1)
+        bend = (flux[:, :-1] - flux[:, 1:])[:, low - begin - 1 :]
+        inner = some[:, low - begin : -1].reshape(-1, dim)
+        _, pull = self.embedding.vjp(inner, bend.reshape(len(inner), -1))
+        out.gradient[rows, low - 1 : last - 1] += 2 * pull.view(len(rows), -1, dim)
+
+    def _pushed_chords(self, nodes: Tensor) -> Tensor:
+        dim = nodes.shape[2]
+        step = nodes.diff(dim=1)
+        flat = step.reshape(-1, dim)
+        left = self.embedding.jvp(nodes[:, :-1].reshape(-1, dim), flat)[1]
+        right = self.embedding.jvp(nodes[:, 1:].reshape(-1, dim), flat)[1]
+        return ((left + right) / 2).view(*step.shape[:2], -1)
+
+    def _add_weight(self, out: Slope, nodes: Tensor, where: Places) -> None:
+        assert self.weight is not None
+        points, v = where.points(nodes)
+        w, slope = self.weight.value_and_gradient(points.flatten(0, 2))
+        w, slope = w.view(points.shape[:3]), slope.view_as(points)
+        square, share = v.square().sum(-1), where.weights
+        out.energy += (share * w * square).sum((1, 2))
+        by_place, by_velocity = (share * square)[..., None] * slope, 2 * (share * w)[..., None] * v
+        add_gradient(out.gradient, where.shapes.mT @ by_place + where.slopes.mT @ by_velocity)
+
+    def _add_field(self, out: Slope, nodes: Tensor, where: Places) -> None:
+        assert self.field is not None
+        points, v = where.points(nodes)
+        flat, at, dim = v.flatten(0, 2), points.flatten(0, 2), nodes.shape[2]
+        if self.field.by_autograd:
+            # one backward pass for the square of the speed, where FieldDerivative takes d of them
+            with torch.enable_grad():
+                at = at.detach().clone().requires_grad_(True)
+                along = (self.field.field(at) @ flat[..., None])[..., 0]
+                (by_place,) = torch.autograd.grad((along * flat).sum(), at)
+            along = along.detach()
+        else:
+            tensors, pushed = self.field(at, flat)
+            along = (tensors @ flat[..., None])[..., 0]
+            by_place = (pushed.mT @ flat[..., None])[..., 0]
+        share = where.weights[..., None]
+        along, by_place = share * along.view(*v.shape[:3], dim), share * by_place.view(*v.shape[:3], dim)
+        out.energy += (along * v).sum((1, 2, 3))
+        add_gradient(out.gradient, where.shapes.mT @ by_place + where.slopes.mT @ (2 * along))
