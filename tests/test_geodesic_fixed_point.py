@@ -1,5 +1,6 @@
 """The published fixed-point solver: right where it converges, and honest where it does not."""
 
+import numpy as np
 import pytest
 import torch
 from test_spaces import points, upper
@@ -87,6 +88,48 @@ def test_the_process_meets_the_ends_and_its_accelerations():
     torch.testing.assert_close(second, asked[:, 1:-1], rtol=1e-3, atol=1e-3)
 
 
+def test_the_iteration_is_the_published_one_written_plainly():
+    # one pair, all coordinates in one Kronecker product, inverses as such, and the half-plane's equation by hand
+    start, end = np.array([0.0, 1.0]), np.array([1.5, 0.7])
+    support = upper(50, seed=5)
+    covariance = np.cov(support.numpy().T)
+    mesh = np.linspace(0, 1, 10)
+    kernel = Kernel((0.5 / 9) ** 0.5)
+    t, e = torch.from_numpy(mesh), torch.tensor([0.0, 1.0], dtype=torch.float64)
+
+    def k(x, y, by_x=0, by_y=0):
+        return kernel(x, y, by_x, by_y).numpy()
+
+    way = end - start
+    amplitude = (way @ covariance @ way) * covariance
+    gram = np.kron(np.block([[k(t, t, 2, 2), k(t, e, 2)], [k(e, t, 0, 2), k(e, e)]]), amplitude)
+    inverse = np.linalg.inv(gram + np.diag([1e-8] * 20 + [1e-10] * 4))
+    cross = [np.kron(np.block([[k(t, t, order, 2), k(t, e, order)]]), amplitude) @ inverse for order in (0, 1)]
+
+    def asked(y):
+        news = np.concatenate([y.reshape(-1), np.zeros(4)])
+        z = start + mesh[:, None] * way + (cross[0] @ news).reshape(10, 2)
+        v = way + (cross[1] @ news).reshape(10, 2)
+        return np.stack([2 * v[:, 0] * v[:, 1], v[:, 1] ** 2 - v[:, 0] ** 2], axis=1) / z[:, 1:]
+
+    y, steps = np.zeros((10, 2)), 0
+    while not ((y - asked(y)) ** 2 < 1e-4).all():
+        wanted, cost = asked(y), ((y - asked(y)) ** 2).sum()
+        for size in (1.0, 0.33, 0.33**2, 0.33**3):
+            trial = y + size * (wanted - y)
+            if ((trial - asked(trial)) ** 2).sum() < cost:
+                break
+        y, steps = trial, steps + 1
+    solution = geodesic(
+        HalfPlane(), start[None], end[None], support=support, solver="fixed-point", tol=1e-4, spans=18, num_points=5
+    )
+    assert steps > 3 and solution.steps[0] == steps
+    points_at_mesh = (
+        start + mesh[:, None] * way + (cross[0] @ np.concatenate([y.reshape(-1), np.zeros(4)])).reshape(10, 2)
+    )
+    np.testing.assert_allclose(solution._spline.nodes[0, ::2].numpy(), points_at_mesh, atol=1e-6)
+
+
 def test_an_embedding_and_its_tensor_give_the_same_geodesics():
     from posthoc_metric.metric import FunctionMetric
 
@@ -171,6 +214,7 @@ def test_options_are_its_own():
         ({"spams": 3}, "Did you mean `spans`"),
         ({"starts": "straight"}, "no option here"),
         ({"mesh": 1}, "`mesh`"),
+        ({"spans": 9}, "even"),
         ({"tol": 0}, "`tol`"),
     ]:
         with pytest.raises(InvalidArgumentError, match=words):

@@ -72,7 +72,7 @@ class FixedPointOptions:
             which the iteration ends.
         max_steps: steps for each pair.
         rtol: relative error of the length up to which a curve that meets ``tol`` is called converged.
-        spans: spans in which the curve is handed back and its length integrated.
+        spans: spans in which the curve is handed back and its length integrated; an even number.
         num_points: T, points on the curve that is returned.
         memory_limit: bytes that the arrays of one block of pairs may take; blocks are made to fit.
     """
@@ -90,6 +90,8 @@ class FixedPointOptions:
             check_positive(getattr(self, name), name)
         for name, low in (("mesh", 3), ("max_steps", 1), ("spans", 4), ("num_points", 2), ("memory_limit", 1)):
             check_integer(getattr(self, name), name, low)
+        if self.spans % 2:
+            raise InvalidArgumentError(f"`spans` must be even, two to an element; got {self.spans}.")
 
 
 def make_options(kind: type[O], options: dict[str, Any]) -> O:
