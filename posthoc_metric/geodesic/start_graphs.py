@@ -41,18 +41,19 @@ def graphs_state(metric: Metric) -> tuple[dict[str, Tensor], list[dict[str, Any]
 def restore_graphs(metric: Metric, tensors: dict[str, Tensor], facts: list[dict[str, Any]]) -> None:
     """Give ``metric`` the start graphs that :func:`graphs_state` described; unknown kinds are left to be built anew."""
     cache, parts = cache_of(metric), guard(metric.parts())
+    device = None if metric.support is None else metric.support.device
     for number, fact in enumerate(facts):
         if fact["ruler"] not in _RULERS:
             continue
         ruler = _RULERS[fact["ruler"]](parts)
-        points = tensors[f"{number}.points"]
+        points = tensors[f"{number}.points"].to(device)
         known = tensors.get(f"{number}.known")
-        edges = (tensors[f"{number}.{name}"].numpy() for name in ("lengths", "columns", "rows"))
+        edges = (tensors[f"{number}.{name}"].cpu().numpy() for name in ("lengths", "columns", "rows"))
         cache.graphs[_hashable(fact["key"])] = MetricGraph(
             points,
-            ruler.know(points) if known is None else known,
+            ruler.know(points) if known is None else known.to(device),
             csr_matrix(tuple(edges), shape=(len(points), len(points))),
-            NearestNeighbors(n_neighbors=fact["k"]).fit(points.numpy()),
+            NearestNeighbors(n_neighbors=fact["k"]).fit(points.cpu().numpy()),
             fact["k"],
             ruler,
         )
