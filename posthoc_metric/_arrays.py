@@ -42,7 +42,8 @@ def to_tensor(value: ArrayLike, name: str) -> tuple[torch.Tensor, Restore]:
     if isinstance(value, torch.Tensor):
         _refuse_tensor(value, name)
         tensor = value.detach()
-        restore: Restore = lambda out: out  # noqa: E731
+        device = value.device
+        restore: Restore = lambda out: out.to(device)  # noqa: E731
     else:
         tensor = torch.from_numpy(_native(value, name))
         restore = lambda out: out.detach().cpu().numpy()  # noqa: E731
@@ -205,7 +206,7 @@ class Rows:
 
     def __getitem__(self, rows: Any) -> torch.Tensor:
         """Rows (n, D) as floating point; ``rows`` is a slice, or indices or a mask (n,)."""
-        chosen = self._order[rows if isinstance(rows, slice) else torch.as_tensor(rows)]
+        chosen = self._order[rows if isinstance(rows, slice) else torch.as_tensor(rows).cpu()]
         if isinstance(self._data, torch.Tensor):
             found = self._data[chosen.to(self._data.device)].detach()
         else:

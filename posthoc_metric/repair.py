@@ -13,7 +13,7 @@ from . import saving
 from ._arrays import ArrayLike, Rows, check_range, check_seed, describe, to_points
 from .errors import CheckpointError, InvalidArgumentError, PosthocMetricError
 from .metric import MetricParts, PullbackMetric, StructuredMetric
-from .smooth_map import SmoothMap, StackedMap, check_smooth_map
+from .smooth_map import SmoothMap, StackedMap, check_smooth_map, device_of
 from .support import Support
 from .uncertainty import PublishedRBF, UncertaintyModel, make_model, model_class, model_name
 from .uncertainty.calibration import Knobs, calibrate
@@ -166,7 +166,8 @@ def repair(
     )
     check_smooth_map(decoder)
     seed = check_seed(seed)
-    points, _ = to_points(latents, "latents", decoder.latent_dim)
+    # everything is where the decoder is
+    points = to_points(latents, "latents", decoder.latent_dim)[0].to(device_of(decoder))
     if getattr(decoder, "saturated", False):
         decoder.probe_at(points)  # type: ignore[attr-defined]
     geometry = Support(points, seed=seed)
@@ -212,6 +213,8 @@ def load(path: str | Path, decoder: SmoothMap, *, model: type | None = None) -> 
             f"`decoder` has {decoder.latent_dim}. Pass the decoder it was fitted on."
         )
     try:
+        # the starts' graphs are SciPy's, and stay on the CPU
+        tensors = {k: v if k.startswith("starts.") else v.to(device_of(decoder)) for k, v in tensors.items()}
         metric = _rebuilt(path, decoder, model, tensors, facts)
         # a damaged number shows at the latest when the metric is asked for
         metric.tensor(metric.geometry.training[:_PROBES])

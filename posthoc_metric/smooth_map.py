@@ -45,6 +45,11 @@ def check_smooth_map(decoder: Any, names: Sequence[str] = ("jvp", "vjp", "value_
         )
 
 
+def device_of(decoder: SmoothMap) -> torch.device:
+    """Where a decoder computes; the CPU where it does not say."""
+    return torch.device(getattr(decoder, "device", "cpu"))
+
+
 _MOST_BYTES = 2**28
 
 
@@ -80,7 +85,7 @@ class StackedMap:
 
     def __call__(self, z: ArrayLike) -> Any:
         points, restore = to_points(z, "z", self.latent_dim)
-        return restore(torch.cat([part(points) for part in self.maps], dim=1))
+        return restore(torch.cat([part(points).to(points.device) for part in self.maps], dim=1))
 
     def jvp(self, z: ArrayLike, v: ArrayLike) -> tuple[Any, Any]:
         points, restore = to_points(z, "z", self.latent_dim)

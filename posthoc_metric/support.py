@@ -114,13 +114,13 @@ class Support:
         return float(torch.quantile(self.distance(self.calibration), 0.95))
 
     def distance(self, z: Tensor) -> Tensor:
-        """Euclidean distance (B,) of z (B, d) to the nearest training latent."""
-        centred = z.double() - self.mean
+        """Euclidean distance (B,) of z (B, d) to the nearest training latent, on the device of z."""
+        centred = z.to(self.mean.device).double() - self.mean
         if self.dim <= _TREE_DIM:
             found, _ = self._tree.query(centred.cpu().numpy(), workers=1)
             return torch.as_tensor(found, device=z.device)
         rows = [torch.cdist(chunk, self._neighbours).amin(1) for chunk in centred.split(_CHUNK)]
-        return torch.cat(rows) if rows else centred.new_zeros(0)
+        return torch.cat(rows).to(z.device) if rows else z.new_zeros(0, dtype=torch.float64)
 
     def offset(self, z: Tensor) -> Tensor:
         """Offset (B,) of z (B, d): about zero or below on the data, one a data radius beyond them."""

@@ -51,16 +51,26 @@ class Gate:
         slope = (terms[1] - total).exp() / self.steep + (terms[2] - total).exp() / self.gentle
         return weight, weight * slope
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model and the floor are; points come from and results go back to any other."""
+        return self.floor.centres.device
+
     def share(self, z: Tensor) -> Tensor:
         """What share of the ceiling applies at z (B, d): (B,) in (0, 1)."""
-        return self.weight(self.model.score(z))[0] / self.ceiling
+        return (self.weight(self.model.score(z.to(self.device)))[0] / self.ceiling).to(z.device)
 
     def __call__(self, z: Tensor) -> Tensor:
         """``w(z)`` (B,)."""
-        return self.floor(z) + self.weight(self.model.score(z))[0]
+        here = z.to(self.device)
+        return (self.floor(here) + self.weight(self.model.score(here))[0]).to(z.device)
 
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``w(z)`` (B,) and ``∇w(z)`` (B, d), closed-form where the model's score is."""
+        value, gradient = self._value_and_gradient(z.to(self.device))
+        return value.to(z.device), gradient.to(z.device)
+
+    def _value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         found = self.model.score_and_gradient(z)
         if found is None:
             with torch.enable_grad():
@@ -76,8 +86,10 @@ class Gate:
         """``ε I + (w - ε) S(z)`` (B, d, d), for a model whose ignorance has a shape S."""
         shape = self.model.shape()
         assert shape is not None
-        identity = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-        return self.floor(z)[:, None, None] * identity + self.weight(self.model.score(z))[0][:, None, None] * shape(z)
+        here = z.to(self.device)
+        identity = torch.eye(z.shape[1], dtype=z.dtype, device=here.device)
+        weight = self.weight(self.model.score(here))[0]
+        return (self.floor(here)[:, None, None] * identity + weight[:, None, None] * shape(here)).to(z.device)
 
     def numbers(self) -> dict[str, float]:
         """The numbers that calibration chose; the floor has a state of its own."""

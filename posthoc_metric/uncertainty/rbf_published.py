@@ -48,13 +48,13 @@ class RBFNoise:
 
     def __call__(self, z: ArrayLike) -> Any:
         points, restore = to_points(z, "z", self.latent_dim)
-        _, precision = self._precision(points.double())
+        _, precision = self._precision(points.to(self.centres.device).double())
         return restore(precision.rsqrt_().to(points.dtype))
 
     def jvp(self, z: ArrayLike, v: ArrayLike) -> tuple[Any, Any]:
         points, restore = to_points(z, "z", self.latent_dim)
         tangents, _ = to_points(v, "v", self.latent_dim)
-        inner, steps = points.double(), tangents.double()
+        inner, steps = points.to(self.centres.device).double(), tangents.to(self.centres.device).double()
         features, precision = self._precision(inner)
         along = (inner * steps).sum(1, keepdim=True) - steps @ self.centres.T
         pushed = precision.pow(-1.5) * ((features * self.bandwidths * along) @ self.weights.T)
@@ -63,15 +63,16 @@ class RBFNoise:
     def vjp(self, z: ArrayLike, u: ArrayLike) -> tuple[Any, Any]:
         points, restore = to_points(z, "z", self.latent_dim)
         cotangents, _ = to_points(u, "u", self.output_dim)
-        inner = points.double()
+        inner = points.to(self.centres.device).double()
         features, precision = self._precision(inner)
-        pull = ((cotangents.double() * precision.pow(-1.5)) @ self.weights) * features * self.bandwidths
+        weighted = cotangents.to(self.centres.device).double() * precision.pow(-1.5)
+        pull = (weighted @ self.weights) * features * self.bandwidths
         pulled = pull.sum(1, keepdim=True) * inner - pull @ self.centres
         return restore(precision.rsqrt_().to(points.dtype)), restore(pulled.to(points.dtype))
 
     def value_and_jacobian(self, z: ArrayLike) -> tuple[Any, Any]:
         points, restore = to_points(z, "z", self.latent_dim)
-        inner = points.double()
+        inner = points.to(self.centres.device).double()
         features, precision = self._precision(inner)
         scale = precision.pow(-1.5)
         pull = features * self.bandwidths
@@ -231,7 +232,7 @@ def _fit_weights(
     def update(logs: Tensor) -> tuple[Tensor, Tensor]:
         """One multiplicative update in log W, and the objective of each output where it started."""
         following, objective = [], []
-        for block in torch.arange(logs.shape[1]).split(step):
+        for block in torch.arange(logs.shape[1], device=logs.device).split(step):
             weights = logs[:, block].exp()
             precision = torch.addmm(features.new_tensor(floor), features, weights)
             objective.append(

@@ -1,0 +1,137 @@
+"""One contract on every device: results are where the points came from, and the CPU's numbers to rounding.
+
+The rows for CUDA run where there is a GPU: ``python -m pytest -m cuda``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import posthoc_metric as pm
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")],
+    ),
+]
+pytestmark = pytest.mark.parametrize("device", DEVICES)
+
+
+def network(device="cpu"):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 9)).double().to(device)
+
+
+def latents(device="cpu"):
+    return torch.randn(150, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(device)
+
+
+def convolutional(device):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Unflatten(1, (3, 1, 1)), nn.ConvTranspose2d(3, 8, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 3)
+        ).to(device)
+
+
+def close(found, expected, tolerance):
+    found = torch.as_tensor(found).cpu().double()
+    expected = torch.as_tensor(expected).cpu().double()
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max(), float((found - expected).abs().max())
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """The same on the CPU."""
+    decoder, z = pm.Decoder(network(), latent_dim=2), latents()
+    return decoder, z, pm.repair(decoder, z, decoder(z))
+
+
+def test_a_decoder_works_where_its_model_is(device, reference):
+    decoder, z = pm.Decoder(network(device), latent_dim=2), latents(device)
+    assert decoder.device.type == device and f"on {device}" in decoder.describe()
+    value, jacobian = decoder.value_and_jacobian(z)
+    assert value.device.type == jacobian.device.type == device
+    close(value, reference[0](reference[1]), 1e-12)
+    close(jacobian, reference[0].jacobian(reference[1]), 1e-12)
+    u = torch.ones_like(value)
+    close(decoder.vjp(z, u)[1], reference[0].vjp(reference[1], u.cpu())[1], 1e-12)
+
+
+def test_points_from_elsewhere_come_back_there(device, reference):
+    decoder = pm.Decoder(network(device), latent_dim=2)
+    assert decoder(latents()).device.type == "cpu"
+    assert isinstance(decoder(latents().numpy()), np.ndarray)
+    repaired = pm.repair(decoder, latents().numpy(), reference[0](reference[1]).numpy())
+    for points in (latents(), latents(device)):
+        for found in (
+            repaired.tensor(points),
+            repaired.log_volume(points),
+            repaired.offset(points),
+            repaired.inner(points, points, points),
+        ):
+            assert found.device == points.device
+    close(repaired.tensor(latents()), reference[2].tensor(latents()), 1e-6)
+
+
+@pytest.mark.parametrize("uncertainty", ["rbf", "gp", "rbf-published"])
+def test_a_repair_agrees_with_the_cpu(device, uncertainty):
+    found = []
+    for where in ("cpu", device):
+        decoder, z = pm.Decoder(network(where), latent_dim=2), latents(where)
+        repaired = pm.repair(decoder, z, decoder(z), uncertainty=uncertainty)
+        assert repaired.support.device.type == where
+        metric = repaired.tensor(2 * z[:40])
+        assert metric.device.type == where
+        found.append(metric)
+    close(found[1], found[0], 1e-5)
+
+
+def test_geodesics_agree_with_the_cpu(device, reference):
+    decoder, z = pm.Decoder(network(device), latent_dim=2), latents(device)
+    repaired = pm.repair(decoder, z, decoder(z))
+    solution = repaired.geodesic(z[:4], z[4:8])
+    assert solution.points.device.type == solution.length.device.type == device
+    expected = reference[2].geodesic(reference[1][:4], reference[1][4:8])
+    assert solution.status == expected.status
+    close(solution.length, expected.length, 1e-4)
+    assert solution.decode(3).device.type == device
+    matrix = repaired.distances(z[:3])
+    assert matrix.device.type == device
+    close(matrix, reference[2].distances(reference[1][:3]), 1e-4)
+    close(repaired.exp(z[:2], 0.1 * z[:2]), reference[2].exp(reference[1][:2], 0.1 * reference[1][:2]), 1e-4)
+
+
+def test_saved_on_one_device_loaded_on_the_other(device, reference, tmp_path):
+    reference[2].save(tmp_path / "r.safetensors")
+    loaded = pm.load(tmp_path / "r.safetensors", pm.Decoder(network(device), latent_dim=2))
+    assert loaded.support.device.type == device
+    z = latents(device)
+    found = loaded.tensor(2 * z)
+    assert found.device.type == device
+    close(found, reference[2].tensor(2 * z.cpu()), 1e-9)
+    loaded.save(tmp_path / "again.safetensors")
+    close(pm.load(tmp_path / "again.safetensors", reference[0]).tensor(z.cpu()), reference[2].tensor(z.cpu()), 1e-9)
+
+
+def test_audit_inversion_and_mixup(device, reference):
+    decoder, z = pm.Decoder(network(device), latent_dim=2), latents(device)
+    repaired = pm.repair(decoder, z, decoder(z))
+    assert repaired.audit(pairs=2, points=60).passed == reference[2].audit(pairs=2, points=60).passed
+    found = pm.invert(decoder, decoder(z[:3]), starts=128)
+    assert found.latents.device.type == device and bool(found.converged.all())
+    x, y = pm.geodesic_mixup(repaired, z, torch.arange(len(z)) % 3, curve="straight", pairs=4).sample(5)
+    assert x.device.type == y.device.type == device
+
+
+def test_a_convolutional_decoder(device):
+    decoder = pm.Decoder(convolutional(device), latent_dim=3)
+    z = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).to(device)
+    expected = pm.Decoder(convolutional("cpu"), latent_dim=3).jacobian(z.cpu())
+    close(decoder.jacobian(z), expected, 1e-3)  # convolutions of a GPU may round as TF32
