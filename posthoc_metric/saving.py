@@ -87,7 +87,7 @@ def _digest(tensors: dict[str, Tensor], facts: str) -> str:
     found = hashlib.sha256(facts.encode())
     for key, value in sorted(tensors.items()):
         found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
