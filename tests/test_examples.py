@@ -40,8 +40,8 @@ def test_the_vae_is_trained_frozen_and_in_eval_mode():
         assert not module.training and not any(p.requires_grad for p in module.parameters())
     unexplained = (decoder(latents) - digits.data).square().mean() / digits.data.var(0, correction=0).mean()
     assert unexplained < 0.5
-    neighbours = KNeighborsClassifier(10).fit(latents[::2], digits.labels[::2])
-    assert neighbours.score(latents[1::2], digits.labels[1::2]) > 0.85
+    neighbours = KNeighborsClassifier(10).fit(latents[::2].numpy(), digits.labels[::2].numpy())
+    assert neighbours.score(latents[1::2].numpy(), digits.labels[1::2].numpy()) > 0.85
 
 
 def test_loading_leaves_the_random_state_alone():
