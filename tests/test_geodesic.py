@@ -297,7 +297,8 @@ def test_many_dimensions_and_kinks_do_not_keep_a_pair_from_converging(kinked):
     frames = solution.decode(2001)
     chords = frames.diff(dim=1).norm(dim=2).sum(1)
     assert ((solution.length - chords).abs() <= solution.length_error + 1e-4 * solution.length).all()
-    finer = geodesic(metric, a, b, rough_rtol=1e-5, spans=128, max_spans=256)
+    # from the same coarse curves: others may lead into another valley
+    finer = geodesic(metric, a, b, rough_rtol=1e-4)
     assert (solution.length - finer.length <= 2 * solution.length_error + 1e-4 * finer.length).all()
 
 

@@ -18,6 +18,7 @@ from .spline import Spline
 _FIRST = 4
 #: what halving a chord leaves of the shortfall: smooth curves, and the roughest from which a limit is told
 _SMOOTH, _ROUGHEST = 0.25, 0.6
+_LUCKY = 0.2
 #: arrays of D numbers a point that are held at once
 _HELD = 4
 
@@ -48,9 +49,11 @@ def halved(
 def _limit(fine: Tensor, middle: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
     """Lengths and errors of the spans (1, n) from the sums of their chords, of half as many, and of a quarter."""
     late, early = (fine - middle).sum(1, keepdim=True), (middle - coarse).sum(1, keepdim=True)
-    left = (late / early.clamp_min(1e-300)).clamp(_SMOOTH, _ROUGHEST)
-    more = left / (1 - left) * (fine - middle)
-    return fine + more, more.abs() / 2
+    left = late / early.clamp_min(1e-300)
+    # less than smoothness allows is an accident of where the kinks lie
+    left = torch.where(left < _LUCKY, 0.5, left.clamp(_SMOOTH, _ROUGHEST))
+    more = left / (1 - left)
+    return fine + more * (fine - middle), more * torch.maximum(fine - middle, left * (middle - coarse)).abs() / 2
 
 
 def _sums(parts: MetricParts, spline: Spline, chords: int, memory_limit: int) -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ from .preconditioner import precondition
 from .quadrature import Measured
 from .quasi_newton import MEMORY, relax_matrix_free
 from .relaxation import Relaxed
-from .rows import even_rows
+from .rows import few_rows
 from .spline import Spline
 from .starts import StartCurves
 
@@ -22,7 +22,7 @@ _STEPS = 6
 #: spans from which on a curve that is not confirmed yet has kinks, and is as stationary as its length needs
 _ROUGH_SPANS = 64
 #: shares of the error asked for that are left to what the energy could still lose: of smooth curves and of others
-_SMOOTH_SHARE, _ROUGH_SHARE = 0.25, 0.1
+_SMOOTH_SHARE, _ROUGH_SHARE = 0.25, 0.05
 #: and to the chords
 _CHORD_SHARE = 0.2
 #: chords a span that a length is measured by, at most, where it can be the final one
@@ -33,7 +33,7 @@ class ManyDimensions:
     """Stands in for the Gauss-Newton relaxation where :func:`~.matrix_free.matrix_free` says so."""
 
     def __init__(self, parts: MetricParts, starts: StartCurves, options: RelaxationOptions):
-        self.parts = even_rows(parts, options.memory_limit)
+        self.parts = few_rows(parts, options.memory_limit)
         self.options = options
         self.energy = MatrixFreeEnergy(self.parts, starts.nodes[:16, ::16].flatten(0, 1), options.memory_limit)
 

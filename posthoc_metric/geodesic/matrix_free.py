@@ -2,7 +2,7 @@
 
 The energy is that of :mod:`.energy`.  Its gradient at an inner node is ``2 Jᵀ(f_{k-1} - f_k)``, ``f`` the flux through
 the chords: one vector-Jacobian product a node, whatever ``d`` is.  Values live only as long as the piece of work
-that needs them, and a piece is a few whole curves or a stretch of one, as the memory limit lets.
+that needs them, and a piece is a curve or a stretch of one, as the memory limit lets.
 """
 
 from __future__ import annotations
@@ -51,7 +51,16 @@ class MatrixFreeEnergy:
         self.precision = _precision(self.embedding(probe[:: max(1, len(probe) // 16)]))
 
     def slope(self, nodes: Tensor, h: Tensor) -> Slope:
-        """At curves ``nodes`` (P, n+1, d) with time steps ``h`` (P, n), n even."""
+        """At curves ``nodes`` (P, n+1, d) with time steps ``h`` (P, n), n even.
+
+        On a processor a curve never shares a call with another: matrix products sum in another order for other
+        numbers of rows, and an iteration makes much of the last digit.
+        """
+        if nodes.device.type != "cpu" or len(nodes) <= 1:
+            return self._slope(nodes, h)
+        return Slope.join([self._slope(*one) for one in zip(nodes.split(1), h.split(1), strict=True)])
+
+    def _slope(self, nodes: Tensor, h: Tensor) -> Slope:
         count, total, dim = nodes.shape
         out = Slope(nodes.new_zeros(count), nodes.new_zeros(count, total - 2, dim), nodes.new_zeros(count))
         rows = max(5, self.memory_limit // (8 * _HELD * self.embedding.output_dim))

@@ -54,17 +54,24 @@ class Preconditioner:
             band = np.zeros((2, *self._diagonal.shape))
             band[0], band[1, ..., :-1] = self._diagonal.cpu().numpy(), self._links.cpu().numpy()
             self._factor = cholesky_banded(band.reshape(2, -1), lower=True, check_finite=False)
-        turned = (gradient @ self._vectors).mT.contiguous()
+        turned = _each(gradient, self._vectors).mT.contiguous()
         solved = cho_solve_banded((self._factor, True), turned.reshape(-1).cpu().numpy(), check_finite=False)
-        return torch.from_numpy(solved).to(gradient.device).view_as(turned).mT @ self._vectors.mT
+        return _each(torch.from_numpy(solved).to(gradient.device).view_as(turned).mT, self._vectors.mT)
 
     def times(self, move: Tensor) -> Tensor:
         """``P s`` for ``s`` (P, n-1, d)."""
-        turned = (move @ self._vectors).mT
+        turned = _each(move, self._vectors).mT
         out = self._diagonal * turned
         out[..., :-1] += self._links * turned[..., 1:]
         out[..., 1:] += self._links * turned[..., :-1]
-        return out.mT @ self._vectors.mT
+        return _each(out.mT, self._vectors.mT)
+
+
+def _each(left: Tensor, right: Tensor) -> Tensor:
+    """Products of matrices (P, m, k) and (P, k, l), each by itself: in a batch they are summed in another order."""
+    if left.device.type != "cpu":
+        return left @ right
+    return torch.stack([a @ b for a, b in zip(left, right, strict=True)])
 
 
 def precondition(parts: MetricParts, nodes: Tensor, h: Tensor, memory_limit: int) -> tuple[Preconditioner, int]:
@@ -79,13 +86,16 @@ def precondition(parts: MetricParts, nodes: Tensor, h: Tensor, memory_limit: int
     if parts.embedding is not None:
         # the Jacobian, its columns as they come, and their product
         small = 32 * parts.embedding.output_dim * dim <= memory_limit
-        found = gram(parts.embedding, where) if small else _sketch(parts.embedding, where)
+        if small:
+            found = torch.cat([gram(parts.embedding, row) for row in where.split(1)])
+        else:
+            found = _sketch(parts.embedding, where)
         metrics += found.view(count, len(places), dim, dim).mean(1)
     if parts.field is not None:
         metrics += parts.field(where).view(count, len(places), dim, dim).mean(1)
     weights = torch.zeros_like(h)
     if parts.weight is not None:
-        weights = parts.weight(((nodes[:, 1:] + nodes[:, :-1]) / 2).reshape(-1, dim)).view_as(h)
+        weights = torch.stack([parts.weight(curve) for curve in (nodes[:, 1:] + nodes[:, :-1]) / 2])
     good = torch.isfinite(metrics).flatten(1).all(1) & torch.isfinite(weights).all(1)
     good &= metrics.diagonal(dim1=1, dim2=2).sum(1) + weights.sum(1) > 0
     metrics[~good], weights = torch.eye(dim).to(metrics), torch.where(good[:, None], weights, 0.0)

@@ -1,0 +1,264 @@
+"""Curves in many dimensions: gradients, the quasi-Newton relaxation, lengths by chords, memory, batches."""
+
+import pytest
+import torch
+from test_spaces import points
+from torch import nn
+
+from posthoc_metric.decoder import Decoder
+from posthoc_metric.errors import DecoderError
+from posthoc_metric.geodesic import Status, geodesic, refinement
+from posthoc_metric.geodesic.chords import halved
+from posthoc_metric.geodesic.energy import CurveEnergy
+from posthoc_metric.geodesic.matrix_free import MatrixFreeEnergy, matrix_free
+from posthoc_metric.geodesic.preconditioner import Preconditioner, _sketch, precondition
+from posthoc_metric.geodesic.quadrature import measure
+from posthoc_metric.geodesic.quasi_newton import relax_matrix_free
+from posthoc_metric.geodesic.rows import few_rows
+from posthoc_metric.geodesic.spline import interpolate
+from posthoc_metric.metric import MetricParts, PullbackMetric, StructuredMetric
+
+
+def mlp(dim=12, outputs=40, bend=nn.Tanh, seed=0, dtype=torch.float64):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(dim, 64), bend(), nn.Linear(64, outputs))
+    return Decoder(net.to(dtype), latent_dim=dim)
+
+
+class Bowl:
+    """A weight with a minimum, ``1 + ‖z‖⁴ / 10``."""
+
+    def __call__(self, z):
+        return 1 + z.square().sum(1).square() / 10
+
+    def value_and_gradient(self, z):
+        square = z.square().sum(1)
+        return 1 + square.square() / 10, 0.4 * square[:, None] * z
+
+
+def field(z):
+    return (2 + torch.sin(z[:, :1]))[..., None] * torch.eye(z.shape[1], dtype=z.dtype)
+
+
+def detached(z):
+    return field(z.detach())
+
+
+def bent(pairs=3, spans=16, dim=12, seed=3):
+    """Crooked curves with uneven times."""
+    h = 0.2 + points(pairs, spans, seed).abs()
+    h = h / h.sum(1, keepdim=True)
+    return points(pairs * (spans + 1), dim, seed).view(pairs, spans + 1, dim), h
+
+
+KINDS = {
+    "decoder": lambda d: MetricParts(embedding=d),
+    "weight": lambda d: MetricParts(embedding=d, weight=Bowl()),
+    "field": lambda d: MetricParts(embedding=d, field=field),
+    "field without gradient": lambda d: MetricParts(embedding=d, field=detached),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_is_the_energys_slope_and_that_of_the_dense_route(kind):
+    parts = KINDS[kind](mlp())
+    nodes, h = bent()
+    energy = MatrixFreeEnergy(parts, nodes[:, 0])
+    here = energy.slope(nodes, h)
+    dense = CurveEnergy(parts, nodes[:, 0]).linearise(nodes, h)
+    torch.testing.assert_close(here.energy, dense.energy)
+    # the dense route keeps Jacobians in single precision
+    torch.testing.assert_close(here.gradient, dense.gradient, rtol=1e-4, atol=1e-4)
+    move = points(3 * 15, 12, 9).view(3, 15, 12)
+    ahead, behind = nodes.clone(), nodes.clone()
+    ahead[:, 1:-1] += 1e-5 * move
+    behind[:, 1:-1] -= 1e-5 * move
+    slope = (energy.slope(ahead, h).energy - energy.slope(behind, h).energy) / 2e-5
+    torch.testing.assert_close((here.gradient * move).sum((1, 2)), slope, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [5, 7, 20, 40])
+def test_pieces_add_up_to_the_whole(rows):
+    parts = MetricParts(embedding=mlp(), weight=Bowl())
+    nodes, h = bent()
+    whole = MatrixFreeEnergy(parts, nodes[:, 0]).slope(nodes, h)
+    pieces = MatrixFreeEnergy(parts, nodes[:, 0], 8 * 10 * 40 * rows).slope(nodes, h)
+    for name in ("energy", "gradient", "grain"):
+        torch.testing.assert_close(getattr(pieces, name), getattr(whole, name))
+
+
+def test_the_preconditioner_inverts_the_hessian_of_a_constant_metric():
+    # chords of a linear map: the Hessian of the two-point energy is 2 T ⊗ JᵀJ
+    dim, spans = 12, 8
+    metrics = torch.stack([2 * torch.eye(dim), torch.diag(torch.linspace(0.5, 3, dim))]).double()
+    _, h = bent(2, spans)
+    weights = points(2, spans, 4).abs()
+    p = Preconditioner(metrics, weights, h)
+    g = points(2 * (spans - 1), dim, 5).view(2, spans - 1, dim)
+    torch.testing.assert_close(p.times(p.solve(g)), g)
+    torch.testing.assert_close(p.take(torch.tensor([1])).solve(g[1:]), p.solve(g)[1:])
+    floored = metrics + 0.1 * metrics.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(dim).double()
+    stiff = (floored[:, None] + weights[..., None, None] * torch.eye(dim).double()) / h[..., None, None]
+    dense = torch.zeros(2, spans + 1, dim, spans + 1, dim, dtype=torch.float64)
+    for k in range(spans):
+        for i, j, sign in ((k, k, 2), (k + 1, k + 1, 2), (k, k + 1, -2), (k + 1, k, -2)):
+            dense[:, i, :, j] += sign * stiff[:, k]
+    inner = dense[:, 1:-1, :, 1:-1].reshape(2, (spans - 1) * dim, -1)
+    torch.testing.assert_close(p.solve(g), torch.linalg.solve(inner, g.flatten(1)).view_as(g))
+
+
+def test_a_jacobian_that_does_not_fit_is_sketched():
+    # the leading directions are there, and the trace is near
+    torch.manual_seed(0)
+    net = nn.Linear(40, 60, bias=False).double()
+    with torch.no_grad():
+        net.weight[:] = torch.linalg.qr(points(60, 40, 1))[0] * torch.logspace(1, -2, 40)
+    decoder = Decoder(net, latent_dim=40)
+    exact = (net.weight.mT @ net.weight).detach()
+    found = _sketch(decoder, points(2, 40))
+    torch.testing.assert_close(found[0], found[1])
+    assert (found[0] - exact).norm() < 0.2 * exact.norm()
+    nodes, h = bent(2, 8, 40)
+    small, _ = precondition(MetricParts(embedding=decoder), nodes, h, 1000)
+    g = points(2 * 7, 40, 5).view(2, 7, 40)
+    torch.testing.assert_close(small.times(small.solve(g)), g)
+
+
+@pytest.mark.parametrize("kind", ["decoder", "weight", "field"])
+def test_lengths_are_those_of_the_dense_route(kind, monkeypatch):
+    metric = StructuredMetric(KINDS[kind](mlp()), 12)
+    a, b = points(6, 12, 1, 1.0), points(6, 12, 2, 1.0)
+    free = geodesic(metric, a, b)
+    monkeypatch.setattr(refinement, "matrix_free", lambda parts, dim: False)
+    dense = geodesic(metric, a, b)
+    assert free.converged.all() and dense.converged.all()
+    assert ((free.length - dense.length).abs() <= free.length_error + dense.length_error + 1e-4 * dense.length).all()
+
+
+def test_which_route_is_taken():
+    decoder = mlp()
+    assert matrix_free(MetricParts(embedding=decoder), 12)
+    assert not matrix_free(MetricParts(embedding=decoder), 8)
+    assert not matrix_free(MetricParts(field=field), 12)
+
+
+def test_no_longer_than_a_long_relaxation_of_the_same_energy():
+    metric = PullbackMetric(mlp(20, 60))
+    a, b = points(4, 20, 1, 1.0), points(4, 20, 2, 1.0)
+    solution = geodesic(metric, a, b)
+    knots = torch.linspace(0, 1, 33, dtype=torch.float64).expand(4, -1).contiguous()
+    nodes = a[:, None] + knots[..., None] * (b - a)[:, None]
+    start, _ = precondition(metric.parts(), nodes, knots.diff(dim=1), 2**29)
+    energy = MatrixFreeEnergy(metric.parts(), a)
+    long = relax_matrix_free(energy, start, nodes, knots, tol=1e-5, max_steps=2000)
+    assert (long.residual <= 1e-5).all()
+    assert solution.converged.all()
+    assert (solution.length <= 1.001 * long.energy.sqrt()).all()
+    assert ((solution.length - long.energy.sqrt()).abs() <= solution.length_error + 1e-4 * solution.length).all()
+
+
+@pytest.mark.parametrize("bend", [nn.Tanh, nn.ReLU])
+def test_a_pair_has_the_same_geodesic_alone(bend):
+    # sizes for which matrix products do depend on how many rows there are
+    metric = StructuredMetric(MetricParts(embedding=mlp(11, 33, bend, dtype=torch.float32), weight=Bowl()), 11)
+    a, b = points(9, 11, 1), points(9, 11, 2)
+    together = geodesic(metric, a, b, max_spans=32)
+    for i in (0, 7):
+        alone = geodesic(metric, a[i : i + 1], b[i : i + 1], max_spans=32)
+        for name in ("points", "length", "length_error", "residual", "steps", "evaluations", "spans"):
+            torch.testing.assert_close(getattr(alone, name)[0], getattr(together, name)[i], rtol=1e-9, atol=1e-9)
+
+
+def test_a_pair_without_a_value_touches_no_neighbour():
+    inner = mlp(12, 30)
+
+    class Holed:
+        latent_dim, output_dim = 12, 30
+
+        def _checked(self, z):
+            bad = (z[:, 0] > 5).nonzero().flatten().tolist()
+            if bad:
+                raise DecoderError("no value", tuple(bad))
+            return z
+
+        def __call__(self, z):
+            return inner(self._checked(z))
+
+        def jvp(self, z, v):
+            return inner.jvp(self._checked(z), v)
+
+        def vjp(self, z, u):
+            return inner.vjp(self._checked(z), u)
+
+        def value_and_jacobian(self, z):
+            return inner.value_and_jacobian(self._checked(z))
+
+    metric = PullbackMetric(Holed())
+    a, b = points(5, 12, 1, 1.0), points(5, 12, 2, 1.0)
+    for hole in (0, 3):
+        bad = b.clone()
+        bad[hole, 0] = 9.0
+        solution, clean = geodesic(metric, a, bad), geodesic(metric, a, b)
+        rest = torch.arange(5) != hole
+        assert solution.status[hole] is Status.NOT_FINITE
+        assert solution.converged[rest].all()
+        for name in ("points", "length", "length_error", "steps"):
+            assert torch.equal(getattr(solution, name)[rest], getattr(clean, name)[rest]), name
+
+
+def test_near_and_equal_pairs_of_a_float32_decoder():
+    metric = PullbackMetric(mlp(12, 300, dtype=torch.float32))
+    a = points(6, 12).float()
+    for size in (0.0, 1e-5, 1e-3, 1e-1):
+        end = a + size * points(6, 12, 1).float()
+        solution = geodesic(metric, a, end)
+        step = end.double() - a.double()
+        assert solution.converged.all(), size
+        expected = metric.norm(a.double() + step / 2, step)
+        torch.testing.assert_close(solution.length.double(), expected, rtol=20 * size**2 + 2e-4, atol=0)
+
+
+def test_chords_find_the_length_of_a_kinked_curve():
+    # F(z) = |z| in 200 coordinates: each chord that crosses a kink is too short; in between the curve is straight
+    class Folded:
+        latent_dim, output_dim = 200, 200
+
+        def __call__(self, z):
+            return z.abs()
+
+        def jvp(self, z, v):
+            return z.abs(), z.sign() * v
+
+    parts = MetricParts(embedding=Folded())
+    knots = torch.linspace(0, 1, 9, dtype=torch.float64)[None]
+    start, end = points(1, 200, 1, 1.0), points(1, 200, 2, 1.0)
+    line = start[:, None] + knots[..., None] * (end - start)[:, None]
+    spline = interpolate(knots, line)
+    known = measure(parts, spline, None)
+    known.errors += 1.0
+    found, asked = halved(parts, spline, known, 1e-3 * known.length, 32, 2**20)
+    exact = (end - start).norm()
+    # the error is the size to be expected, no bound: where the kinks lie is chance
+    assert (found.length - exact).abs() <= 3 * found.errors.sum()
+    assert found.errors.sum() < 1e-2 * exact
+    assert int(asked) in (32, 96, 224, 480)
+    few, _ = halved(parts, spline, known, 1e-3 * known.length, 32, 1)
+    torch.testing.assert_close(few.lengths, found.lengths)
+
+
+def test_products_are_formed_a_few_rows_at_a_time():
+    parts = MetricParts(embedding=mlp(12, 300), weight=Bowl(), field=field)
+    few = few_rows(parts, 8 * 6 * 300 * 5)
+    z, u, v = points(37, 12), points(37, 12, 1), points(37, 12, 2)
+    assert few.most == 5
+    torch.testing.assert_close(few.inner(z, u, v), parts.inner(z, u, v))
+    torch.testing.assert_close(few.inner(z, u, u), parts.inner(z, u, u))
+
+
+def test_little_memory_gives_the_same_lengths():
+    metric = PullbackMetric(mlp(12, 300))
+    a, b = points(3, 12, 3, 1.0), points(3, 12, 4, 1.0)
+    small, large = geodesic(metric, a, b, memory_limit=200_000), geodesic(metric, a, b)
+    assert small.converged.all()
+    assert ((small.length - large.length).abs() <= small.length_error + large.length_error).all()
