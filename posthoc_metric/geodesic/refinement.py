@@ -274,6 +274,8 @@ class Refiner:
 
     def _rows_of_values(self, points: int) -> int:
         """Curves of which so many decoded points fit into the memory limit."""
+        if self.many is not None:
+            return 1
         width = 1 if self.parts.embedding is None else self.parts.embedding.output_dim
         return max(1, min(self.options.memory_limit, _CACHED) // (48 * width * points))
 
