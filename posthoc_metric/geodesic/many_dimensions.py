@@ -43,7 +43,8 @@ class ManyDimensions:
         smooth = knots.shape[1] <= _ROUGH_SPANS
         spare = _SMOOTH_SHARE * self.options.rtol if smooth else _ROUGH_SHARE * self._rough()
         tol = max(tol, 2 * spare**0.5)
-        held = 8 * nodes[0].numel() * (2 * MEMORY + 24)
+        # the memory twice, for it is copied as steps enter it and curves leave
+        held = 8 * nodes[0].numel() * (4 * MEMORY + 24)
         block = max(1, self.options.memory_limit // held)
         done = []
         for part, times in zip(nodes.split(block), knots.split(block), strict=True):

@@ -144,7 +144,7 @@ def run(name: str, count: int, references: int) -> None:
     before = time.process_time()
     with decoder.counting() as work:
         # below a thousandth of the length a generator with so few channels shows every single kink
-        solution = metric.geodesic(a, b, starts="straight", **({"max_spans": 1024} if name.startswith("gan") else {}))
+        solution = metric.geodesic(a, b, starts="straight", **({"max_spans": 512} if name.startswith("gan") else {}))
     spent = time.process_time() - before
     peak = _peak()
     statuses = {status.name: solution.status.count(status) for status in dict.fromkeys(solution.status)}
