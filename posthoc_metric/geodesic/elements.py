@@ -35,6 +35,16 @@ class Model(Batch):
     def __add__(self, other: Model) -> Model:
         return Model(self.diagonal + other.diagonal, self.near + other.near, self.far + other.far)
 
+    def times(self, v: Tensor) -> Tensor:
+        """The product with one vector a curve (P, n-1, d)."""
+        column = v[..., None]
+        out = self.diagonal @ column
+        out[:, :-1] += self.near @ column[:, 1:]
+        out[:, 1:] += self.near.mT @ column[:, :-1]
+        out[:, 1:-2:2] += self.far @ column[:, 3::2]
+        out[:, 3::2] += self.far.mT @ column[:, 1:-2:2]
+        return out[..., 0]
+
 
 def empty_model(count: int, spans: int, dim: int, like: Tensor) -> Model:
     """Zeros."""

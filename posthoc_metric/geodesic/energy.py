@@ -235,8 +235,11 @@ class CurveEnergy:
 
         half = joined(where.shapes, where.slopes, pushed.mT) + joined(where.slopes, where.shapes, pushed)
         half = half + joined(where.shapes, where.shapes, curved) / 2
-        add_blocks(out.rest, half)
         add_blocks(out.convex, half + joined(where.slopes, where.slopes, 2 * tensors))
+        exact = self.field.curvature(points.flatten(0, 2), v.flatten(0, 2))
+        if exact is not None:
+            half = half + joined(where.shapes, where.shapes, share * exact.view_as(curved) - curved)
+        add_blocks(out.rest, half)
 
 
 def _products(rows: Tensor, apart: int) -> Tensor:

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from ..errors import InvalidArgumentError
 
+#: dimensions up to which second derivatives are asked for
+_MOST_CURVED = 8
+
 
 class FieldDerivative:
     """``U(z)`` and the derivative of ``U(z) v`` along every coordinate, by autograd or central differences.
@@ -31,6 +34,22 @@ class FieldDerivative:
         spread = float((probe.amax(0) - probe.amin(0)).max()) or 1.0
         self.step = (5e-3 if single else 1e-5) * spread
         self.by_autograd = self._agrees(probe[finite][:16], 1e-2 if single else 1e-4)
+
+    def curvature(self, z: Tensor, v: Tensor) -> Tensor | None:
+        """Second derivatives of ``vᵀ U(z) v`` by ``z`` (N, d, d), where autograd gives them at a bearable price."""
+        if not self.by_autograd or z.shape[1] > _MOST_CURVED:
+            return None
+        with torch.enable_grad():
+            points = z.detach().clone().requires_grad_(True)
+            square = torch.einsum("na,nab,nb->n", v, self.field(points), v)
+            (slope,) = torch.autograd.grad(square.sum(), points, create_graph=True)
+            if not slope.requires_grad:
+                return torch.zeros(*z.shape, z.shape[1], dtype=z.dtype, device=z.device)
+            rows = [
+                torch.autograd.grad(slope[:, a].sum(), points, retain_graph=True, allow_unused=True)[0]
+                for a in range(z.shape[1])
+            ]
+        return torch.stack([torch.zeros_like(z) if row is None else row for row in rows], dim=1)
 
     def __call__(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """``U(z)`` (N, d, d), and ``P[n, a, i] = ∂_i (U(z_n) v_n)_a`` (N, d, d)."""

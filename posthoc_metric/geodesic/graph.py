@@ -90,7 +90,9 @@ def build_graph(ruler: Ruler, points: Tensor, k: int, known: Tensor | None = Non
     search = NearestNeighbors(n_neighbors=k).fit(array)
     if len(array) > 1:
         pattern = search.kneighbors_graph(mode="connectivity").tocoo()
-        edges = _join(array, np.unique(np.sort(np.stack([pattern.row, pattern.col], axis=1), axis=1), axis=0))
+        ends = np.sort(np.stack([pattern.row, pattern.col], axis=1).astype(np.int64), axis=1)
+        # one number for an edge: unique rows take many times as long
+        edges = _join(array, np.stack(np.divmod(np.unique(ends[:, 0] * len(array) + ends[:, 1]), len(array)), axis=1))
     else:
         edges = np.zeros((0, 2), dtype=np.int64)
     known = ruler.know(points) if known is None else known

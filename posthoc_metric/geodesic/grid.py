@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import product
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,8 +42,8 @@ def grid_points(ruler: TensorRuler, low: Tensor, high: Tensor, data: Tensor | No
     usual = None if data is None else _cost(ruler, data, ruler.know(data)).nanmedian()
     size = finest
     while True:
-        wanted = (cells[:, None] + size * corner).reshape(-1, dim).unique(dim=0)
-        fresh = _new_rows(wanted, places)
+        keys, wanted = _distinct((cells[:, None] + size * corner).reshape(-1, dim))
+        fresh = wanted[torch.from_numpy(~np.isin(keys, _keys(places), assume_unique=True))]
         if len(places) + len(fresh) > MOST_POINTS[dim] and len(places):
             break
         points = origin + unit * fresh.to(low)
@@ -51,7 +52,9 @@ def grid_points(ruler: TensorRuler, low: Tensor, high: Tensor, data: Tensor | No
             break
         cost = _cost(ruler, origin + unit * places.to(low), known).log()
         typical = cost[torch.isfinite(cost)].median() if usual is None else usual.log()
-        index = _locate((cells[:, None] + size * corner).reshape(-1, dim), places).view(len(cells), -1)
+        order = np.argsort(have := _keys(places))
+        corners = _keys((cells[:, None] + size * corner).reshape(-1, dim))
+        index = torch.from_numpy(order[np.searchsorted(have, corners, sorter=order)]).view(len(cells), -1)
         at = cost[index.to(cost.device)].nan_to_num(nan=math.inf)
         varied = ~(at.amax(1) - at.amin(1) <= math.log(_VARIATION)) & (at.amin(1) < typical + math.log(_TOO_COSTLY))
         cells = cells[varied.cpu()]
@@ -75,16 +78,13 @@ def _cost(ruler: TensorRuler, points: Tensor, known: Tensor) -> Tensor:
     return values.masked_fill(bad, float("nan"))
 
 
-def _new_rows(wanted: Tensor, have: Tensor) -> Tensor:
-    both, inverse = torch.cat([have, wanted]).unique(dim=0, return_inverse=True)
-    seen = torch.zeros(len(both), dtype=torch.bool)
-    seen[inverse[: len(have)]] = True
-    return wanted[~seen[inverse[len(have) :]]]
+def _distinct(rows: Tensor) -> tuple[np.ndarray, Tensor]:
+    """Sorted keys of rows of small integers (n, d), each once, and the rows they stand for."""
+    keys, first = np.unique(_keys(rows), return_index=True)
+    return keys, rows[torch.from_numpy(first)]
 
 
-def _locate(rows: Tensor, have: Tensor) -> Tensor:
-    """The index in ``have`` of every row; all are there."""
-    both, inverse = torch.cat([have, rows]).unique(dim=0, return_inverse=True)
-    place = torch.zeros(len(both), dtype=torch.long)
-    place[inverse[: len(have)]] = torch.arange(len(have))
-    return place[inverse[len(have) :]]
+def _keys(rows: Tensor) -> np.ndarray:
+    """One integer for each row (n, d) of integers in [0, 65,535]."""
+    powers = 2 ** (16 * torch.arange(rows.shape[1]))
+    return (rows * powers).sum(1).numpy()

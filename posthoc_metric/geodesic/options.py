@@ -34,7 +34,7 @@ class RelaxationOptions:
         memory_limit: bytes that the arrays of one block of pairs may take; blocks are made to fit.
     """
 
-    rtol: float = 1e-4
+    rtol: float = 3e-4
     rough_rtol: float = 1e-3
     tol: float = 5e-3
     spans: int = 16

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..metric import MetricParts
 from .batch import Batch
+from .contest import compared_shares, contenders
 from .curves import Clock, make_clock, pad, respace
 from .energy import CurveEnergy
 from .many_dimensions import ManyDimensions
@@ -22,6 +23,9 @@ from .status import Status
 
 #: coarse curves are compared before they are stationary to the tolerance asked for
 _COARSE_TOL = 5e-2
+#: how much longer than a pair's shortest curve another may be and still turn out shorter with more nodes
+_COARSE_MARGIN = 0.05
+_MARGIN = 0.01
 #: steps at one number of spans, unless it is the last
 _STEPS_A_LEVEL = 12
 _STEPS_A_COARSE_LEVEL = 80
@@ -97,7 +101,7 @@ class Refiner:
         self.evaluations = torch.zeros_like(self.steps)
 
     def run(self) -> Refined:
-        """Relax every start coarsely, keep the shortest of each pair, refine it until its length is confirmed."""
+        """Relax every start coarsely, refine each pair's shortest until their lengths are confirmed, keep one."""
         waiting: dict[tuple[int, int], list[Curves]] = {}
         done: list[Curves] = []
 
@@ -109,16 +113,18 @@ class Refiner:
             else:
                 waiting.setdefault((spans, _spans(curves)), []).append(curves)
 
-        for curves in self._keep_shortest(self._coarse()):
+        for curves in _contest(self._coarse(), _COARSE_MARGIN):
             queue(curves, 2 * _spans(curves))
         while waiting:
             key = min(waiting)
             base = Curves.join(waiting.pop(key))
             better, finished, rejected = self._refine(base, key[0])
-            done.append(better.take(finished))
-            queue(better.take(~finished & ~rejected), 2 * key[0])
             queue(base.take(rejected), 2 * key[0])
-        return self._assemble([curves for curves in done if len(curves.pair)])
+            alive = ~rejected
+            alive[~rejected] = contenders(*_facts_of_contest(better.take(~rejected)), _MARGIN)
+            done.append(better.take(alive & finished))
+            queue(better.take(alive & ~finished), 2 * key[0])
+        return self._assemble(_contest([curves for curves in done if len(curves.pair)], None))
 
     def _coarse(self) -> list[Curves]:
         pending, found = self.starts, []
@@ -139,25 +145,6 @@ class Refiner:
             pending = pending.take(jumped)
             spans *= 2
         return found
-
-    def _keep_shortest(self, found: list[Curves]) -> list[Curves]:
-        best = self.evaluations.new_full((self.count,), -1)
-        shortest = torch.full((self.count,), float("inf"), dtype=torch.float64, device=best.device)
-        offset = 0
-        for curves in found:
-            # equal lengths, and curves that have none, go to the first that came
-            for row, (pair, length) in enumerate(
-                zip(curves.pair.tolist(), curves.facts.length.nan_to_num(nan=float("inf")).tolist(), strict=True)
-            ):
-                if best[pair] < 0 or length < shortest[pair]:
-                    best[pair], shortest[pair] = offset + row, length
-            offset += len(curves.pair)
-        kept, offset = [], 0
-        for curves in found:
-            index = torch.arange(offset, offset + len(curves.pair), device=best.device)
-            kept.append(curves.take(best[curves.pair] == index))
-            offset += len(curves.pair)
-        return kept
 
     def _refine(self, base: Curves, spans: int) -> tuple[Curves, Tensor, Tensor]:
         """Curves of ``spans`` spans from ``base``; which of them are final; which went wrong."""
@@ -286,6 +273,22 @@ class Refiner:
         facts = Facts.join([curves.facts for curves in done]).take(order)
         kind = torch.cat([curves.kind for curves in done])[order]
         return Refined(facts, kind, spline, clock, self.steps, self.evaluations)
+
+
+def _contest(found: list[Curves], margin: float | None) -> list[Curves]:
+    """The contenders among curves of different numbers of spans; without a margin the one most surely short."""
+    facts = [_facts_of_contest(curves) for curves in found]
+    pair, lengths, shapes = (torch.cat(parts) for parts in zip(*facts, strict=True))
+    if margin is None:
+        lengths = lengths + torch.cat([curves.facts.length_error for curves in found])
+    keep = contenders(pair, lengths, shapes, -1.0 if margin is None else margin)
+    kept = zip(found, keep.split([len(curves.pair) for curves in found]), strict=True)
+    return [curves.take(mask) for curves, mask in kept if bool(mask.any())]
+
+
+def _facts_of_contest(curves: Curves) -> tuple[Tensor, Tensor, Tensor]:
+    shares = compared_shares(curves.facts.length).expand(len(curves.pair), -1)
+    return curves.pair, curves.facts.length, curves.spline.at(curves.clock.at(shares))[0]
 
 
 def _between(knots: Tensor, values: Tensor, times: Tensor) -> Tensor:

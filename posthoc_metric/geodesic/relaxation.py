@@ -18,12 +18,15 @@ from .batch import Batch
 from .elements import Model, node_masses
 from .energy import CurveEnergy, Linearisation
 from .linear import solve_model
+from .saddle import escapes
 from .status import Status
 
 STATUSES = tuple(Status)
 
 #: trust radius, relative to the curve's own length, at which no step is possible
 _SMALLEST = 1e-9
+#: damping at or below which the next step tries to do without
+_UNDAMPED = 1e-2
 #: a residual this many times the tolerance will do where rounding error lets no step be judged
 _NEAR = 8.0
 #: convergence slower than this counts as this
@@ -137,6 +140,8 @@ def relax(
         final.residual[active.row], final.rate[active.row] = step.residual, active.rate
         done = (step.residual <= tol) | (active.here.energy <= 0)
         done |= lost & (step.residual <= _NEAR * tol)
+        if number < max_steps:
+            done &= ~_escape(active, step, done & (active.here.energy > 0), tol)
         stuck = ~done & ((active.radius < _SMALLEST) | lost)
         _leave(final, active.take(done), Status.CONVERGED)
         _leave(final, active.take(stuck), Status.STALLED)
@@ -163,6 +168,26 @@ def _correct(active: _Active, step: _Step) -> None:
     active.rate = torch.where(known, seen, active.rate).clamp(0.0, _SLOWEST)
     active.last = step.residual.clone()
     step.residual = step.residual / (1 - active.rate).sqrt()
+
+
+def _escape(active: _Active, step: _Step, still: Tensor, tol: float) -> Tensor:
+    """Give those of the curves ``still`` (P,) that stand on a saddle a step off it, in place; mask of them (P,)."""
+    freed = torch.zeros_like(still)
+    if bool(still.any()):
+        here = active.here
+        ways = escapes(
+            _model(active),
+            _inertia(active),
+            here.gradient,
+            active.radius,
+            tol**2 * here.energy,
+            still.nonzero().flatten(),
+        )
+        step.move[ways.rows], step.predicted[ways.rows], step.size[ways.rows] = ways.move, ways.gain, ways.size
+        # not a Newton step: its effect on the residual says nothing about the model
+        active.damping[ways.rows] = _UNDAMPED
+        freed[ways.rows] = True
+    return freed
 
 
 def _advance(energy: CurveEnergy, active: _Active, step: _Step, final: Relaxed) -> _Active:
@@ -213,14 +238,12 @@ def _finite(state: Linearisation) -> Tensor:
 
 def _trust_region_step(active: _Active) -> _Step:
     """The minimiser of the model in the trust region, nearly: damping is raised until it is inside and convex."""
-    here, h = active.here, active.h
-    inertia = here.convex.diagonal * (h[:, :-1] * h[:, 1:] / here.energy.clamp_min(1e-300)[:, None])[..., None, None]
-    model = here.convex + here.rest
-    model.diagonal += active.secant
+    here = active.here
+    inertia, model = _inertia(active), _model(active)
     move = torch.zeros_like(here.gradient)
     size = torch.zeros_like(here.energy)
     # the last damping is a good first guess; a tenth of it lets a curve grow out of it
-    mu = torch.where(active.damping > 1e-2, active.damping / 10, torch.zeros_like(active.damping))
+    mu = torch.where(active.damping > _UNDAMPED, active.damping / 10, torch.zeros_like(active.damping))
     todo = torch.arange(len(mu), device=mu.device)
     for _ in range(60):
         push = (mu[todo] * here.energy[todo])[:, None, None, None] * inertia[todo]
@@ -234,7 +257,7 @@ def _trust_region_step(active: _Active) -> _Step:
         inside = convex & (length <= 1.2 * active.radius[todo])
         move[todo], size[todo] = found, length
         excess = torch.where(convex, (length / active.radius[todo]).clamp(2.0, 30.0), 10.0)
-        mu[todo] = torch.where(inside, mu[todo], (mu[todo] * excess).clamp_min(1e-2))
+        mu[todo] = torch.where(inside, mu[todo], (mu[todo] * excess).clamp_min(_UNDAMPED))
         todo = todo[~inside]
         if len(todo) == 0:
             break
@@ -250,6 +273,19 @@ def _trust_region_step(active: _Active) -> _Step:
     residual[todo] = float("inf")
     active.radius[todo] = 0.0
     return _Step(move, 0.5 * (slope + damping), residual, size)
+
+
+def _inertia(active: _Active) -> Tensor:
+    """Blocks of the metric's L² norm of a step, relative to the curve's length."""
+    h, energy = active.h, active.here.energy.clamp_min(1e-300)
+    return active.here.convex.diagonal * (h[:, :-1] * h[:, 1:] / energy[:, None])[..., None, None]
+
+
+def _model(active: _Active) -> Model:
+    """All that is known of the Hessian."""
+    model = active.here.convex + active.here.rest
+    model.diagonal += active.secant
+    return model
 
 
 def _damped(model: Model, rows: Tensor, push: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,8 +25,8 @@ _GRID_MOST_DIM = 3
 _GRID_K = {1: 4, 2: 16, 3: 26}
 _GRAPH_K = 10
 _GRAPH_NODES = 2000
-#: a straight line that is shorter than this many graph paths is in the same valley
-_SAME = 1.02
+#: a straight line that is shorter than this many graph paths needs no other start
+_SAME = 0.97
 #: one that is longer than this many crosses what a geodesic avoids
 _HOPELESS = 2.0
 
