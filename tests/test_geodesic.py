@@ -173,7 +173,7 @@ def test_a_length_that_cannot_be_confirmed_is_said_to_be_so():
 
 def test_step_limit_is_said():
     space, a, b = ORACLES["sphere"]
-    solution = geodesic(space, a, b, max_steps=1, max_spans=16)
+    solution = geodesic(space, a, b, max_steps=1, max_spans=16, tol=1e-6)
     assert Status.STEP_LIMIT in solution.status
 
 
@@ -273,9 +273,8 @@ def test_a_way_round_a_wall_is_found_from_the_grid_and_off_the_saddle():
 
     metric = FunctionMetric(bump, 2)
     a, b = torch.tensor([[-1.0, 0.0]], dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-    over = (
-        2 + 2 * sum(float(bump(torch.tensor([[(i + 0.5) / 500, 0.0]]))[0, 0, 0]) ** 0.5 - 1 for i in range(500)) / 500
-    )
+    line = a + torch.linspace(0, 1, 2001, dtype=torch.float64)[:, None] * (b - a)
+    over = 2 * float(bump(line)[:, 0, 0].sqrt().mean())
     for starts in ("straight", "grid"):
         found = geodesic(metric, a, b, starts=starts)
         assert found.converged.all() and found.start == (starts,)
