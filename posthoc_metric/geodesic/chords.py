@@ -43,7 +43,7 @@ def halved(
                 lengths[row], errors[row] = better, doubt
         chords *= 2
         todo = todo[errors[todo].sum(1) > wanted[todo]] if chords <= most else todo[:0]
-    return Measured(known.squares, lengths, errors, known.energy), asked
+    return Measured(known.squares, lengths, errors, known.energy, known.roughness), asked
 
 
 def _limit(fine: Tensor, middle: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,8 @@ _STEPS_A_COARSE_LEVEL = 80
 _FEW = 3
 #: chords that together are shorter than this share of the curve they stand for have jumped over something
 _CHORD_SHARE = 0.9
+#: roughness up to which a curve's length converges as that of a smooth one
+_SMOOTH = 0.2
 #: residual at which a curve with kinks, whose gradient jumps, is as stationary as it gets
 _ROUGH_RESIDUAL = 5e-2
 #: share of the error asked for that the quadrature may take before chords are asked as well
@@ -70,6 +72,7 @@ class Curves(Batch):
     density: Tensor
     rate: Tensor
     secant: Tensor
+    roughness: Tensor
 
 
 @dataclass
@@ -152,13 +155,15 @@ class Refiner:
         better = self._relax(knots, nodes, base.pair, base.kind, self.options.tol, base)
         facts, rtol = better.facts, self.options.rtol
         # the length of the interpolated curve errs with the fourth power of the spacing, or where there are kinks
-        # with the first: then as much is still to come as came by the last doubling
+        # with the first: then as much is still to come as came by the last doubling, and the model of the energy,
+        # which sees no kinks, says too little of what more steps would gain
         change = (facts.length - base.facts.length).abs()
         if self.many is not None:
             change = change.maximum(self.many.excess(facts.length, facts.chord_length, base.facts.chord_length))
-        smooth_error = facts.length_error + change / 15
-        confirmed = smooth_error <= rtol * facts.length
-        facts.length_error = torch.where(confirmed, smooth_error, facts.length_error + change)
+        rough_error = facts.length_error + change + facts.residual.square() * facts.length
+        error = torch.where(better.roughness <= _SMOOTH, facts.length_error + change / 15, rough_error)
+        confirmed = error <= rtol * facts.length
+        facts.length_error = torch.where(confirmed, error, rough_error)
         broken = facts.status == _CODE[Status.NOT_FINITE]
         rough = (facts.length_error <= self.options.rough_rtol * facts.length) & (spans >= _MOST_COARSE)
         # no more nodes are no more steps: a curve that is still on its way is not called done
@@ -231,7 +236,17 @@ class Refiner:
             chord_length=chords,
         )
         density = _density(spline, measured.lengths, measured.errors)
-        return Curves(pair, kind, facts, spline, make_clock(spline, speeds), density, relaxed.rate, relaxed.secant)
+        return Curves(
+            pair,
+            kind,
+            facts,
+            spline,
+            make_clock(spline, speeds),
+            density,
+            relaxed.rate,
+            relaxed.secant,
+            measured.roughness,
+        )
 
     def _in_blocks(self, nodes: Tensor, knots: Tensor, tol: float, steps: int, base: Curves | None) -> Relaxed:
         """Relax as many curves at once as the memory limit lets."""
