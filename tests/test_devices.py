@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import posthoc_metric as pm
+from posthoc_metric.distances import MetricTable, neighbours
 
 DEVICES = [
     "cpu",
@@ -131,6 +132,16 @@ def test_saved_on_one_device_loaded_on_the_other(device, reference, tmp_path):
     close(found, reference[2].tensor(2 * z.cpu()), 1e-9)
     loaded.save(tmp_path / "again.safetensors")
     close(pm.load(tmp_path / "again.safetensors", reference[0]).tensor(z.cpu()), reference[2].tensor(z.cpu()), 1e-9)
+
+
+@on_every_device
+def test_a_table_and_neighbours(device, reference):
+    decoder, z = pm.Decoder(network(device), latent_dim=2), latents(device)
+    table = MetricTable(pm.repair(decoder, z, decoder(z)), z[:20], rtol=1e-2, max_levels=4)
+    inside, outside = table.tensor(z[:20]), table.tensor(latents() + 9)
+    assert inside.device.type == device and outside.device.type == "cpu"
+    close(inside, reference[2].tensor(z[:20].cpu()), 5e-2)
+    assert neighbours(table, z[:8], k=2).nnz == 16
 
 
 @on_every_device

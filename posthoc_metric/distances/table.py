@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike, check_range, to_points
+from .._arrays import ArrayLike, check_range, check_seed, to_points
 from ..errors import ConvergenceWarning, InvalidArgumentError, NumericalError
 from ..metric import Metric
 from .splines import GHOSTS, Level, dilate, make_level
@@ -71,6 +72,7 @@ class MetricTable(Metric):
             )
         if isinstance(max_levels, bool) or not isinstance(max_levels, int) or max_levels < 1:
             raise InvalidArgumentError(f"`max_levels` must be an integer of at least 1; got {max_levels!r}.")
+        seed = check_seed(seed)
         self.rtol = check_range(rtol, "rtol", 0.0, 1.0, "the relative error of lengths to aim at")
         latents = to_points(points, "points", metric.dim)[0].double()
         if not len(latents):
@@ -104,8 +106,8 @@ class MetricTable(Metric):
     def tensor(self, z: ArrayLike) -> Any:
         """``M(z)`` (B, d, d), interpolated inside the box."""
         points, restore = to_points(z, "z", self.dim)
-        where = points.double()
-        inside = ((where >= self.low.to(where)) & (where <= self.high.to(where))).all(1)
+        where = points.to(self.low.device).double()
+        inside = ((where >= self.low) & (where <= self.high)).all(1)
         if bool(inside.all()):
             return restore(_compose(self._parameters(where), self.dim).to(points.dtype))
         out = where.new_empty(len(where), self.dim, self.dim)
@@ -128,13 +130,13 @@ class MetricTable(Metric):
         for _ in range(max_levels):
             shape = tuple(int(n) + 1 + 2 * GHOSTS for n in cells)
             step = sides / cells
-            if levels and torch.tensor(shape).prod() > _MOST_NODES:
+            if levels and math.prod(shape) > _MOST_NODES:
                 break
             if wanted is None:
-                wanted = torch.ones(shape, dtype=torch.bool)
+                wanted = torch.ones(shape, dtype=torch.bool, device=step.device)
             index = wanted.reshape(-1).nonzero().flatten()
-            values = torch.zeros(wanted.numel(), self.dim * (self.dim + 1) // 2, dtype=torch.float64)
-            empty = Level(self.low, step, shape, values, torch.zeros(0, dtype=torch.bool))
+            values = step.new_zeros(wanted.numel(), self.dim * (self.dim + 1) // 2)
+            empty = Level(self.low, step, shape, values, wanted.new_zeros(0))
             nodes = empty.nodes(index)
             matrices = self._evaluate(nodes)
             parameters = _decompose(matrices)
@@ -201,7 +203,7 @@ def _halve(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Nodes of the grid twice as fine that lie in or beside the nodes of ``mask``."""
     for axis, size in enumerate(shape):
         cells = size - 1 - 2 * GHOSTS
-        fine = torch.arange(2 * cells + 1 + 2 * GHOSTS) - GHOSTS
+        fine = torch.arange(2 * cells + 1 + 2 * GHOSTS, device=mask.device) - GHOSTS
         coarse = torch.div(fine, 2, rounding_mode="floor") + GHOSTS
         mask = mask.index_select(axis, coarse) | mask.index_select(axis, (coarse + fine % 2).clamp(max=size - 1))
     return mask
