@@ -97,3 +97,28 @@ def pad(splines: list[Spline], clocks: list[Clock], rows: list[Tensor], count: i
         times[where, : clock.times.shape[1]] = clock.times
         shares[where, : clock.times.shape[1]] = clock.shares
     return Spline(knots, nodes, slopes), Clock(times, shares)
+
+
+def between(knots: Tensor, values: Tensor, times: Tensor) -> Tensor:
+    """Values (P, n-1, ...) at inner knots (P, n+1), linearly between them at the inner of other times (P, m+1)."""
+    inner, at = knots[:, 1:-1].contiguous(), times[:, 1:-1].contiguous()
+    place = torch.searchsorted(inner, at).clamp(1, inner.shape[1] - 1)
+    left, right = inner.gather(1, place - 1), inner.gather(1, place)
+    share = ((at - left) / (right - left)).clamp(0, 1)[:, :, None]
+    flat = values.flatten(2)
+    index = place[..., None].expand(-1, -1, flat.shape[2])
+    found = flat.gather(1, index - 1) * (1 - share) + flat.gather(1, index) * share
+    return found.view(*at.shape, *values.shape[2:])
+
+
+def density(spline: Spline, lengths: Tensor, errors: Tensor) -> Tensor:
+    """How many nodes a span deserves: by Riemannian length, latent length and error of the quadrature.
+
+    Where the metric is small a curve crosses much latent space in little length, and what it crosses
+    goes unseen unless the nodes count latent length too.
+    """
+    latent = spline.nodes.diff(dim=1).norm(dim=-1)
+    shares = [part / part.sum(1, keepdim=True).clamp_min(1e-300) for part in (lengths, latent, errors.pow(0.2))]
+    density = 0.5 * shares[0] + 0.25 * shares[1] + 0.25 * shares[2]
+    usable = torch.isfinite(density).all(1, keepdim=True) & (density.sum(1, keepdim=True) > 0)
+    return torch.where(usable, density, spline.knots.diff(dim=1))

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ..metric import MetricParts
+from .candidates import Facts
 from .curves import Clock, make_clock
 from .energy import CurveEnergy
 from .quadrature import chorded, confirm, measure
-from .refinement import Facts
 from .relaxation import STATUSES, relax
 from .spline import Spline
 from .status import Status

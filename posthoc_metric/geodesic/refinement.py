@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from ..metric import MetricParts
-from .batch import Batch
-from .contest import compared_shares, contenders
-from .curves import Clock, make_clock, pad, respace
+from .candidates import Curves, Facts, contest, rivals
+from .curves import Clock, between, density, make_clock, pad, respace
 from .energy import CurveEnergy
 from .many_dimensions import ManyDimensions
 from .matrix_free import matrix_free
@@ -44,35 +43,6 @@ _CACHED = 16 * 2**20
 _MOST_COARSE = 64
 
 _CODE = {status: code for code, status in enumerate(STATUSES)}
-
-
-@dataclass
-class Facts(Batch):
-    """What is known of P curves; see :class:`~posthoc_metric.geodesic.Solution`.  ``status`` indexes ``STATUSES``."""
-
-    length: Tensor
-    energy: Tensor
-    residual: Tensor
-    length_error: Tensor
-    speed_variation: Tensor
-    spans: Tensor
-    status: Tensor
-    chord_length: Tensor
-
-
-@dataclass
-class Curves(Batch):
-    """P measured curves of equal numbers of spans: which pair, which start, the curve, and where it deserves nodes."""
-
-    pair: Tensor
-    kind: Tensor
-    facts: Facts
-    spline: Spline
-    clock: Clock
-    density: Tensor
-    rate: Tensor
-    secant: Tensor
-    roughness: Tensor
 
 
 @dataclass
@@ -114,20 +84,20 @@ class Refiner:
             if spans > self.options.max_spans:
                 done.append(curves)
             else:
-                waiting.setdefault((spans, _spans(curves)), []).append(curves)
+                waiting.setdefault((spans, curves.span_count), []).append(curves)
 
-        for curves in _contest(self._coarse(), _COARSE_MARGIN):
-            queue(curves, 2 * _spans(curves))
+        for curves in contest(self._coarse(), _COARSE_MARGIN):
+            queue(curves, 2 * curves.span_count)
         while waiting:
             key = min(waiting)
             base = Curves.join(waiting.pop(key))
             better, finished, rejected = self._refine(base, key[0])
             queue(base.take(rejected), 2 * key[0])
             alive = ~rejected
-            alive[~rejected] = contenders(*_facts_of_contest(better.take(~rejected)), _MARGIN)
+            alive[~rejected] = rivals(better.take(~rejected), _MARGIN)
             done.append(better.take(alive & finished))
             queue(better.take(alive & ~finished), 2 * key[0])
-        return self._assemble(_contest([curves for curves in done if len(curves.pair)], None))
+        return self._assemble(contest([curves for curves in done if len(curves.pair)], None))
 
     def _coarse(self) -> list[Curves]:
         pending, found = self.starts, []
@@ -235,14 +205,13 @@ class Refiner:
             status=status,
             chord_length=chords,
         )
-        density = _density(spline, measured.lengths, measured.errors)
         return Curves(
             pair,
             kind,
             facts,
             spline,
             make_clock(spline, speeds),
-            density,
+            density(spline, measured.lengths, measured.errors),
             relaxed.rate,
             relaxed.secant,
             measured.roughness,
@@ -269,7 +238,7 @@ class Refiner:
                     tol=tol,
                     max_steps=steps,
                     rate=None if known is None else known.rate,
-                    secant=None if known is None else _between(known.spline.knots, known.secant, knots[rows]),
+                    secant=None if known is None else between(known.spline.knots, known.secant, knots[rows]),
                 )
             )
         return Relaxed.join(pieces)
@@ -288,48 +257,3 @@ class Refiner:
         facts = Facts.join([curves.facts for curves in done]).take(order)
         kind = torch.cat([curves.kind for curves in done])[order]
         return Refined(facts, kind, spline, clock, self.steps, self.evaluations)
-
-
-def _contest(found: list[Curves], margin: float | None) -> list[Curves]:
-    """The contenders among curves of different numbers of spans; without a margin the one most surely short."""
-    facts = [_facts_of_contest(curves) for curves in found]
-    pair, lengths, shapes = (torch.cat(parts) for parts in zip(*facts, strict=True))
-    if margin is None:
-        lengths = lengths + torch.cat([curves.facts.length_error for curves in found])
-    keep = contenders(pair, lengths, shapes, -1.0 if margin is None else margin)
-    kept = zip(found, keep.split([len(curves.pair) for curves in found]), strict=True)
-    return [curves.take(mask) for curves, mask in kept if bool(mask.any())]
-
-
-def _facts_of_contest(curves: Curves) -> tuple[Tensor, Tensor, Tensor]:
-    shares = compared_shares(curves.facts.length).expand(len(curves.pair), -1)
-    return curves.pair, curves.facts.length, curves.spline.at(curves.clock.at(shares))[0]
-
-
-def _between(knots: Tensor, values: Tensor, times: Tensor) -> Tensor:
-    """Values (P, n-1, ...) at inner knots (P, n+1), linearly between them at the inner of other times (P, m+1)."""
-    inner, at = knots[:, 1:-1].contiguous(), times[:, 1:-1].contiguous()
-    place = torch.searchsorted(inner, at).clamp(1, inner.shape[1] - 1)
-    left, right = inner.gather(1, place - 1), inner.gather(1, place)
-    share = ((at - left) / (right - left)).clamp(0, 1)[:, :, None]
-    flat = values.flatten(2)
-    index = place[..., None].expand(-1, -1, flat.shape[2])
-    found = flat.gather(1, index - 1) * (1 - share) + flat.gather(1, index) * share
-    return found.view(*at.shape, *values.shape[2:])
-
-
-def _spans(curves: Curves) -> int:
-    return curves.spline.knots.shape[1] - 1
-
-
-def _density(spline: Spline, lengths: Tensor, errors: Tensor) -> Tensor:
-    """How many nodes a span deserves: by Riemannian length, latent length and error of the quadrature.
-
-    Where the metric is small a curve crosses much latent space in little length, and what it crosses
-    goes unseen unless the nodes count latent length too.
-    """
-    latent = spline.nodes.diff(dim=1).norm(dim=-1)
-    shares = [part / part.sum(1, keepdim=True).clamp_min(1e-300) for part in (lengths, latent, errors.pow(0.2))]
-    density = 0.5 * shares[0] + 0.25 * shares[1] + 0.25 * shares[2]
-    usable = torch.isfinite(density).all(1, keepdim=True) & (density.sum(1, keepdim=True) > 0)
-    return torch.where(usable, density, spline.knots.diff(dim=1))

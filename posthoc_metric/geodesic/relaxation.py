@@ -17,16 +17,14 @@ from torch import Tensor
 from .batch import Batch
 from .elements import Model, node_masses
 from .energy import CurveEnergy, Linearisation
-from .linear import solve_model
 from .saddle import escapes
 from .status import Status
+from .trust_region import UNDAMPED, Step, step_in_region
 
 STATUSES = tuple(Status)
 
 #: trust radius, relative to the curve's own length, at which no step is possible
 _SMALLEST = 1e-9
-#: damping at or below which the next step tries to do without
-_UNDAMPED = 1e-2
 #: a residual this many times the tolerance will do where rounding error lets no step be judged
 _NEAR = 8.0
 #: convergence slower than this counts as this
@@ -79,14 +77,6 @@ class _Active(Batch):
     blind: Tensor
 
 
-@dataclass
-class _Step(Batch):
-    move: Tensor
-    predicted: Tensor
-    residual: Tensor
-    size: Tensor
-
-
 def relax(
     energy: CurveEnergy,
     nodes: Tensor,
@@ -133,7 +123,9 @@ def relax(
     for number in range(max_steps + 1):
         if len(active.row) == 0:
             break
-        step = _trust_region_step(active)
+        step, active.damping, active.radius = step_in_region(
+            active.here, _model(active), _inertia(active), active.radius, active.damping
+        )
         # what rounding hides in the energy shows in the gradient, until that is lost in rounding too
         lost = active.blind & ~(step.residual <= 0.7 * active.last)
         _correct(active, step)
@@ -156,7 +148,7 @@ def relax(
     return final
 
 
-def _correct(active: _Active, step: _Step) -> None:
+def _correct(active: _Active, step: Step) -> None:
     """Correct the residual for a model that is stiffer than the energy, as Gauss-Newton's is along a soft direction.
 
     Where ``H = c E''`` full steps leave the share ``q = 1 - 1/c`` of the residual, and
@@ -170,7 +162,7 @@ def _correct(active: _Active, step: _Step) -> None:
     step.residual = step.residual / (1 - active.rate).sqrt()
 
 
-def _escape(active: _Active, step: _Step, still: Tensor, tol: float) -> Tensor:
+def _escape(active: _Active, step: Step, still: Tensor, tol: float) -> Tensor:
     """Give those of the curves ``still`` (P,) that stand on a saddle a step off it, in place; mask of them (P,)."""
     freed = torch.zeros_like(still)
     if bool(still.any()):
@@ -185,12 +177,12 @@ def _escape(active: _Active, step: _Step, still: Tensor, tol: float) -> Tensor:
         )
         step.move[ways.rows], step.predicted[ways.rows], step.size[ways.rows] = ways.move, ways.gain, ways.size
         # not a Newton step: its effect on the residual says nothing about the model
-        active.damping[ways.rows] = _UNDAMPED
+        active.damping[ways.rows] = UNDAMPED
         freed[ways.rows] = True
     return freed
 
 
-def _advance(energy: CurveEnergy, active: _Active, step: _Step, final: Relaxed) -> _Active:
+def _advance(energy: CurveEnergy, active: _Active, step: Step, final: Relaxed) -> _Active:
     """Try the steps."""
     here = active.here
     moved = here.nodes.clone()
@@ -236,45 +228,6 @@ def _finite(state: Linearisation) -> Tensor:
     return torch.isfinite(state.energy) & torch.isfinite(state.gradient).flatten(1).all(1)
 
 
-def _trust_region_step(active: _Active) -> _Step:
-    """The minimiser of the model in the trust region, nearly: damping is raised until it is inside and convex."""
-    here = active.here
-    inertia, model = _inertia(active), _model(active)
-    move = torch.zeros_like(here.gradient)
-    size = torch.zeros_like(here.energy)
-    # the last damping is a good first guess; a tenth of it lets a curve grow out of it
-    mu = torch.where(active.damping > _UNDAMPED, active.damping / 10, torch.zeros_like(active.damping))
-    todo = torch.arange(len(mu), device=mu.device)
-    for _ in range(60):
-        push = (mu[todo] * here.energy[todo])[:, None, None, None] * inertia[todo]
-        found, convex = _damped(model, todo, push, here.gradient)
-        if not bool(convex.all()):
-            # far from a minimum the Gauss-Newton part alone gives longer steps than damping what is indefinite
-            saddle = todo[~convex]
-            model.put_rows(saddle, here.convex.take(saddle))
-            found[~convex], convex[~convex] = _damped(model, saddle, push[~convex], here.gradient)
-        length = torch.einsum("pki,pkij,pkj->p", found, inertia[todo], found).clamp_min(0).sqrt()
-        inside = convex & (length <= 1.2 * active.radius[todo])
-        move[todo], size[todo] = found, length
-        excess = torch.where(convex, (length / active.radius[todo]).clamp(2.0, 30.0), 10.0)
-        mu[todo] = torch.where(inside, mu[todo], (mu[todo] * excess).clamp_min(_UNDAMPED))
-        todo = todo[~inside]
-        if len(todo) == 0:
-            break
-    active.damping = mu
-    move[todo] = 0.0
-    slope = -(here.gradient * move).sum((1, 2))
-    damping = mu * here.energy * size.square()
-    # sᵀHs is slope less damping; by Cauchy-Schwarz the undamped decrement is at least slope² / sᵀHs
-    bent = (slope - damping).clamp_min(1e-9 * slope.abs() + 1e-300)
-    decrement = slope.square() / bent
-    residual = (decrement / here.energy.clamp_min(1e-300)).sqrt()
-    # a curve for which no damping gives a step has nothing to be judged by
-    residual[todo] = float("inf")
-    active.radius[todo] = 0.0
-    return _Step(move, 0.5 * (slope + damping), residual, size)
-
-
 def _inertia(active: _Active) -> Tensor:
     """Blocks of the metric's L² norm of a step, relative to the curve's length."""
     h, energy = active.h, active.here.energy.clamp_min(1e-300)
@@ -286,12 +239,6 @@ def _model(active: _Active) -> Model:
     model = active.here.convex + active.here.rest
     model.diagonal += active.secant
     return model
-
-
-def _damped(model: Model, rows: Tensor, push: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    damped = model.take(rows)
-    damped.diagonal += push
-    return solve_model(damped, -gradient[rows])
 
 
 def _update_secant(secant: Tensor, here: Linearisation, there: Linearisation, move: Tensor, accept: Tensor) -> Tensor:

@@ -41,13 +41,16 @@ def geodesic(
 
     **Which options when**
 
-    - Few pairs, no matter the cost: ``rtol=1e-6, tol=1e-4, max_spans=1024``, and ``rough_rtol=1e-6`` to match.
+    - Few pairs, whatever the cost: ``rtol=1e-6, tol=1e-4, max_spans=1024``, and ``rough_rtol=1e-6`` to match.
     - Many rough distances: ``rtol=1e-2, rough_rtol=1e-2, spans=8``; every ``length_error`` still holds.
     - ReLU decoders: the defaults.  Their lengths are good to ``rough_rtol`` (1e-3); a tighter one multiplies the work,
       because at kinks the error only halves when the nodes double.
     - No data near the pairs, or d > 3: give ``support``; without it only the straight line is tried.
     - A smooth metric without walls: ``starts="straight"`` saves the grid.
-    - Large d·D or little memory: lower ``memory_limit``; a Jacobian is then asked for a few nodes at a time.
+    - d > 8 with a decoder: preconditioned L-BFGS takes the place of Gauss-Newton by itself, with one vector-Jacobian product
+      a node and step and no Jacobian kept; memory stays near ``memory_limit`` plus the decoder's own.
+    - ReLU generators with d of 50 and more: lengths to 1e-3 take some 256 spans.  Give ``max_spans=512``, or
+      ``rough_rtol=5e-3`` for a fraction of the time.
 
     **The other solver**, ``solver="fixed-point"``, is that of Arvanitidis, Hauberg, Hennig & Schober (Fast and Robust
     Shortest Paths on Manifolds Learned from Data, AISTATS 2019), for comparison: a curve is the mean of a Gaussian

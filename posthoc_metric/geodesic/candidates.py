@@ -1,0 +1,109 @@
+"""Curves on their way to be a pair's geodesic, and which of them to go on with.
+
+Lengths of few nodes do not yet tell valleys apart, so that a pair may have several curves for a while.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .batch import Batch
+from .curves import Clock
+from .spline import Spline
+
+#: points at which two curves are compared
+_COMPARED = 9
+#: curves that come nearer than this share of their extent everywhere are in the same valley
+_SAME = 0.01
+
+
+@dataclass
+class Facts(Batch):
+    """What is known of P curves; see :class:`~posthoc_metric.geodesic.Solution`.  ``status`` indexes ``STATUSES``."""
+
+    length: Tensor
+    energy: Tensor
+    residual: Tensor
+    length_error: Tensor
+    speed_variation: Tensor
+    spans: Tensor
+    status: Tensor
+    chord_length: Tensor
+
+
+@dataclass
+class Curves(Batch):
+    """P measured curves of equal numbers of spans: which pair, which start, the curve, and where it deserves nodes."""
+
+    pair: Tensor
+    kind: Tensor
+    facts: Facts
+    spline: Spline
+    clock: Clock
+    density: Tensor
+    rate: Tensor
+    secant: Tensor
+    roughness: Tensor
+
+    @property
+    def span_count(self) -> int:
+        """n."""
+        return self.spline.knots.shape[1] - 1
+
+
+def contest(found: list[Curves], margin: float | None) -> list[Curves]:
+    """The contenders among curves of different numbers of spans; without a margin the one most surely short."""
+    facts = [_facts(curves) for curves in found]
+    pair, lengths, shapes = (torch.cat(parts) for parts in zip(*facts, strict=True))
+    if margin is None:
+        lengths = lengths + torch.cat([curves.facts.length_error for curves in found])
+    keep = contenders(pair, lengths, shapes, -1.0 if margin is None else margin)
+    kept = zip(found, keep.split([len(curves.pair) for curves in found]), strict=True)
+    return [curves.take(mask) for curves, mask in kept if bool(mask.any())]
+
+
+def rivals(curves: Curves, margin: float) -> Tensor:
+    """Mask (P,) of the contenders among curves of equal numbers of spans."""
+    return contenders(*_facts(curves), margin)
+
+
+def _facts(curves: Curves) -> tuple[Tensor, Tensor, Tensor]:
+    like = curves.facts.length
+    shares = torch.linspace(0, 1, _COMPARED, dtype=like.dtype, device=like.device).expand(len(like), -1)
+    return curves.pair, like, curves.spline.at(curves.clock.at(shares))[0]
+
+
+def contenders(pair: Tensor, lengths: Tensor, shapes: Tensor, margin: float) -> Tensor:
+    """Of every pair its shortest curve, and those that are longer by less than ``margin`` and run elsewhere.
+
+    Equal lengths, and curves that have none, go to the first that came.
+
+    Args:
+        pair: which pair each of Q curves belongs to (Q,).
+        lengths: (Q,); NaN is longer than all.
+        shapes: points at equal shares of the length (Q, m, d).
+
+    Returns:
+        Mask (Q,).
+    """
+    keep = torch.zeros_like(pair, dtype=torch.bool)
+    sizes = lengths.nan_to_num(nan=float("inf")).tolist()
+    rivals: dict[int, list[int]] = {}
+    for row, owner in enumerate(pair.tolist()):
+        rivals.setdefault(owner, []).append(row)
+    for rows in rivals.values():
+        kept: list[int] = []
+        for row in sorted(rows, key=lambda row: sizes[row]):
+            if not kept or (sizes[row] <= (1 + margin) * sizes[kept[0]] and _elsewhere(shapes, row, kept)):
+                kept.append(row)
+        keep[kept] = True
+    return keep
+
+
+def _elsewhere(shapes: Tensor, row: int, others: list[int]) -> bool:
+    extent = (shapes[row].amax(0) - shapes[row].amin(0)).norm()
+    apart = (shapes[others] - shapes[row]).norm(dim=-1).amax(1)
+    return bool((apart > _SAME * extent).all())
