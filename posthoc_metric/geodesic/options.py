@@ -28,7 +28,8 @@ class RelaxationOptions:
             then within ``tol²/2`` of its minimum.  For d > 8 it is ``sqrt(rtol)`` where that is more.
         spans: spans of the curve at the first refinement.
         max_spans: spans to which a curve may be refined where its length is not confirmed.
-        max_steps: Gauss-Newton steps for one curve at one number of spans; each stands for six quasi-Newton ones in d > 8.
+        max_steps: Gauss-Newton steps for one curve at one number of spans, or six times as many quasi-Newton steps
+            for d > 8.
         num_points: T, points on the curve that is returned.
         starts: which start curves to try: "straight", "grid" (d <= 3), "graph" (needs a support).
         memory_limit: bytes that the arrays of one block of pairs may take; blocks are made to fit.

@@ -36,7 +36,7 @@ def geodesic(
     """Geodesics between the rows of ``start`` and ``end``, all pairs at once, each independent of the others.
 
     Curves start from the straight line and from shortest paths through a grid (d <= 3) or through the graph of
-    ``support``; a trust-region Gauss-Newton method relaxes their chord energy with ever more nodes; the shortest is
+    ``support``; a trust-region Gauss-Newton method relaxes their energy with ever more nodes; the shortest is
     kept, and its length is integrated anew inside the spans.
 
     **Which options when**
@@ -47,8 +47,8 @@ def geodesic(
       because at kinks the error only halves when the nodes double.
     - No data near the pairs, or d > 3: give ``support``; without it only the straight line is tried.
     - A smooth metric without walls: ``starts="straight"`` saves the grid.
-    - d > 8 with a decoder: preconditioned L-BFGS takes the place of Gauss-Newton by itself, with one vector-Jacobian product
-      a node and step and no Jacobian kept; memory stays near ``memory_limit`` plus the decoder's own.
+    - d > 8 with a decoder: preconditioned L-BFGS takes the place of Gauss-Newton by itself, with one vector-Jacobian
+      product a node and step and no Jacobian kept; memory stays near ``memory_limit`` plus the decoder's own.
     - ReLU generators with d of 50 and more: lengths to 1e-3 take some 256 spans.  Give ``max_spans=512``, or
       ``rough_rtol=5e-3`` for a fraction of the time.
 
