@@ -12,7 +12,7 @@ import statistics
 import sys
 
 import torch
-from common import curve_lengths, have_stochman, stochman_curves, table, timed
+from peers import curve_lengths, have_stochman, stochman_curves, table, timed
 from georce import georce
 from torch import Tensor
 

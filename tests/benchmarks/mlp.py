@@ -12,7 +12,7 @@ import statistics
 import sys
 
 import torch
-from common import curve_lengths, have_stochman, stochman_curves, timed
+from peers import curve_lengths, have_stochman, stochman_curves, timed
 from georce import georce
 from models import mlp_vae, pairs
 from reference import fine_reference

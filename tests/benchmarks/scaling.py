@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import table, timed
+from peers import table, timed
 from models import mlp_vae, pairs
 
 import posthoc_metric as pm

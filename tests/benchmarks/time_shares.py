@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import table, timed
+from peers import table, timed
 from models import mlp_vae, pairs
 
 import posthoc_metric as pm

@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 
 import torch
-from common import table, timed
+from peers import table, timed
 from mlp import decoder_and_metric
 from models import pairs
 from reference import fine_reference
