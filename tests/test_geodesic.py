@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_spaces import points, upper
 
-from posthoc_metric.errors import InvalidArgumentError
+from posthoc_metric.errors import InvalidArgumentError, NumericalError
 from posthoc_metric.geodesic import Status, geodesic
 from posthoc_metric.metric import FunctionMetric
 from posthoc_metric.spaces import HalfPlane, LinearDecoder, Plane, Sphere, SwissRoll
@@ -108,9 +108,25 @@ def test_bad_input_is_named():
         ((Sphere(), ok, ok), {"max_step": 3}, "Did you mean `max_steps`"),
         ((Sphere(), ok, ok), {"rtol": -1.0}, "positive"),
         ((Sphere(), ok, ok), {"solver": "magic"}, "solver"),
+        ((Sphere(), ok, ok), {"starts": 3}, "straight, grid, graph"),
+        ((Sphere(), ok, ok), {"support": ok[:0]}, "at least one latent"),
     ]:
         with pytest.raises(InvalidArgumentError, match=words):
             geodesic(*arguments, **options)
+
+
+def test_what_is_no_metric_is_refused():
+    metric = FunctionMetric(lambda z: -torch.eye(2, dtype=z.dtype).expand(len(z), 2, 2), 2)
+    with pytest.raises(NumericalError, match="row 0 of `start` its smallest eigenvalue is -1"):
+        geodesic(metric, points(3, 2), points(3, 2, 1))
+
+
+@pytest.mark.parametrize("spans", [np.int64(4), 10, 17, 512])
+def test_any_number_of_spans_will_do(spans):
+    space, a, b = ORACLES["sphere"]
+    solution = geodesic(space, a, b, spans=spans, max_spans=1024, rtol=np.float32(1e-4))
+    assert solution.converged.all()
+    torch.testing.assert_close(solution.length, space.distance(a, b), rtol=1e-4, atol=0)
 
 
 def test_a_pair_without_a_metric_touches_no_neighbour():

@@ -12,6 +12,7 @@ from torch import Tensor
 from .._arrays import ArrayLike, describe, to_points, to_tensor
 from ..errors import ConvergenceWarning, InvalidArgumentError
 from ..metric import Metric
+from .options import check_integer, check_positive
 from .shooting import integrate, shoot
 from .solve import geodesic
 from .status import Status
@@ -178,6 +179,8 @@ def frechet_mean(
         max_steps: gradient steps.
         **options: of :func:`geodesic`.
     """
+    check_positive(tol, "tol")
+    check_integer(max_steps, "max_steps", 0)
     rows, restore = to_points(points, "points", metric.dim)
     if len(rows) == 0:
         raise InvalidArgumentError("`points` must hold at least one point; got none.")

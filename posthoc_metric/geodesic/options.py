@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from .._arrays import describe
@@ -26,7 +27,7 @@ class RelaxationOptions:
             method.  Give ``rtol`` to forbid it.
         tol: residual of the discrete geodesic equation at which a curve counts as stationary; the energy is
             then within ``tol²/2`` of its minimum.  For d > 8 it is ``sqrt(rtol)`` where that is more.
-        spans: spans of the curve at the first refinement.
+        spans: spans of the curve at the first refinement, rounded up to a power of two between 8 and 256.
         max_spans: spans to which a curve may be refined where its length is not confirmed.
         max_steps: Gauss-Newton steps for one curve at one number of spans, or six times as many quasi-Newton steps
             for d > 8.
@@ -50,13 +51,13 @@ class RelaxationOptions:
             check_positive(getattr(self, name), name)
         for name, low in (("spans", 4), ("max_spans", 4), ("max_steps", 1), ("num_points", 2), ("memory_limit", 1)):
             check_integer(getattr(self, name), name, low)
-        starts = (self.starts,) if isinstance(self.starts, str) else tuple(self.starts)
-        unknown = [name for name in starts if name not in START_NAMES]
-        if unknown or not starts:
+        starts = (self.starts,) if isinstance(self.starts, str) else self.starts
+        named = isinstance(starts, (tuple, list)) and bool(starts) and all(name in START_NAMES for name in starts)
+        if not named:
             raise InvalidArgumentError(
                 f"`starts` must name some of {', '.join(START_NAMES)}; got {describe(self.starts)}."
             )
-        object.__setattr__(self, "starts", starts)
+        object.__setattr__(self, "starts", tuple(starts))
         if self.max_spans < self.spans:
             raise InvalidArgumentError(
                 f"`max_spans` must be at least `spans` ({self.spans}); got {self.max_spans}. Lower `spans` too."
@@ -112,11 +113,11 @@ def make_options(kind: type[O], options: dict[str, Any]) -> O:
 
 def check_positive(value: Any, name: str) -> None:
     """Raise unless ``value`` is a positive finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < float("inf"):
         raise InvalidArgumentError(f"`{name}` must be a positive number; got {describe(value)}.")
 
 
 def check_integer(value: Any, name: str, low: int) -> None:
     """Raise unless ``value`` is an integer of at least ``low``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
         raise InvalidArgumentError(f"`{name}` must be an integer of at least {low}; got {describe(value)}.")

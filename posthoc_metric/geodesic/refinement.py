@@ -101,7 +101,7 @@ class Refiner:
 
     def _coarse(self) -> list[Curves]:
         pending, found = self.starts, []
-        spans = max(4, self.options.spans // 2)
+        spans = min(max(1 << (int(self.options.spans) - 1).bit_length(), 8), 256) // 2
         while len(pending.pair):
             knots, nodes = pending.sample(spans)
             curves = self._relax(knots, nodes, pending.pair, pending.kind, _COARSE_TOL)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .._arrays import ArrayLike, Restore, describe, to_points
-from ..errors import InvalidArgumentError
-from ..metric import Metric
+from ..errors import InvalidArgumentError, NumericalError
+from ..metric import Metric, MetricParts
 from .curves import Clock
 from .fixed_point import solve_fixed_point
 from .guard import guard
@@ -91,6 +91,7 @@ def geodesic(
     Raises:
         InvalidArgumentError: a wrong width, rows that are not finite (named), different numbers of rows,
             an unknown option or solver.
+        NumericalError: the metric has a negative eigenvalue at an end.
     """
     if not isinstance(metric, Metric):
         raise InvalidArgumentError(
@@ -106,19 +107,41 @@ def geodesic(
     if solver not in _OPTIONS:
         raise InvalidArgumentError(f"`solver` must be one of {', '.join(map(repr, _OPTIONS))}; got {describe(solver)}.")
     chosen: RelaxationOptions | FixedPointOptions = make_options(_OPTIONS[solver], options)
-    a, b = points.double(), others.to(points.device).double()
+    # what is kept with a metric is where its latents are
+    device = points.device if metric.support is None else metric.support.device
+    a, b = points.to(device).double(), others.to(device).double()
     if len(a) == 0:
         return _empty(metric, points, restore, chosen.num_points)
     known = metric.support if support is None else to_points(support, "support", metric.dim)[0]
-    latents = None if known is None else known.to(a.device).double()
+    if known is not None and len(known) == 0:
+        raise InvalidArgumentError("`support` must hold at least one latent; got none. Leave it out instead.")
+    latents = None if known is None else known.to(device).double()
     parts = guard(metric.parts())
     with torch.no_grad():
+        _check_sign(parts, a, b)
         if isinstance(chosen, FixedPointOptions):
             found = solve_fixed_point(parts, a, b, latents, chosen)
         else:
             starts = make_starts(metric, parts, a, b, latents, chosen.starts)
             found = Refiner(parts, starts, len(a), chosen).run()
     return _assemble(metric, a, b, found, chosen.num_points, points.dtype, restore)
+
+
+def _check_sign(parts: MetricParts, start: Tensor, end: Tensor) -> None:
+    """Raise where a field of matrices is no metric at the ends of the pairs: lengths would have no meaning."""
+    if parts.field is None:
+        return
+    for points, name in ((start, "start"), (end, "end")):
+        matrices = parts.field(points)
+        usable = torch.isfinite(matrices).flatten(1).all(1)
+        eye = torch.eye(points.shape[1], dtype=matrices.dtype, device=matrices.device)
+        values = torch.linalg.eigvalsh(torch.where(usable[:, None, None], matrices, eye))
+        bad = (values[:, 0] < -1e-6 * values.abs().amax(1)).nonzero().flatten().tolist()
+        if bad:
+            raise NumericalError(
+                f"`metric` must be positive definite; at row {bad[0]} of `{name}` its smallest eigenvalue is "
+                f"{float(values[bad[0], 0]):.3g}. Check the sign of what `tensor(z)` returns."
+            )
 
 
 def _assemble(
