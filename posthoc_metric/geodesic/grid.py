@@ -16,10 +16,10 @@ _COARSE = {1: 64, 2: 20, 3: 9}
 #: halvings of a cell
 _DEPTH = {1: 4, 2: 3, 3: 2}
 #: a cell whose corners' costs differ by this factor is halved
-_VARIATION = 1.6
+_VARIATION = 1.3
 #: a cell this many times as costly as the data is never worth crossing
 _TOO_COSTLY = 30.0
-MOST_POINTS = {1: 1000, 2: 3000, 3: 6000}
+MOST_POINTS = {1: 1000, 2: 6000, 3: 6000}
 
 
 def grid_points(ruler: TensorRuler, low: Tensor, high: Tensor, data: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ _COARSE_TOL = 5e-2
 _COARSE_MARGIN = 0.05
 _MARGIN = 0.01
 #: steps at one number of spans, unless it is the last
-_STEPS_A_LEVEL = 12
+_STEPS_A_LEVEL = 25
 _STEPS_A_COARSE_LEVEL = 80
 _FEW = 3
 #: chords that together are shorter than this share of the curve they stand for have jumped over something
