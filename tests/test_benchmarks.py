@@ -26,8 +26,8 @@ def scripts(monkeypatch):
 
 @pytest.mark.parametrize("space", [HalfPlane(), SwissRoll()])
 def test_georce_finds_closed_form_distances(scripts, space):
-    from peers import curve_lengths
     from georce import georce
+    from peers import curve_lengths
 
     a, b = (upper(10), upper(10, seed=1)) if isinstance(space, HalfPlane) else (6 + points(10, 2), 8 + points(10, 2, 1))
     nodes, converged, steps = georce(space, a, b)

@@ -12,8 +12,8 @@ import statistics
 import sys
 
 import torch
-from peers import curve_lengths, have_stochman, stochman_curves, table, timed
 from georce import georce
+from peers import curve_lengths, have_stochman, stochman_curves, table, timed
 from torch import Tensor
 
 from posthoc_metric.geodesic import geodesic

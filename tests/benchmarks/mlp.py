@@ -12,9 +12,9 @@ import statistics
 import sys
 
 import torch
-from peers import curve_lengths, have_stochman, stochman_curves, timed
 from georce import georce
 from models import mlp_vae, pairs
+from peers import curve_lengths, have_stochman, stochman_curves, timed
 from reference import fine_reference
 from torch import Tensor, nn
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers import table, timed
 from models import mlp_vae, pairs
+from peers import table, timed
 
 import posthoc_metric as pm
 

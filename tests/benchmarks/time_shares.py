@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from peers import table, timed
 from models import mlp_vae, pairs
+from peers import table, timed
 
 import posthoc_metric as pm
 from posthoc_metric.metric import MetricParts, StructuredMetric

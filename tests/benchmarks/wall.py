@@ -9,9 +9,9 @@ import sys
 from collections import Counter
 
 import torch
-from peers import table, timed
 from mlp import decoder_and_metric
 from models import pairs
+from peers import table, timed
 from reference import fine_reference
 
 
