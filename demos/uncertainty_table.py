@@ -135,7 +135,7 @@ QUICK = (SUBJECTS[0], SUBJECTS[9])
 
 
 def evaluation_ratio(metric: pm.RepairedMetric, *, count: int = 512, runs: int = 7) -> float:
-    """Processor time of the repaired metric's tensor over that of the decoder's own at ``count`` points, median of runs.
+    """Processor time of the repaired tensor over that of the decoder's own at ``count`` points, median of runs.
 
     Each run times both, so that what else the machine does meets the two alike.
     """
