@@ -209,8 +209,9 @@ def test_never_longer_than_geomstats(name, monkeypatch):
     np.testing.assert_allclose(solution.length, theirs, rtol=3e-4)
 
 
-#: where descent is known to find shorter curves than some that are called converged, by up to 0.6 %
-STILL_FALSE = ("ReLU, d = 6",)
+#: where curves are known to be called converged although descent shortens them: under ReLU in more than a few
+#: dimensions by up to 0.6 %, and under a metric that is a field where another pair of the batch lies far out
+STILL_FALSE = ("ReLU, d = 6", "near-antipodal on the sphere")
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +224,7 @@ def counted():
         import hard_pairs
 
         with pytest.MonkeyPatch.context():
-            return hard_pairs.main(34, 0.5, steps=60)
+            return hard_pairs.main(34, 0.5, steps=60, pieces=256, side=40)
     finally:
         if added:
             sys.path.remove(FOLDER)

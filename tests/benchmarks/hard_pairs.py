@@ -361,7 +361,9 @@ def examine(hard: Hard, share: float = 0.05, pieces: int = 512, side: int = 100)
     )
 
 
-def main(count: int = 10_000, share: float = 0.05, steps: int = 400, most: int = 5) -> list[Tally]:
+def main(
+    count: int = 10_000, share: float = 0.05, steps: int = 400, most: int = 5, pieces: int = 512, side: int = 100
+) -> list[Tally]:
     """Print the table, and the first ``most`` false claims of each metric; returns what it shows."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", UserWarning)
@@ -373,7 +375,7 @@ def main(count: int = 10_000, share: float = 0.05, steps: int = 400, most: int =
         hard = make()
         hard.a, hard.b = hard.a[:number], hard.b[:number]
         hard.exact = None if hard.exact is None else hard.exact[:number]
-        tally = examine(hard, share)
+        tally = examine(hard, share, pieces, side)
         tallies.append(tally)
         admitted = {name: had for name, had in tally.statuses.items() if name != "CONVERGED"}
         shown = ", ".join(f"{had} {name}" for name, had in sorted(admitted.items())) or "-"
