@@ -27,7 +27,7 @@ def test_length_is_the_closed_form_distance(name):
     exact = space.distance(a, b)
     assert solution.converged.all()
     assert ((solution.length - exact).abs() <= 1e-4 * exact).all()
-    assert (solution.length_error <= 1e-4 * exact).all()
+    assert (solution.length_error <= 3e-4 * exact).all()
     torch.testing.assert_close(solution.energy, solution.length**2, rtol=1e-3, atol=0)
     torch.testing.assert_close(solution.points[:, 0], a)
     torch.testing.assert_close(solution.points[:, -1], b)
@@ -51,6 +51,38 @@ def test_what_is_called_converged_is_so_where_the_chart_is_stretched():
     error = (solution.length / sphere.distance(a, b) - 1).abs()
     assert solution.converged.double().mean() > 0.97
     assert (error[solution.converged] <= 1e-4).all()
+
+
+def test_a_pair_far_out_changes_nothing_in_its_neighbours_under_a_field():
+    def numpy_fn(z):
+        z = np.asarray(z.detach())
+        return (4 / (1 + (z**2).sum(1)) ** 2)[:, None, None] * np.eye(2)
+
+    a, b = points(8, 2), points(8, 2, 1)
+    far = torch.tensor([[1e6, 0.0]], dtype=torch.float64)
+    for metric in (Sphere(), FunctionMetric(numpy_fn, 2)):
+        alone, beside = geodesic(metric, a, b), geodesic(metric, torch.cat([a, far]), torch.cat([b, -far]))
+        assert alone.converged.all() and beside.converged[:8].all()
+        assert torch.equal(alone.length, beside.length[:8])
+
+
+def test_no_pair_ends_the_others_where_the_metric_fades_away():
+    metric = FunctionMetric(lambda z: (-z.square().sum(1)).exp()[:, None, None] * torch.eye(2, dtype=z.dtype), 2)
+    a = torch.tensor([[0.3839, 0.5138], [0.1, 0.0]], dtype=torch.float64)
+    b = torch.tensor([[-0.4828, -2.6931], [0.2, 0.1]], dtype=torch.float64)
+    assert geodesic(metric, a, b).converged[1]
+
+
+def test_blocks_of_pairs_are_joined(monkeypatch):
+    from posthoc_metric.geodesic import solve
+
+    sphere, a, b = Sphere(), points(20, 2), points(20, 2, 1)
+    whole = geodesic(sphere, a, b)
+    monkeypatch.setattr(solve, "_PAIRS", 7)
+    pieces = geodesic(sphere, a, b)
+    torch.testing.assert_close(pieces.length, whole.length, rtol=1e-9, atol=0)
+    torch.testing.assert_close(pieces(0.3), whole(0.3), rtol=1e-7, atol=1e-9)
+    assert whole.status == pieces.status and whole.start == pieces.start
 
 
 def test_points_are_equally_spaced_in_length():

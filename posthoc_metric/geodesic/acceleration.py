@@ -24,24 +24,24 @@ class Acceleration:
 
     Args:
         parts: the metric's structure.
-        probe: points (N, d) it will be used near; they set the scale of difference steps.
+        probe: points (N, d) it will be used near.
     """
 
     def __init__(self, parts: MetricParts, probe: Tensor):
         self.parts = parts
         self.field = None if parts.field is None else FieldDerivative(parts.field, probe)
-        self.spread = self.relative_step = 0.0
+        self.relative_step = 0.0
         if parts.embedding is not None:
             values = parts.embedding(probe[:4])
             single = bool((values.float().double() == values).all())
-            self.spread = float((probe.amax(0) - probe.amin(0)).max()) or 1.0
             # central differences of a first derivative: the cube root of the precision
             self.relative_step = 5e-3 if single else 6e-6
 
     def __call__(self, z: Tensor, v: Tensor, spread: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Accelerations (P, d) and squared speeds (P,) at points and velocities (P, d).
 
-        ``spread`` (P,) sets the scale of difference steps point by point, instead of the probe's.
+        ``spread`` (P,) sets the scale of difference steps point by point; by default the length of ``v``, which is the
+        extent of a curve that is run through in a unit of time.
         """
         dim = z.shape[1]
         force = torch.zeros_like(z)
@@ -51,7 +51,8 @@ class Acceleration:
             _, jacobian = embedding.value_and_jacobian(z)
             size = v.norm(dim=1, keepdim=True).clamp_min(1e-300)
             direction = v / size
-            step = torch.full_like(size, self.spread) if spread is None else spread.clamp_min(1e-300)[:, None]
+            floor = 1e-3 * z.abs().amax(1, keepdim=True)
+            step = torch.maximum(size, floor) if spread is None else spread.clamp_min(1e-300)[:, None]
             step = self.relative_step * step
             offset = step * direction
             _, ahead = embedding.jvp(z + offset, direction)

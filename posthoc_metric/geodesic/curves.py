@@ -22,9 +22,16 @@ def invert(grid: Tensor, values: Tensor, targets: Tensor) -> Tensor:
     return left + share * (right - left)
 
 
+#: share of the nodes that are placed evenly in time whatever the curve
+_LEAST = 1e-3
+
+
 def respace(spline: Spline, density: Tensor, spans: int) -> tuple[Tensor, Tensor]:
     """Knots and nodes of ``spans`` spans, so that each holds an equal share of ``density`` (P, n) of the old spans."""
-    share = density / density.sum(1, keepdim=True).clamp_min(1e-300)
+    # a span of no length still takes its time: knots that coincide make no spline
+    even = spline.knots.diff(dim=1)
+    share = density / density.sum(1, keepdim=True).clamp_min(1e-300) + _LEAST * even
+    share = share / share.sum(1, keepdim=True)
     cumulative = torch.cat([torch.zeros_like(share[:, :1]), share.cumsum(1)], dim=1)
     targets = torch.linspace(0, 1, spans + 1, dtype=share.dtype, device=share.device).expand(len(share), -1)
     knots = invert(spline.knots, cumulative, targets).clone()

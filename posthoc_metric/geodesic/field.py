@@ -19,9 +19,12 @@ class FieldDerivative:
     Autograd is used only where it agrees with a finite difference at ``probe``: a field that detaches
     part of its graph gives gradients that are silently wrong.
 
+    Difference steps follow each point's own velocity, which is the extent of its curve, and the choice between the two
+    routes is one that no few points of a batch can turn: what a curve gets does not depend on its neighbours.
+
     Args:
         field: (N, d) -> (N, d, d).
-        probe: points (N, d) to compare the two routes at; their spread sets the difference step.
+        probe: points (N, d) to compare the two routes at.
     """
 
     def __init__(self, field: Callable[[Tensor], Tensor], probe: Tensor):
@@ -31,8 +34,7 @@ class FieldDerivative:
         finite = torch.isfinite(matrices).flatten(1).all(1)
         single = bool((matrices[finite].float().double() == matrices[finite]).all()) and bool(finite.any())
         # twice continuously differentiable fields: eps^(1/3) of the scale on which the field varies
-        spread = float((probe.amax(0) - probe.amin(0)).max()) or 1.0
-        self.step = (5e-3 if single else 1e-5) * spread
+        self.step = 5e-3 if single else 1e-5
         self.by_autograd = self._agrees(probe[finite][:16], 1e-2 if single else 1e-4)
 
     def curvature(self, z: Tensor, v: Tensor) -> Tensor | None:
@@ -58,7 +60,9 @@ class FieldDerivative:
     def _agrees(self, probe: Tensor, tolerance: float) -> bool:
         if len(probe) == 0:
             return False
-        v = torch.linspace(0.5, 1.0, probe.shape[1], dtype=probe.dtype, device=probe.device).expand_as(probe)
+        # short enough to stay where the field varies, wherever the points of a batch lie
+        size = (probe - probe.median(0).values).norm(dim=1).median().clamp_min(1e-3 * probe.abs().median()) + 1e-12
+        v = torch.linspace(0.5, 1.0, probe.shape[1], dtype=probe.dtype, device=probe.device).expand_as(probe) * size
         with torch.enable_grad():
             z = probe.detach().clone().requires_grad_(True)
             try:
@@ -68,9 +72,13 @@ class FieldDerivative:
             except (RuntimeError, TypeError, AttributeError):
                 # NumPy inside, or an operation without a derivative: the field is not torch's to differentiate
                 return False
-        _, approximate = self._difference(probe, v)
-        scale = approximate.abs().amax().clamp_min(1e-300)
-        return bool((exact - approximate).abs().amax() <= tolerance * scale + 1e-9 * self.field(probe).abs().amax())
+        matrices, approximate = self._difference(probe, v)
+        error = (exact - approximate).abs().amax((1, 2))
+        scale = approximate.abs().amax((1, 2))
+        # what detaches a part of its graph does so at most points; at a few the differences may be the worse ones
+        rounding = 1e-9 * (matrices @ v[..., None]).abs().amax((1, 2)) / size
+        agree = error <= tolerance * scale + rounding
+        return bool(2 * int(agree.sum()) >= len(agree))
 
     def _autograd(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -87,12 +95,14 @@ class FieldDerivative:
 
     def _difference(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         count, dim = z.shape
-        offsets = self.step * torch.eye(dim, dtype=z.dtype, device=z.device)
-        shifted = torch.cat([z[None], z + offsets[:, None], z - offsets[:, None]]).reshape(-1, dim)
+        # where v is zero so is U v, and any step will do
+        step = self.step * torch.maximum(v.norm(dim=1), 1e-3 * z.abs().amax(1)).clamp_min(1e-12)
+        offsets = step[:, None] * torch.eye(dim, dtype=z.dtype, device=z.device)[:, None]
+        shifted = torch.cat([z[None], z + offsets, z - offsets]).reshape(-1, dim)
         with torch.no_grad():
             matrices = self.field(shifted).to(z.dtype).view(2 * dim + 1, count, dim, dim)
         pushed = (matrices @ v[..., None])[..., 0]
-        slope = (pushed[1 : dim + 1] - pushed[dim + 1 :]) / (2 * self.step)
+        slope = (pushed[1 : dim + 1] - pushed[dim + 1 :]) / (2 * step)[:, None]
         return matrices[0], slope.permute(1, 2, 0)
 
 

@@ -257,3 +257,16 @@ class Refiner:
         facts = Facts.join([curves.facts for curves in done]).take(order)
         kind = torch.cat([curves.kind for curves in done])[order]
         return Refined(facts, kind, spline, clock, self.steps, self.evaluations)
+
+
+def joined(blocks: list[Refined]) -> Refined:
+    """The geodesics of several blocks of pairs, one after the other."""
+    rows, first = [], 0
+    for block in blocks:
+        rows.append(torch.arange(first, first + len(block.kind), device=block.kind.device))
+        first += len(block.kind)
+    spline, clock = pad([block.spline for block in blocks], [block.clock for block in blocks], rows, first)
+    kind, steps, evaluations = (
+        torch.cat([getattr(block, name) for block in blocks]) for name in ("kind", "steps", "evaluations")
+    )
+    return Refined(Facts.join([block.facts for block in blocks]), kind, spline, clock, steps, evaluations)

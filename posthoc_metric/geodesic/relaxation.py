@@ -229,9 +229,10 @@ def _finite(state: Linearisation) -> Tensor:
 
 
 def _inertia(active: _Active) -> Tensor:
-    """Blocks of the metric's L² norm of a step, relative to the curve's length."""
-    h, energy = active.h, active.here.energy.clamp_min(1e-300)
-    return active.here.convex.diagonal * (h[:, :-1] * h[:, 1:] / energy[:, None])[..., None, None]
+    """Blocks of the metric's L² norm of a step, relative to the curve's length; zero where there is none."""
+    h, energy = active.h, active.here.energy
+    share = torch.where(energy > 0, 1 / energy, torch.zeros_like(energy))
+    return active.here.convex.diagonal * (h[:, :-1] * h[:, 1:] * share[:, None])[..., None, None]
 
 
 def _model(active: _Active) -> Model:

@@ -14,7 +14,7 @@ from .curves import Clock
 from .fixed_point import solve_fixed_point
 from .guard import guard
 from .options import START_NAMES, FixedPointOptions, RelaxationOptions, make_options
-from .refinement import Refined, Refiner
+from .refinement import Refined, Refiner, joined
 from .relaxation import STATUSES
 from .solution import Solution
 from .spline import Spline
@@ -22,6 +22,10 @@ from .starts import make_starts
 from .status import Status
 
 _OPTIONS: dict[str, type] = {"relaxation": RelaxationOptions, "fixed-point": FixedPointOptions}
+
+
+#: pairs that are on their way at once: start curves and candidates take far more memory than what is handed back
+_PAIRS = 8192
 
 
 def geodesic(
@@ -122,8 +126,11 @@ def geodesic(
         if isinstance(chosen, FixedPointOptions):
             found = solve_fixed_point(parts, a, b, latents, chosen)
         else:
-            starts = make_starts(metric, parts, a, b, latents, chosen.starts)
-            found = Refiner(parts, starts, len(a), chosen).run()
+            blocks = []
+            for first, last in zip(a.split(_PAIRS), b.split(_PAIRS), strict=True):
+                starts = make_starts(metric, parts, first, last, latents, chosen.starts)
+                blocks.append(Refiner(parts, starts, len(first), chosen).run())
+            found = blocks[0] if len(blocks) == 1 else joined(blocks)
     return _assemble(metric, a, b, found, chosen.num_points, points.dtype, restore)
 
 

@@ -67,9 +67,9 @@ def interpolate(knots: Tensor, nodes: Tensor) -> Spline:
 
     Slopes solve the usual tridiagonal system (de Boor, A Practical Guide to Splines, ch. IV); the third
     derivative is continuous across the first and last inner knot, which keeps the order four at the ends.
-    A curve that is not finite gives slopes that are not finite and touches no other.
+    A curve that is not finite, or whose knots do not increase, gives slopes that are not finite and touches no other.
     """
-    bad = ~(torch.isfinite(nodes).flatten(1).all(1) & torch.isfinite(knots).all(1))
+    bad = ~(torch.isfinite(nodes).flatten(1).all(1) & torch.isfinite(knots).all(1) & (knots.diff(dim=1) > 0).all(1))
     if bool(bad.any()):
         filled = torch.linspace(0, 1, knots.shape[1], dtype=knots.dtype, device=knots.device).expand_as(knots)
         spline = interpolate(torch.where(bad[:, None], filled, knots), nodes.masked_fill(bad[:, None, None], 0.0))

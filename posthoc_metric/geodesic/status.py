@@ -25,8 +25,8 @@ class Status(Enum):
         "Trust `length` to `length_error` only; raise `max_spans` (of the fixed-point solver `mesh`) or loosen `rtol`."
     )
     NOT_FINITE = (
-        "The metric is NaN or infinite at an end or all along the start curves; there is no curve. "
-        "Check the decoder at these latents, or give `support` so that a start around the hole can be found."
+        "The metric is NaN or infinite at an end or along every curve that was tried, or fades to nothing there; there "
+        "is no curve. Check the decoder at these latents, or give `support`, so that a start around the hole is found."
     )
     DIVERGED = (
         "The fixed-point iteration no longer comes nearer to a geodesic, or each of its steps leads where the metric "
