@@ -116,7 +116,8 @@ class Exam:
         raise DecoderError(
             "the decoder is piecewise constant: its output jumps instead of changing smoothly (rounding, argmax, "
             "quantisation or reduced precision inside), so that its derivative is zero or meaningless. "
-            "Wrap the layer before that step instead (method=, output=), or a float32 version of the model."
+            "Wrap the layer before that step instead (method=, output=), or a float32 version of the model; if its "
+            "latents are far smaller than one, pass some of them as probe=, and scale them up below 1e-5."
         )
 
     def choose(self, output_shape: tuple[int, ...], row_bytes: int) -> Found:
