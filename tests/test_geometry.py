@@ -179,10 +179,7 @@ def test_points_on_one_geodesic_have_one_principal_geodesic():
     torch.testing.assert_close(space.norm(found.mean[None], found.directions), torch.ones(1).double())
 
 
-def test_geomstats_agrees_on_the_hyperbolic_plane():
-    pytest.importorskip(
-        "geomstats.geometry", reason="geomstats is not installed or not for this NumPy", exc_type=ImportError
-    )
+def test_geomstats_agrees_on_the_hyperbolic_plane(geomstats):
     from geomstats.geometry.poincare_half_space import PoincareHalfSpace
     from geomstats.learning.frechet_mean import FrechetMean
 
@@ -194,10 +191,7 @@ def test_geomstats_agrees_on_the_hyperbolic_plane():
     np.testing.assert_allclose(frechet_mean(space, a).point, estimator.estimate_, rtol=5e-3, atol=5e-3)
 
 
-def test_geomstats_agrees_on_the_sphere_s_transport():
-    pytest.importorskip(
-        "geomstats.geometry", reason="geomstats is not installed or not for this NumPy", exc_type=ImportError
-    )
+def test_geomstats_agrees_on_the_sphere_s_transport(geomstats):
     from geomstats.geometry.hypersphere import Hypersphere
 
     space, other = Sphere(), Hypersphere(2)
