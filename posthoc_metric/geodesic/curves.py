@@ -53,8 +53,8 @@ class Clock(Batch):
         return invert(self.times, self.shares, shares)
 
 
-#: points of a span at which a clock is tabulated
-_TICKS = 8
+#: points of a span at which a clock is tabulated at most, and of a curve of more spans than that takes
+_TICKS, _MOST_TICKS = 8, 256
 
 
 def make_clock(spline: Spline, speeds: Tensor) -> Clock:
@@ -62,7 +62,8 @@ def make_clock(spline: Spline, speeds: Tensor) -> Clock:
 
     Inside a span the speed is the polynomial through its five values, and the length its integral.
     """
-    ticks = torch.linspace(0, 1, _TICKS + 1, dtype=speeds.dtype, device=speeds.device)
+    number = max(1, min(_TICKS, _MOST_TICKS // speeds.shape[1]))
+    ticks = torch.linspace(0, 1, number + 1, dtype=speeds.dtype, device=speeds.device)
     powers = torch.arange(5, dtype=speeds.dtype, device=speeds.device)
     nodes = torch.tensor(FRACTIONS, dtype=speeds.dtype, device=speeds.device)
     integrate = torch.linalg.solve((nodes[:, None] ** powers).mT, (ticks[:, None] ** (powers + 1) / (powers + 1)).mT)
