@@ -1,27 +1,11 @@
 """The benchmark scripts run, in their smallest form; what they measure is nobody's test."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from test_spaces import points, upper
 
 from posthoc_metric.metric import FunctionMetric
 from posthoc_metric.spaces import HalfPlane, SwissRoll, Torus
-
-FOLDER = str(Path(__file__).parent / "benchmarks")
-
-
-@pytest.fixture
-def scripts(monkeypatch):
-    """The folder as a script in it sees it."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(FOLDER)
-    yield
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "") or "").startswith(FOLDER):
-            del sys.modules[name]
 
 
 @pytest.mark.parametrize("space", [HalfPlane(), SwissRoll()])

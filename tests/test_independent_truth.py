@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import BENCHMARKS
 from scipy.integrate import solve_bvp, solve_ivp
 from scipy.optimize import root
 from test_properties import _module, space
@@ -18,20 +18,8 @@ from torch import Tensor
 from posthoc_metric.geodesic import Status, geodesic, shoot
 from posthoc_metric.metric import FunctionMetric, MetricParts, StructuredMetric
 
-FOLDER = str(Path(__file__).parent / "benchmarks")
 #: lengths may not exceed another's by more than this
 TOO_LONG = 1e-3
-
-
-@pytest.fixture
-def scripts(monkeypatch):
-    """The benchmarks' folder as a script in it sees it."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(FOLDER)
-    yield
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "") or "").startswith(FOLDER):
-            del sys.modules[name]
 
 
 def pairs(name: str, count: int) -> tuple[Tensor, Tensor]:
@@ -213,9 +201,9 @@ STILL_FALSE = ("ReLU, d = 6",)
 @pytest.fixture(scope="module")
 def counted():
     """The quick form of the count, once for the tests that read it."""
-    added = FOLDER not in sys.path
+    added = BENCHMARKS not in sys.path
     if added:
-        sys.path.insert(0, FOLDER)
+        sys.path.insert(0, BENCHMARKS)
     try:
         import hard_pairs
 
@@ -223,7 +211,7 @@ def counted():
             return hard_pairs.main(34, 0.5, steps=60, pieces=256, side=40)
     finally:
         if added:
-            sys.path.remove(FOLDER)
+            sys.path.remove(BENCHMARKS)
 
 
 def test_hard_pairs_all_end_in_a_status_and_none_is_claimed_falsely(counted):
