@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..metric import ConformalWeight
 from .batch import Batch
 
 
@@ -139,6 +140,24 @@ def places(h: Tensor, *, dense: bool) -> Places:
 def add_gradient(gradient: Tensor, parts: Tensor) -> None:
     """Add the elements' shares (P, n/2, 3, d) to the inner nodes' (P, n-1, d), in place."""
     gradient += _spread(parts)[:, 1:-1]
+
+
+def add_weight(
+    energy: Tensor, gradient: Tensor, weight: ConformalWeight, nodes: Tensor, where: Places
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Add ``∫ w(P[z]) ‖d/dt P[z]‖² dt`` to energies (P,) and gradients (P, n-1, d), in place.
+
+    Returns:
+        At the places: velocities (P, n/2, q, d), their squares (P, n/2, q), ``w`` (P, n/2, q), ``∇w`` (P, n/2, q, d).
+    """
+    points, v = where.points(nodes)
+    w, slope = weight.value_and_gradient(points.flatten(0, 2))
+    w, slope = w.view(points.shape[:3]), slope.view_as(points)
+    square, share = v.square().sum(-1), where.weights
+    energy += (share * w * square).sum((1, 2))
+    by_place, by_velocity = (share * square)[..., None] * slope, 2 * (share * w)[..., None] * v
+    add_gradient(gradient, where.shapes.mT @ by_place + where.slopes.mT @ by_velocity)
+    return v, square, w, slope
 
 
 def add_blocks(model: Model, blocks: Tensor) -> None:

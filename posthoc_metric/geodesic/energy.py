@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..metric import MetricParts
 from .batch import Batch
-from .elements import Model, Places, Stiffness, add_blocks, add_gradient, empty_model, places, stiffness
+from .elements import Model, Places, Stiffness, add_blocks, add_gradient, add_weight, empty_model, places, stiffness
 from .field import FieldDerivative
 
 #: latent dimensions in which a grid leads round walls, so that few points of quadrature will do
@@ -198,13 +198,8 @@ class CurveEnergy:
 
     def _add_weight(self, out: Linearisation, where: Places) -> None:
         assert self.weight is not None
-        points, v = where.points(out.nodes)
-        w, slope = self.weight.value_and_gradient(points.flatten(0, 2))
-        w, slope = w.view(points.shape[:3]), slope.view_as(points)
-        square, share = v.square().sum(-1), where.weights
-        out.energy += (share * w * square).sum((1, 2))
-        by_place, by_velocity = (share * square)[..., None] * slope, 2 * (share * w)[..., None] * v
-        add_gradient(out.gradient, where.shapes.mT @ by_place + where.slopes.mT @ by_velocity)
+        v, square, w, slope = add_weight(out.energy, out.gradient, self.weight, out.nodes, where)
+        share = where.weights
         # Gauss-Newton for sqrt(w) v holds half of what mixes place and velocity, and half of the curvature that is
         # exact where log w is linear, as it is on the flank of a wall
         a = (where.shapes[..., None] * slope[..., None, :]).flatten(3)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..metric import MetricParts
 from ..smooth_map import SmoothMap
 from .batch import Batch
-from .elements import Places, add_gradient, places, stiffness
+from .elements import Places, add_gradient, add_weight, places, stiffness
 from .energy import _CANCELLED, _precision
 from .field import FieldDerivative
 
@@ -117,13 +117,7 @@ class MatrixFreeEnergy:
 
     def _add_weight(self, out: Slope, nodes: Tensor, where: Places) -> None:
         assert self.weight is not None
-        points, v = where.points(nodes)
-        w, slope = self.weight.value_and_gradient(points.flatten(0, 2))
-        w, slope = w.view(points.shape[:3]), slope.view_as(points)
-        square, share = v.square().sum(-1), where.weights
-        out.energy += (share * w * square).sum((1, 2))
-        by_place, by_velocity = (share * square)[..., None] * slope, 2 * (share * w)[..., None] * v
-        add_gradient(out.gradient, where.shapes.mT @ by_place + where.slopes.mT @ by_velocity)
+        add_weight(out.energy, out.gradient, self.weight, nodes, where)
 
     def _add_field(self, out: Slope, nodes: Tensor, where: Places) -> None:
         assert self.field is not None
