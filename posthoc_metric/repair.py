@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import saving
 from ._arrays import ArrayLike, Rows, check_range, check_seed, describe, to_points
+from .decoder import Decoder
 from .errors import CheckpointError, InvalidArgumentError, PosthocMetricError
 from .metric import MetricParts, PullbackMetric, StructuredMetric
 from .smooth_map import SmoothMap, StackedMap, check_smooth_map, device_of
@@ -168,8 +169,7 @@ def repair(
     seed = check_seed(seed)
     # everything is where the decoder is
     points = to_points(latents, "latents", decoder.latent_dim)[0].to(device_of(decoder))
-    if getattr(decoder, "saturated", False):
-        decoder.probe_at(points)  # type: ignore[attr-defined]
+    _acquaint(decoder, points)
     geometry = Support(points, seed=seed)
     rows = None if data is None else _check_data(decoder, data, len(points)).subset(geometry.training_rows)
     model = make_model(uncertainty) if isinstance(uncertainty, str) else uncertainty
@@ -233,6 +233,7 @@ def _rebuilt(
 ) -> RepairedMetric:
     from .geodesic.start_graphs import restore_graphs
 
+    _acquaint(decoder, tensors["latents"])
     geometry = Support(tensors["latents"], seed=check_seed(facts["seed"]))
     expected = tensors["probe_outputs"]
     found = torch.as_tensor(decoder(geometry.training[:_PROBES])).to(expected)
@@ -254,6 +255,12 @@ def _rebuilt(
     # files of earlier versions have none
     restore_graphs(metric, _under("starts.", tensors), facts.get("starts", []))
     return metric
+
+
+def _acquaint(decoder: SmoothMap, latents: Tensor) -> None:
+    """A wrapped decoder may have been probed at latents of another size; other maps need no probe."""
+    if isinstance(decoder, Decoder):
+        decoder.acquaint(latents)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -511,6 +511,92 @@ def test_a_decoder_whose_latents_live_elsewhere():
     assert torch.allclose(decoder(there), torch.log(there.sum(dim=1, keepdim=True) - 10).expand(-1, 6), atol=1e-5)
 
 
+class Scaled(nn.Module):
+    """A decoder that sees its latents through ``(z - shift) / scale``."""
+
+    def __init__(self, scale, shift, activation):
+        super().__init__()
+        self.scale, self.shift = scale, shift
+        self.net = nn.Sequential(*net(), activation(), nn.Linear(6, 40), activation(), nn.Linear(40, 5))
+
+    def forward(self, z):
+        return self.net((z - self.shift) / self.scale)
+
+
+def scaled(scale, shift, activation, dtype):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Scaled(scale, shift, activation).to(dtype)
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-7, 1e-6, 1e-4, 1e-2, 1e3, 1e6, 1e7])
+@pytest.mark.filterwarnings("error")
+def test_latents_of_any_scale_are_differentiated_automatically(scale, dtype, activation):
+    model, plain = scaled(scale, 0.0, activation, dtype), scaled(1.0, 0.0, activation, dtype)
+    z = latents(8, dtype=dtype)
+    expected = Decoder(plain).jacobian(z)
+    for probe in (None, scale * z):
+        decoder = Decoder(model, latent_dim=2, probe=probe)
+        assert "forward-mode" in decoder.describe()
+        assert torch.allclose(scale * decoder.jacobian(scale * z), expected, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize(("scale", "shift"), [(1e-2, 1e2), (1.0, 1e4), (1e-6, 1e-2), (1e-6, 1e4), (1e6, 1e10)])
+@pytest.mark.filterwarnings("error")
+def test_latents_far_from_zero_are_probed_at_once_they_are_known(scale, shift, activation):
+    decoder = Decoder(scaled(scale, shift, activation, torch.float64), latent_dim=2)
+    z = latents(200)
+    decoder.acquaint(shift + scale * z)
+    assert "forward-mode" in decoder.describe()
+    assert "unchecked" not in decoder.describe()
+    expected = Decoder(scaled(1.0, 0.0, activation, torch.float64), latent_dim=2).jacobian(z)
+    close = ((scale * decoder.jacobian(shift + scale * z) - expected).abs() <= 1e-3).double().mean()
+    assert float(close) > 0.99  # a rounded latent may fall on the other side of a kink
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+@pytest.mark.filterwarnings("ignore::posthoc_metric.errors.DerivativeWarning")
+def test_finite_differences_take_steps_of_the_latents_own_scale(scale):
+    plain = scaled(1.0, 0.0, nn.Tanh, torch.float64)
+
+    def opaque(z):
+        return torch.from_numpy(plain(z / scale).detach().numpy().copy())
+
+    z = latents(8)
+    decoder = Decoder(opaque, latent_dim=2)
+    decoder.acquaint(scale * z)
+    assert "finite differences" in decoder.describe()
+    expected = Decoder(plain).jacobian(z)
+    assert torch.allclose(scale * decoder.jacobian(scale * z), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_acquaintance_is_made_once():
+    calls = []
+    model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 6))
+    model.register_forward_hook(lambda *_: calls.append(1))
+    decoder = Decoder(model)
+    calls.clear()
+    decoder.acquaint(latents(50))
+    assert not calls
+    decoder.acquaint(1e3 * latents(50))
+    assert calls
+    calls.clear()
+    decoder.acquaint(1e3 * latents(60))
+    assert not calls
+
+
+def test_what_jumps_is_refused_whatever_its_scale():
+    for scale in (1e-6, 1.0, 1e6):
+        plain = scaled(scale, 0.0, nn.Tanh, torch.float64)
+        with pytest.raises(DecoderError, match="piecewise constant|ignores its latents"):
+            Decoder(lambda z, plain=plain: torch.round(plain(z) * 8) / 8, latent_dim=2, probe=scale * latents(8))
+    with pytest.raises(DecoderError, match="piecewise constant"):
+        Decoder(lambda z: torch.round(scaled(1e-6, 0.0, nn.Tanh, torch.float64)(z) * 8) / 8, latent_dim=2)
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda():

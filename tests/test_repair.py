@@ -115,7 +115,10 @@ def test_the_floor_is_zero_where_no_floor_is_needed(repaired):
     assert float(repaired.gate.floor.level) == 0.0
 
 
-@pytest.mark.parametrize(("scale", "shift"), [(1000.0, 1e4), (1e-3, 0.0), (1.0, 1e4)])
+@pytest.mark.parametrize(
+    ("scale", "shift"),
+    [(1000.0, 1e4), (1e-3, 0.0), (1.0, 1e4), (1e-6, 0.0), (1e-6, 1e-2), (1e6, 1e4), (1e6, 1e10)],
+)
 @pytest.mark.parametrize("make", [lambda: vae(2), lambda: gan(10)])
 def test_the_repaired_geometry_moves_with_the_latents(make, scale, shift):
     member = make()
@@ -132,6 +135,38 @@ def test_the_repaired_geometry_moves_with_the_latents(make, scale, shift):
         ),
     ):
         torch.testing.assert_close(second.eigenvalues(two) * scale**2, first.eigenvalues(one), rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1e-6, 0.0), (1e-6, 1e4), (1e6, 1e4)])
+def test_audit_and_geodesics_move_with_the_latents(small, scale, shift):
+    still, other = moved(small, 1.0, 0.0, seed=1), moved(small, scale, shift, seed=2)
+    found = [pm.repair(wrap(member), member.latents, member.data) for member in (still, other)]
+    audits = [metric.audit(points=40, pairs=0) for metric in found]
+    for one, two in zip(audits[0].criteria, audits[1].criteria, strict=True):
+        assert one.passed == two.passed, one.name
+        if one.name != "smoothness":  # random directions
+            assert two.after == pytest.approx(one.after, rel=0.01, abs=1e-3, nan_ok=True), one.name
+    lengths = [
+        metric.geodesic(member.latents[:6], member.latents[6:12]).length
+        for metric, member in zip(found, (still, other), strict=True)
+    ]
+    torch.testing.assert_close(lengths[1], lengths[0], rtol=1e-3, atol=0.0)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_a_decoder_in_single_precision_has_latents_of_any_scale(small, scale):
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = small.decoder
+
+        def forward(self, z):
+            return self.net(z / scale)
+
+    plain = pm.repair(wrap(small), small.latents, small.data)
+    other = pm.repair(pm.Decoder(Scaled(), latent_dim=2), small.latents * scale, small.data)
+    z = torch.cat([small.latents[:50].double(), plain.geometry.shell(1.0, 20)])
+    torch.testing.assert_close(other.eigenvalues(z * scale) * scale**2, plain.eigenvalues(z), rtol=1e-3, atol=1e-3)
 
 
 def test_saving_and_loading_is_bit_equal(repaired, small, tmp_path):

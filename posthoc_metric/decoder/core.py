@@ -181,19 +181,25 @@ class Decoder:
         """``J(z)``, (B, d) -> (B, D, d)."""
         return self.value_and_jacobian(z)[1]
 
-    @property
-    def saturated(self) -> bool:
-        """Whether the output is flat where the probe looked, so that :meth:`probe_at` is owed real latents."""
-        return self._found.saturated
+    def acquaint(self, latents: ArrayLike) -> None:
+        """Probe once more, at latents (n, d) of the caller's, where those probed at so far say little of them.
 
-    def probe_at(self, latents: ArrayLike) -> None:
-        """Probe once more, at latents (n, d) of the caller's.
+        They say little where the output was flat, and where the latents are of another size or lie elsewhere.
 
         Raises:
             DecoderError: as at wrap time.
+
+        Warns:
+            DerivativeWarning: as at wrap time, where there was no such warning then.
         """
         points, _ = to_points(latents, "latents", self.latent_dim)
-        self._found = self._probed(self._found.call, points)
+        before = self._found
+        known = before.place.holds(points) and not before.saturated
+        if not len(points) or known:
+            return
+        self._found = self._probed(before.call, points)
+        if self._found.warning and not before.warning:
+            warnings.warn(self._found.warning, DerivativeWarning, stacklevel=3)
 
     def _probed(self, call: Any, latents: Tensor | None) -> Found:
         with self._eval_mode(), torch.random.fork_rng(devices=[]):

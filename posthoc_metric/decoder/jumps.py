@@ -13,12 +13,8 @@ Function = Callable[[Tensor], Tensor]
 _MOST = 8
 
 
-def stepped_outputs(function: Function, z: Tensor, v: Tensor, step: float) -> tuple[list[int], int]:
-    """Outputs that jump between latents, at most eight of them, and how many others are under the same suspicion.
-
-    An output is suspected that differs among ``z`` by more than rounding but is the same at ``z + step v`` in every
-    row.  A clamped or steep one may be so too; halving the way between two of the latents, always towards the larger
-    change, tells them apart: what is continuous changes ever less, what jumps does not.
+def flat_outputs(function: Function, z: Tensor, v: Tensor, step: float) -> Tensor:
+    """Which outputs differ among ``z`` (B, d) by more than rounding but are the same at ``z + step v`` in every row.
 
     Args:
         function: (B, d) -> (B, D).
@@ -28,10 +24,28 @@ def stepped_outputs(function: Function, z: Tensor, v: Tensor, step: float) -> tu
     here, there = function(z), function(z + step * v)
     eps = torch.finfo(here.dtype).eps
     size, extent = here.abs().amax(dim=0), here.amax(dim=0) - here.amin(dim=0)
-    varies = torch.isfinite(here).all(dim=0) & (extent > 64 * eps / step * size)
-    suspects = torch.nonzero(varies & (here == there).all(dim=0)).flatten()
+    apart = float((z - z.mean(dim=0)).square().mean().sqrt())
+    varies = torch.isfinite(here).all(dim=0) & (extent > 64 * eps * apart / step * size)
+    return torch.nonzero(varies & (here == there).all(dim=0)).flatten()
+
+
+def stepped_outputs(function: Function, z: Tensor, suspects: Tensor) -> tuple[list[int], int]:
+    """Outputs that jump between latents, at most eight of them, and how many others are under the same suspicion.
+
+    Of the suspects that :func:`flat_outputs` found a clamped or steep one is none; halving the way between two
+    of the latents, always towards the larger change, tells them apart: what is continuous changes ever less, what
+    jumps does not.
+
+    Args:
+        function: (B, d) -> (B, D).
+        z: latents (B, d).
+        suspects: (n,).
+    """
     if not len(suspects):
         return [], 0
+    here = function(z)
+    eps = torch.finfo(here.dtype).eps
+    size = here.abs().amax(dim=0)
     spread = max(1, len(suspects) // _MOST)
     chosen = suspects[::spread][:_MOST]
     values = here[:, chosen]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -12,70 +13,97 @@ from .._arrays import name_rows
 from ..errors import DecoderError
 from .call import Call
 from .exam import Exam, Found, NotFiniteError
-from .jumps import stepped_outputs
+from .jumps import flat_outputs, stepped_outputs
 from .memory import bytes_per_row
+from .place import Place, given, own_unit, smaller_units, standard
 from .promises import check_rows_apart, check_same_twice, check_values, in_float64
-from .settle import ROWS, probe_latents
+from .settle import ROWS
 
-#: latents at which a derivative that is not finite somewhere is tried, and single outputs are watched for jumps
-_MORE_ROWS, _WIDER_ROWS = 64, 12
+#: latents at which single outputs are watched for jumps, beside the first few
+_WIDER_ROWS = 12
+_FLAT = "the output is flat at all standard normal latents: derivatives are unchecked, pass some latents as probe="
 
 
 def probe(call: Call, latent_dim: int, latents: Tensor | None = None) -> Found:
     """Check ``call`` on a few latents and choose a route.
 
+    Without latents it is probed at standard normal ones, or at smaller ones where it takes those for far apart.
     The caller of this function has put the model into eval mode and set torch's generator aside.
 
     Raises:
         DecoderError: the outputs are no finite floating-point numbers, differ from call to call, depend on
             other rows of the batch, are piecewise constant, or have derivatives that are not finite.
     """
-    z = probe_latents(ROWS, latent_dim, call) if latents is None else latents[:ROWS].to(call.device, call.dtype)
+    if latents is not None:
+        return _probed(call, latent_dim, given(call, latents), _must_vary)[0]
+    place = standard(call, latent_dim)
+    with torch.no_grad():
+        check_values(call(place.few))
+    unit = own_unit(call, latent_dim)
+    if unit is None:
+        return _probed(call, latent_dim, place, _may_be_flat)[0]
+    found, exam = _probed(call, latent_dim, standard(call, latent_dim, unit), _must_vary)
+    if exam.too_coarse and found.route.forward == "differences":
+        # single precision loses the slopes of a saturated unit, but not around zero
+        for smaller in smaller_units(unit):
+            with suppress(DecoderError):
+                nearer = _probed(call, latent_dim, standard(call, latent_dim, smaller), _must_vary)[0]
+                if nearer.route.forward != "differences":
+                    found = nearer
+                    break
+    if found.place.unit == 1.0:
+        return found
+    note = f"probed at latents of scale {found.place.unit:g}: between larger ones it is flat or rough"
+    return replace(found, notes=(*found.notes, note))
+
+
+def _probed(call: Call, latent_dim: int, place: Place, unless: Callable[[Exam, Tensor], bool]) -> tuple[Found, Exam]:
+    """What is found at ``place``; a decoder that is flat there is refused ``unless`` that says otherwise."""
+    z = place.few
     with torch.no_grad():
         value, row_bytes = bytes_per_row(call, z)
         output_shape = tuple(call.shaped(z[:2]).shape[1:])
         check_values(value)
         scale = check_same_twice(call, z, value)
-        check_rows_apart(call, z, value, scale, latent_dim)
-        precise = in_float64(call, z, value)
+        check_rows_apart(call, z, value, scale, place.others, place.unit)
+        precise = in_float64(call, z, value, place.unit)
     generator = torch.Generator().manual_seed(1)
     v = torch.randn(2 * len(z), latent_dim, generator=generator, dtype=torch.float64).to(call.device)
     v = v / v.norm(dim=1, keepdim=True)
-    exam = Exam(call, precise, z.repeat(2, 1), v)
-    wider = _wider(call, latent_dim, latents)
-    if latents is None and _saturated(call, z, value):
+    exam = Exam(call, precise, z.repeat(2, 1), v, place)
+    flatness = exam.flatness(value)
+    if flatness and not unless(exam, value):
+        raise DecoderError(flatness)
+    if flatness:
         # its latents live elsewhere: whoever knows where probes again
-        note = "the output is the same at all standard normal latents: derivatives are unchecked, pass some as probe="
-        return replace(_chosen(exam, wider, output_shape, row_bytes), notes=(note,), saturated=True)
-    exam.check_smooth(value)
-    found = _chosen(exam, wider, output_shape, row_bytes)
-    return _with_warning(found, _about_jumps(exam, wider, found.output_dim))
+        found = _chosen(exam, output_shape, row_bytes)
+        return replace(found, notes=(_FLAT,), warning="", saturated=True), exam
+    found = _chosen(exam, output_shape, row_bytes)
+    return _with_warning(found, _about_jumps(*_jumping(exam), found.output_dim)), exam
 
 
-def _chosen(exam: Exam, wider: Tensor, output_shape: tuple[int, ...], row_bytes: int) -> Found:
+def _must_vary(exam: Exam, value: Tensor) -> bool:
+    return False
+
+
+def _may_be_flat(exam: Exam, value: Tensor) -> bool:
+    return _saturated(exam.call, exam.place.few, value) or _steep(exam)
+
+
+def _chosen(exam: Exam, output_shape: tuple[int, ...], row_bytes: int) -> Found:
     try:
         return exam.choose(output_shape, row_bytes)
     except NotFiniteError as error:
-        return _beside_poles(exam, error, wider, output_shape, row_bytes)
+        return _beside_poles(exam, error, output_shape, row_bytes)
 
 
-def _wider(call: Call, latent_dim: int, latents: Tensor | None) -> Tensor:
-    """More latents (n, d) than the first few, and further out."""
-    if latents is not None:
-        return latents[:_MORE_ROWS].to(call.device, call.dtype)
-    scale = torch.linspace(1.0, 3.0, _MORE_ROWS, dtype=torch.float64).to(call.device, call.dtype)
-    return scale[:, None] * probe_latents(_MORE_ROWS, latent_dim, call, seed=5)
-
-
-def _beside_poles(
-    exam: Exam, error: NotFiniteError, wider: Tensor, output_shape: tuple[int, ...], row_bytes: int
-) -> Found:
+def _beside_poles(exam: Exam, error: NotFiniteError, output_shape: tuple[int, ...], row_bytes: int) -> Found:
     """The exam where the derivative is finite, and a warning of the places where it is not.
 
     Raises:
         DecoderError: it is finite nowhere.
     """
-    z = torch.cat([exam.z[:ROWS], wider]).to(exam.call.dtype)
+    z = torch.cat([exam.place.few, exam.place.wider]).to(exam.call.dtype)
     v = exam.v[:1].expand(len(z), -1)
     with torch.no_grad():
         _, pushed = error.route.jvp(exam.call, z, v)
@@ -83,7 +111,7 @@ def _beside_poles(
     reason = "A function without a slope at 0 sits behind a clamp, as in sqrt(relu(x)): add a small constant inside it."
     if int(good.sum()) >= 2:
         chosen = z[good][:ROWS]
-        again = Exam(exam.call, exam.precise, chosen.repeat(2, 1), exam.v[: 2 * len(chosen)])
+        again = Exam(exam.call, exam.precise, chosen.repeat(2, 1), exam.v[: 2 * len(chosen)], exam.place)
         with suppress(NotFiniteError):
             share = f"{int((~good).sum())} of {len(z)}"
             warning = (
@@ -99,12 +127,16 @@ def _beside_poles(
     )
 
 
-def _about_jumps(exam: Exam, wider: Tensor, outputs: int) -> str:
+def _jumping(exam: Exam) -> tuple[list[int], int]:
+    """See :func:`stepped_outputs`."""
     call = exam.reference_call
-    z = torch.cat([exam.z[:ROWS], wider[:_WIDER_ROWS]]).to(call.dtype)
+    z = torch.cat([exam.place.few, exam.place.wider[:_WIDER_ROWS]]).to(call.dtype)
     v = exam.v[:1].to(call.dtype).expand(len(z), -1)
     with torch.no_grad():
-        jumping, more = stepped_outputs(call, z, v, exam.step)
+        return stepped_outputs(call, z, flat_outputs(call, z, v, exam.step))
+
+
+def _about_jumps(jumping: list[int], more: int, outputs: int) -> str:
     if not jumping:
         return ""
     others = f" and perhaps {more} more" if more else ""
@@ -125,5 +157,14 @@ def _saturated(call: Call, z: Tensor, value: Tensor) -> bool:
     if bool((value != value[:1]).any()):
         return False
     with torch.no_grad():
-        wide = (call(scale * z) for scale in (1e2, 1e4, 1e6))
+        wide = (call(scale * z) for scale in (1e2, 1e4, 1e6, 1e8, 1e10, 1e12))
         return any(bool(torch.isfinite(found).all() and (found != value[:1]).any()) for found in wide)
+
+
+def _steep(exam: Exam) -> bool:
+    """Whether the outputs that are flat around the latents get from one to another without a jump."""
+    call = exam.reference_call
+    z = exam.place.few.to(call.dtype)
+    v = exam.v[:1].to(call.dtype).expand(len(z), -1)
+    with torch.no_grad():
+        return len(flat_outputs(call, z, v, exam.step)) > 0 and not _jumping(exam)[0]

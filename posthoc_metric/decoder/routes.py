@@ -38,6 +38,7 @@ class Route:
         kernels: see :data:`~posthoc_metric.decoder.kernels.KERNELS`; for ``forward`` and ``reverse``.
         reverse_kernels: the same for ``reverse``.
         shrink: divides the step of finite differences.
+        unit: the scale of the latents, which the step is a share of.
     """
 
     forward: str = "forward"
@@ -46,6 +47,7 @@ class Route:
     kernels: tuple[str, ...] = ()
     reverse_kernels: tuple[str, ...] = ()
     shrink: float = 1.0
+    unit: float = 1.0
 
     def jvp(self, function: Function, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """``f(z)`` and ``J(z) v``, each (B, D)."""
@@ -60,7 +62,7 @@ class Route:
         if self.forward == "double backward":
             return derivatives.double_backward(function, z, v)
         with torch.no_grad():
-            return function(z), difference(function, z, v, self.shrink).value
+            return function(z), difference(function, z, v, self.shrink, self.unit).value
 
     def columns(self, function: Function, z: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
         """``f(z)`` (B, D) and columns ``first`` to ``last`` of ``J(z)``, (last - first, B, D)."""
@@ -68,7 +70,7 @@ class Route:
             if self.mapped:
                 return derivatives.columns_by_vmap(function, z, first, last)
             if self.forward == "differences":
-                push = partial(_difference_only, shrink=self.shrink)
+                push = partial(_difference_only, shrink=self.shrink, unit=self.unit)
                 with torch.no_grad():
                     value = function(z)
                 return value, derivatives.columns_by_tiling(push, function, z, first, last)[1]
@@ -88,7 +90,7 @@ class Route:
         return 4 if self.forward == "differences" else 0
 
 
-def _difference_only(function: Function, z: Tensor, v: Tensor, shrink: float) -> tuple[Tensor, Tensor]:
+def _difference_only(function: Function, z: Tensor, v: Tensor, shrink: float, unit: float) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        pushed = difference(function, z, v, shrink).value
+        pushed = difference(function, z, v, shrink, unit).value
     return pushed, pushed

@@ -1,0 +1,99 @@
+"""Where a decoder is probed, and how long a step is short there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .call import Call
+from .finite import best_difference
+from .settle import ROWS, probe_latents
+
+#: latents at which a derivative that is not finite somewhere is tried, and single outputs are watched for jumps
+_MORE_ROWS = 64
+#: scales of latents at which a decoder of unknown scale is tried, once standard normal ones turn out too far apart
+_UNITS = tuple(10.0**-k for k in range(9))
+#: finite differences of two lengths that differ by more than this say nothing
+_ROUGHEST = 0.1
+#: latents this many times wider or narrower than those probed at, or this many units away, are probed at anew
+_FAR = 8.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Latents to probe at.
+
+    Attributes:
+        few: (n, d), n ≤ 4, what the exam is sat at.
+        wider: (n, d), n ≤ 64, others of the same kind and, where they were drawn, further out.
+        others: (4, d), far from all of them.
+        unit: the root mean square deviation of one coordinate: lengths of steps are counted in it.
+        centre: (d,), their mean.
+    """
+
+    few: Tensor
+    wider: Tensor
+    others: Tensor
+    unit: float
+    centre: Tensor
+
+    def holds(self, latents: Tensor) -> bool:
+        """Whether ``latents`` (n, d) are of about the same size and place."""
+        unit, centre = _unit(latents), latents.mean(dim=0).to(self.centre)
+        apart = float((centre - self.centre).square().mean().sqrt())
+        return self.unit / _FAR <= unit <= self.unit * _FAR and apart <= _FAR * self.unit
+
+
+def standard(call: Call, latent_dim: int, unit: float = 1.0) -> Place:
+    """Normal latents around zero, of deviation ``unit``."""
+    spread = unit * torch.linspace(1.0, 3.0, _MORE_ROWS, dtype=torch.float64).to(call.device, call.dtype)
+    return Place(
+        few=unit * probe_latents(ROWS, latent_dim, call),
+        wider=spread[:, None] * probe_latents(_MORE_ROWS, latent_dim, call, seed=5),
+        others=3 * unit * probe_latents(ROWS, latent_dim, call, seed=2),
+        unit=unit,
+        centre=torch.zeros(latent_dim, dtype=torch.float64),
+    )
+
+
+def given(call: Call, latents: Tensor) -> Place:
+    """A caller's latents (n, d)."""
+    sample = latents[:: max(1, len(latents) // _MORE_ROWS)][:_MORE_ROWS]
+    centre, unit = sample.double().mean(dim=0), _unit(sample)
+    wider = sample.to(call.device, call.dtype)
+    drawn = probe_latents(ROWS, latents.shape[1], call, seed=2).double()
+    others = (centre.to(drawn) + 3 * unit * drawn).to(call.dtype)
+    return Place(latents[:ROWS].to(call.device, call.dtype), wider, others, unit, centre.cpu())
+
+
+def _unit(latents: Tensor) -> float:
+    """The deviation of a coordinate; that from zero where the latents are one, and 1 where that is zero too."""
+    points = latents.double()
+    centred = float((points - points.mean(dim=0)).square().mean().sqrt())
+    size = float(points.square().mean().sqrt())
+    return centred if centred > 1e-13 * size else (size or 1.0)
+
+
+def own_unit(call: Call, latent_dim: int) -> float | None:
+    """The largest scale, 1 or below, of normal latents around which ``call`` changes smoothly, if there is any.
+
+    A decoder whose latents are tiny is flat between jumps at standard normal ones, as a rounding one is everywhere.
+    """
+    z = probe_latents(ROWS, latent_dim, call)
+    v = probe_latents(ROWS, latent_dim, call, seed=1)
+    v = v / v.norm(dim=1, keepdim=True)
+    for unit in _UNITS:
+        with torch.no_grad():
+            found = best_difference(call, unit * z, v, unit)[1]
+        if not bool(torch.isfinite(found.value).all()):
+            return None
+        if found.relative_error < _ROUGHEST:
+            return unit
+    return None
+
+
+def smaller_units(unit: float) -> tuple[float, ...]:
+    """Those that :func:`own_unit` would have tried after ``unit``."""
+    return tuple(smaller for smaller in _UNITS if smaller < unit)
