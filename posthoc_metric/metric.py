@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,6 +32,14 @@ class ConformalWeight(Protocol):
 
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``w(z)`` (B,) and ``∇w(z)`` (B, d)."""
+
+
+@runtime_checkable
+class CurvedWeight(ConformalWeight, Protocol):
+    """A weight that also knows its second derivatives: geodesics take fewer steps."""
+
+    def value_gradient_hessian(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``w(z)`` (B,), ``∇w(z)`` (B, d), and ``∇∇w(z)`` (B, d, d) or ``None`` where it is not to be had."""
 
 
 @dataclass(frozen=True)

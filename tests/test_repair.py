@@ -55,6 +55,24 @@ def test_gradient_of_the_weight_is_its_derivative(repaired):
         torch.testing.assert_close(gradient[:, j], difference, rtol=1e-5, atol=1e-6 * float(gradient.abs().max()))
 
 
+@pytest.mark.parametrize("make", [lambda: vae(2), lambda: gan(10), lambda: gan(64, conv=True)])
+def test_second_derivatives_of_the_weight_are_those_of_its_gradient(make):
+    member = make()
+    found = pm.repair(wrap(member), member.latents, member.data)
+    gate = found.gate
+    # on the data, at the knee and in the void
+    z = torch.cat([member.latents[:20].double(), found.geometry.shell(0.1, 20), found.geometry.shell(1.0, 20)])
+    value, gradient, hessian = gate.value_gradient_hessian(z)
+    torch.testing.assert_close(value, gate(z))
+    torch.testing.assert_close(gradient, gate.value_and_gradient(z)[1])
+    v = torch.randn(z.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    v *= 1e-5 * float(z.std())
+    difference = (gate.value_and_gradient(z + v)[1] - gate.value_and_gradient(z - v)[1]) / 2
+    pushed = (hessian @ v[..., None])[..., 0]
+    scale = pushed.norm(dim=1, keepdim=True) + 1e-6 * gradient.norm(dim=1, keepdim=True) + 1e-9 * value[:, None]
+    assert float(((pushed - difference) / scale).abs().max()) < 1e-4
+
+
 @pytest.mark.parametrize("knob", [2.0, 10.0, 50.0])
 @pytest.mark.parametrize("make", [lambda: vae(2), lambda: autoencoder(10), lambda: gan(10)])
 def test_inflation_means_what_it_says(make, knob):

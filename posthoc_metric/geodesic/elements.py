@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..metric import ConformalWeight
+from ..metric import ConformalWeight, CurvedWeight
 from .batch import Batch
 
 
@@ -143,21 +143,27 @@ def add_gradient(gradient: Tensor, parts: Tensor) -> None:
 
 
 def add_weight(
-    energy: Tensor, gradient: Tensor, weight: ConformalWeight, nodes: Tensor, where: Places
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    energy: Tensor, gradient: Tensor, weight: ConformalWeight, nodes: Tensor, where: Places, *, curved: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Add ``∫ w(P[z]) ‖d/dt P[z]‖² dt`` to energies (P,) and gradients (P, n-1, d), in place.
 
     Returns:
-        At the places: velocities (P, n/2, q, d), their squares (P, n/2, q), ``w`` (P, n/2, q), ``∇w`` (P, n/2, q, d).
+        At the places: velocities (P, n/2, q, d), their squares (P, n/2, q), ``w`` (P, n/2, q), ``∇w`` (P, n/2, q, d),
+        and, where asked for and known, its second derivatives (P, n/2, q, d, d).
     """
     points, v = where.points(nodes)
-    w, slope = weight.value_and_gradient(points.flatten(0, 2))
+    flat, bend = points.flatten(0, 2), None
+    if curved and isinstance(weight, CurvedWeight):
+        w, slope, bend = weight.value_gradient_hessian(flat)
+    else:
+        w, slope = weight.value_and_gradient(flat)
     w, slope = w.view(points.shape[:3]), slope.view_as(points)
+    bend = None if bend is None else bend.view(*points.shape, -1)
     square, share = v.square().sum(-1), where.weights
     energy += (share * w * square).sum((1, 2))
     by_place, by_velocity = (share * square)[..., None] * slope, 2 * (share * w)[..., None] * v
     add_gradient(gradient, where.shapes.mT @ by_place + where.slopes.mT @ by_velocity)
-    return v, square, w, slope
+    return v, square, w, slope, bend
 
 
 def add_blocks(model: Model, blocks: Tensor) -> None:

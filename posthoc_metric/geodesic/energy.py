@@ -198,17 +198,21 @@ class CurveEnergy:
 
     def _add_weight(self, out: Linearisation, where: Places) -> None:
         assert self.weight is not None
-        v, square, w, slope = add_weight(out.energy, out.gradient, self.weight, out.nodes, where)
+        v, square, w, slope, bend = add_weight(out.energy, out.gradient, self.weight, out.nodes, where, curved=True)
         share = where.weights
-        # Gauss-Newton for sqrt(w) v holds half of what mixes place and velocity, and half of the curvature that is
-        # exact where log w is linear, as it is on the flank of a wall
+        # Gauss-Newton for sqrt(w) v holds half of what mixes place and velocity, and half of the curvature where
+        # log w is linear, as it nearly is on the flank of a wall
         a = (where.shapes[..., None] * slope[..., None, :]).flatten(3)
         b = (where.slopes[..., None] * v[..., None, :]).flatten(3)
         b = b + (square / w.clamp_min(1e-300) / 4)[..., None] * a
         half = (share[..., None] * a).mT @ b
         shape = (*half.shape[:2], 3, v.shape[3], 3, v.shape[3])
         half = (half + half.mT).view(shape)
-        add_blocks(out.rest, half)
+        exact = half
+        if bend is not None:
+            bend = bend - slope[..., None] * slope[..., None, :] / w.clamp_min(1e-300)[..., None, None]
+            exact = half + _joined(where.shapes, where.shapes, (share * square)[..., None, None] * bend)
+        add_blocks(out.rest, exact)
         eye = torch.eye(v.shape[3], dtype=v.dtype, device=v.device)
         rigid = (2 * (share * w)[..., None] * where.slopes).mT @ where.slopes
         add_blocks(out.convex, half + rigid[:, :, :, None, :, None] * eye[:, None, :])
@@ -224,17 +228,18 @@ class CurveEnergy:
         by_place = (pushed.mT @ v[..., None])[..., 0]
         add_gradient(out.gradient, where.shapes.mT @ by_place + where.slopes.mT @ (2 * along))
         curved = pushed.mT @ torch.linalg.solve_ex(tensors, pushed)[0]
-
-        def joined(left: Tensor, right: Tensor, matrices: Tensor) -> Tensor:
-            return torch.einsum("pmqi,pmqj,pmqab->pmiajb", left, right, matrices)
-
-        half = joined(where.shapes, where.slopes, pushed.mT) + joined(where.slopes, where.shapes, pushed)
-        half = half + joined(where.shapes, where.shapes, curved) / 2
-        add_blocks(out.convex, half + joined(where.slopes, where.slopes, 2 * tensors))
+        half = _joined(where.shapes, where.slopes, pushed.mT) + _joined(where.slopes, where.shapes, pushed)
+        half = half + _joined(where.shapes, where.shapes, curved) / 2
+        add_blocks(out.convex, half + _joined(where.slopes, where.slopes, 2 * tensors))
         exact = self.field.curvature(points.flatten(0, 2), v.flatten(0, 2))
         if exact is not None:
-            half = half + joined(where.shapes, where.shapes, share * exact.view_as(curved) - curved)
+            half = half + _joined(where.shapes, where.shapes, share * exact.view_as(curved) - curved)
         add_blocks(out.rest, half)
+
+
+def _joined(left: Tensor, right: Tensor, matrices: Tensor) -> Tensor:
+    """Elements' matrices (P, n/2, 3, d, 3, d) from matrices (P, n/2, q, d, d) at the places and two sets of shares."""
+    return torch.einsum("pmqi,pmqj,pmqab->pmiajb", left, right, matrices)
 
 
 def _products(rows: Tensor, apart: int) -> Tensor:

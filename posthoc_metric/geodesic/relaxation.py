@@ -29,6 +29,8 @@ _SMALLEST = 1e-9
 _NEAR = 8.0
 #: convergence slower than this counts as this
 _SLOWEST = 0.97
+#: rounding errors of the energy below which a decrease of it is taken from its gradients
+_HIDDEN = 10.0
 #: share of the predicted decrease that a step must bring
 _ENOUGH = 1e-3
 
@@ -191,15 +193,16 @@ def _advance(energy: CurveEnergy, active: _Active, step: Step, final: Relaxed) -
     final.steps[active.row] += 1
     final.evaluations[active.row] += moved.shape[1] - 2
     gain = here.energy - there.energy
+    unsure = torch.zeros_like(gain, dtype=torch.bool)
+    if here.grain is not None:
+        # what rounding hides in the two energies shows in the slopes between them (Hager & Zhang 2005)
+        unsure = step.predicted <= _HIDDEN * here.grain
+        slopes = -((here.gradient + there.gradient) * step.move).sum((1, 2)) / 2
+        gain = torch.where(unsure, slopes, gain)
     ratio = gain / step.predicted.clamp_min(1e-300)
     accept = _finite(there) & (ratio > _ENOUGH)
-    active.blind = torch.zeros_like(accept)
-    if here.grain is not None:
-        # a step that should gain less than rounding error is judged by the gradient it leads to
-        small = _finite(there) & (step.predicted <= 4 * here.grain) & (gain.abs() <= 8 * here.grain)
-        active.blind = small & ~accept
-        accept |= small
-    active.full = accept & ~active.blind & (active.damping == 0)
+    active.blind = unsure & ~accept
+    active.full = accept & (active.damping == 0)
     active.secant = _update_secant(active.secant, here, there, step.move, accept)
     # where the parabola through energy, slope and new energy has its minimum
     shrink = (step.predicted / (2 * (step.predicted - gain)).clamp_min(1e-300)).nan_to_num(nan=0.25).clamp(0.1, 0.5)

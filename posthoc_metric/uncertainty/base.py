@@ -42,6 +42,11 @@ class UncertaintyModel(ABC):
         """The score (B,) and its gradient (B, d) in closed form; ``None`` leaves it to autograd."""
         return None
 
+    def score_gradient_hessian(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The score (B,), its gradient (B, d) and its second derivatives (B, d, d) in closed form; ``None`` where that
+        is not to be had, and the geodesic solver takes more steps."""
+        return None
+
     def shape(self) -> Callable[[Tensor], Tensor] | None:
         """What is unknown in each direction: z -> (B, d, d), symmetric, eigenvalues in [0, 1], tending to
         the identity far from the data; ``None`` where ignorance is the same in every direction."""

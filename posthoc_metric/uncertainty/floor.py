@@ -54,6 +54,27 @@ class Floor:
         gradient = ((shares * self.logs) @ self.centres - mean[:, None] * (shares @ self.centres)) / square
         return value, value[:, None] * gradient
 
+    def value_gradient_hessian(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``ε(z)`` (B,), ``∇ε(z)`` (B, d) and its second derivatives (B, d, d)."""
+        count, dim = z.shape
+        if not bool(self.level > 0):
+            return z.new_zeros(count), torch.zeros_like(z), z.new_zeros(count, dim, dim)
+        square = self.bandwidth.square()
+        shares = torch.softmax(-squared_distances(z - self.origin, self.centres) / (2 * square), dim=1)
+        squares = (self.centres[:, :, None] * self.centres[:, None]).flatten(1)
+        terms = torch.cat([self.centres, squares], dim=1)
+        mean, moments = shares @ self.logs, shares @ terms
+        centre = moments[:, :dim]
+        # derivatives of a mean with Gaussian weights are its cumulants with the centres: Σ_k p_k (l_k - l)(c_k - c)
+        # and Σ_k p_k (l_k - l)(c_k - c)(c_k - c)ᵀ
+        mixed = (shares * self.logs) @ terms - mean[:, None] * moments
+        tilt = mixed[:, :dim]
+        across = tilt[:, :, None] * centre[:, None]
+        bend = (mixed[:, dim:].view(-1, dim, dim) - across - across.mT) / square.square()
+        tilt = tilt / square
+        value = self.level * mean.exp()
+        return value, value[:, None] * tilt, value[:, None, None] * (bend + tilt[:, :, None] * tilt[:, None])
+
     def state(self) -> dict[str, Tensor]:
         """The tensors that rebuild it."""
         return {field.name: getattr(self, field.name) for field in fields(self)}

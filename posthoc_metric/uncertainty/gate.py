@@ -36,8 +36,8 @@ class Gate:
     ceiling: float
     floor: Floor
 
-    def weight(self, score: Tensor) -> tuple[Tensor, Tensor]:
-        """``w - ε`` and its derivative by the score, each (B,), from scores (B,)."""
+    def weight(self, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``w - ε`` and its first and second derivative by the score, each (B,), from scores (B,)."""
         u = score - self.knee
         terms = torch.stack(
             [
@@ -48,8 +48,9 @@ class Gate:
         )
         total = torch.logsumexp(terms, dim=0)
         weight = (-total).exp()
-        slope = (terms[1] - total).exp() / self.steep + (terms[2] - total).exp() / self.gentle
-        return weight, weight * slope
+        steep, gentle = (terms[1] - total).exp() / self.steep, (terms[2] - total).exp() / self.gentle
+        slope = steep + gentle
+        return weight, weight * slope, weight * (2 * slope.square() - steep / self.steep - gentle / self.gentle)
 
     @property
     def device(self) -> torch.device:
@@ -78,9 +79,22 @@ class Gate:
                 score = self.model.score(point)
                 (gradient,) = torch.autograd.grad(score.sum(), point)
             found = score.detach(), gradient
-        weight, slope = self.weight(found[0])
+        weight, slope, _ = self.weight(found[0])
         floor, tilt = self.floor.value_and_gradient(z)
         return floor + weight, tilt + slope[:, None] * found[1]
+
+    def value_gradient_hessian(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``w(z)`` (B,), ``∇w(z)`` (B, d), and its second derivatives (B, d, d) where the model's score has them."""
+        here = z.to(self.device)
+        found = self.model.score_gradient_hessian(here)
+        if found is None:
+            return *self.value_and_gradient(z), None
+        score, gradient, bend = found
+        weight, slope, curvature = self.weight(score)
+        floor, tilt, bowl = self.floor.value_gradient_hessian(here)
+        hessian = slope[:, None, None] * bend + curvature[:, None, None] * gradient[:, :, None] * gradient[:, None]
+        parts = floor + weight, tilt + slope[:, None] * gradient, bowl + hessian
+        return parts[0].to(z.device), parts[1].to(z.device), parts[2].to(z.device)
 
     def shaped(self, z: Tensor) -> Tensor:
         """``ε I + (w - ε) S(z)`` (B, d, d), for a model whose ignorance has a shape S."""

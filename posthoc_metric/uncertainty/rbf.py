@@ -69,6 +69,19 @@ class RBF(UncertaintyModel):
         mean = (evidence @ self._points) / evidence.sum(1, keepdim=True)
         return score, (centred - mean) / score[:, None]
 
+    def score_gradient_hessian(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        score, evidence, centred = self._evaluate(z)
+        assert self._points is not None
+        dim = z.shape[1]
+        squares = (self._points[:, :, None] * self._points[:, None]).flatten(1)
+        moments = evidence @ torch.cat([self._points, squares], dim=1) / evidence.sum(1, keepdim=True)
+        mean, second = moments[:, :dim], moments[:, dim:].view(-1, dim, dim)
+        gradient = (centred - mean) / score[:, None]
+        # ∇∇ score² / 2 = I - Cov(c) / h², the covariance that of the centres under their shares
+        covariance = second - mean[:, :, None] * mean[:, None]
+        hessian = torch.eye(dim, dtype=z.dtype, device=z.device) - covariance / self._width.square()
+        return score, gradient, (hessian - gradient[:, :, None] * gradient[:, None]) / score[:, None, None]
+
     def _evaluate(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores (B,), the centres' evidence over that of the one that has most (B, K), and ``z`` from the origin."""
         if self._points is None:
