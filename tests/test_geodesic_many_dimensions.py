@@ -7,7 +7,7 @@ from torch import nn
 
 from posthoc_metric.decoder import Decoder
 from posthoc_metric.errors import DecoderError
-from posthoc_metric.geodesic import Status, geodesic, refinement
+from posthoc_metric.geodesic import Status, geodesic, routes
 from posthoc_metric.geodesic.chords import halved
 from posthoc_metric.geodesic.energy import CurveEnergy
 from posthoc_metric.geodesic.matrix_free import MatrixFreeEnergy, matrix_free
@@ -130,10 +130,29 @@ def test_lengths_are_those_of_the_dense_route(kind, monkeypatch):
     metric = StructuredMetric(KINDS[kind](mlp()), 12)
     a, b = points(6, 12, 1, 1.0), points(6, 12, 2, 1.0)
     free = geodesic(metric, a, b)
-    monkeypatch.setattr(refinement, "matrix_free", lambda parts, dim: False)
+    monkeypatch.setattr(routes, "_FEW", 99)
     dense = geodesic(metric, a, b)
     assert free.converged.all() and dense.converged.all()
     assert ((free.length - dense.length).abs() <= free.length_error + dense.length_error + 1e-4 * dense.length).all()
+
+
+def test_curves_with_kinks_are_left_to_gradients_and_come_out_shorter(monkeypatch):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        net = torch.nn.Sequential(
+            torch.nn.Linear(6, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 30)
+        )
+    metric = PullbackMetric(Decoder(net.double(), latent_dim=6))
+    a, b = points(10, 6, 1), points(10, 6, 2)
+    found = geodesic(metric, a, b)
+    alone = geodesic(metric, a[:1], b[:1])
+    torch.testing.assert_close(alone.length, found.length[:1], rtol=1e-9, atol=0)
+    monkeypatch.setattr(routes, "_FEW", 99)
+    newton = geodesic(metric, a, b)
+    gain = (newton.length - found.length) / newton.length
+    assert (gain > -5e-4).all()
+    # Newton's nodes rest in linear pieces of the decoder, and are called converged there
+    assert gain[newton.converged].max() > 2e-3
 
 
 def test_which_route_is_taken():

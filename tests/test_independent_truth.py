@@ -193,11 +193,6 @@ def test_never_longer_than_geomstats(geomstats, name):
     np.testing.assert_allclose(solution.length, theirs, rtol=3e-4)
 
 
-#: where curves are known to be called converged although descent shortens them: under ReLU in more than a few
-#: dimensions by up to 0.6 %
-STILL_FALSE = ("ReLU, d = 6",)
-
-
 @pytest.fixture(scope="module")
 def counted():
     """The quick form of the count, once for the tests that read it."""
@@ -219,7 +214,7 @@ def test_hard_pairs_all_end_in_a_status_and_none_is_claimed_falsely(counted):
     assert all(sum(tally.statuses.values()) == tally.count for tally in counted)
     assert not any(tally.without for tally in counted)
     claims = [(tally.name, claim) for tally in counted for claim in tally.claims]
-    assert not [claim for claim in claims if claim[0] not in STILL_FALSE], claims
+    assert not claims
     assert sum(tally.sampled for tally in counted) >= 10
 
 

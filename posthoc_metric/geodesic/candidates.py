@@ -47,6 +47,7 @@ class Curves(Batch):
     rate: Tensor
     secant: Tensor
     roughness: Tensor
+    stubborn: Tensor
 
     @property
     def span_count(self) -> int:

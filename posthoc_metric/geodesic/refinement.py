@@ -9,13 +9,11 @@ from torch import Tensor
 
 from ..metric import MetricParts
 from .candidates import Curves, Facts, contest, rivals
-from .curves import Clock, between, density, make_clock, pad, respace
-from .energy import CurveEnergy
-from .many_dimensions import ManyDimensions
-from .matrix_free import matrix_free
+from .curves import Clock, density, make_clock, pad, respace
 from .options import RelaxationOptions
 from .quadrature import Measured, chorded, confirm, measure
-from .relaxation import STATUSES, Relaxed, relax
+from .relaxation import STATUSES
+from .routes import Routes
 from .spline import Spline, interpolate
 from .starts import StartCurves
 from .status import Status
@@ -25,10 +23,6 @@ _COARSE_TOL = 5e-2
 #: how much longer than a pair's shortest curve another may be and still turn out shorter with more nodes
 _COARSE_MARGIN = 0.05
 _MARGIN = 0.01
-#: steps at one number of spans, unless it is the last
-_STEPS_A_LEVEL = 25
-_STEPS_A_COARSE_LEVEL = 80
-_FEW = 3
 #: chords that together are shorter than this share of the curve they stand for have jumped over something
 _CHORD_SHARE = 0.9
 #: roughness up to which a curve's length converges as that of a smooth one
@@ -61,16 +55,12 @@ class Refiner:
     """One solve: the metric, the options, and the work counted for each of ``count`` pairs."""
 
     def __init__(self, parts: MetricParts, starts: StartCurves, count: int, options: RelaxationOptions):
-        self.parts = parts
         self.starts = starts
         self.count = count
         self.options = options
-        self.many = ManyDimensions(parts, starts, options) if matrix_free(parts, starts.nodes.shape[2]) else None
-        if self.many is not None:
-            self.parts = parts = self.many.parts
-        probe = starts.nodes[:, ::16].flatten(0, 1)
-        self.energy = CurveEnergy(parts, probe[torch.isfinite(probe).all(1)][:512], options.memory_limit)
-        self.steps = torch.zeros(count, dtype=torch.long, device=probe.device)
+        self.routes = Routes(parts, starts, options)
+        self.parts, self.many = self.routes.parts, self.routes.many
+        self.steps = torch.zeros(count, dtype=torch.long, device=starts.nodes.device)
         self.evaluations = torch.zeros_like(self.steps)
 
     def run(self) -> Refined:
@@ -152,13 +142,8 @@ class Refiner:
     def _relax(
         self, knots: Tensor, nodes: Tensor, pair: Tensor, kind: Tensor, tol: float, base: Curves | None = None
     ) -> Curves:
-        # a curve that is slow here goes on with more nodes, where its like are still in the batch
         spans = knots.shape[1] - 1
-        last = 2 * spans > self.options.max_spans
-        # in many dimensions steps with few nodes are cheap beside the Jacobians of many
-        most = _STEPS_A_LEVEL if nodes.shape[2] <= _FEW or spans > _MOST_COARSE else _STEPS_A_COARSE_LEVEL
-        steps = self.options.max_steps if last else min(most, self.options.max_steps)
-        relaxed = self._in_blocks(nodes, knots, tol, steps, base)
+        relaxed, stubborn = self.routes.relax(nodes, knots, tol, base)
         spline = interpolate(knots, relaxed.nodes)
         everyone = torch.arange(len(pair), device=pair.device)
         measured = Measured.join(
@@ -215,33 +200,8 @@ class Refiner:
             relaxed.rate,
             relaxed.secant,
             measured.roughness,
+            stubborn | (measured.roughness > _SMOOTH),
         )
-
-    def _in_blocks(self, nodes: Tensor, knots: Tensor, tol: float, steps: int, base: Curves | None) -> Relaxed:
-        """Relax as many curves at once as the memory limit lets."""
-        if self.many is not None:
-            return self.many.relax(nodes, knots, tol, steps)
-        dim = nodes.shape[2]
-        width = 0 if self.parts.embedding is None else self.parts.embedding.output_dim
-        # the Jacobians of this step and of the last, in single precision, and copies between them
-        held = 0 if self.energy.lean(nodes.shape[1], dim) else 2 * width * dim
-        numbers = nodes.shape[1] * (held + 60 * dim * dim)
-        block = max(1, self.options.memory_limit // (8 * numbers))
-        pieces = []
-        for rows in torch.arange(len(nodes), device=nodes.device).split(block):
-            known = None if base is None else base.take(rows)
-            pieces.append(
-                relax(
-                    self.energy,
-                    nodes[rows],
-                    knots[rows],
-                    tol=tol,
-                    max_steps=steps,
-                    rate=None if known is None else known.rate,
-                    secant=None if known is None else between(known.spline.knots, known.secant, knots[rows]),
-                )
-            )
-        return Relaxed.join(pieces)
 
     def _rows_of_values(self, points: int) -> int:
         """Curves of which so many decoded points fit into the memory limit."""

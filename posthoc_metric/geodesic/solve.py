@@ -52,7 +52,8 @@ def geodesic(
     - No data near the pairs, or d > 3: give ``support``; without it only the straight line is tried.
     - A smooth metric without walls: ``starts="straight"`` saves the grid.
     - d > 8 with a decoder: preconditioned L-BFGS takes the place of Gauss-Newton by itself, with one vector-Jacobian
-      product a node and step and no Jacobian kept; memory stays near ``memory_limit`` plus the decoder's own.
+      product a node and step and no Jacobian kept; memory stays near ``memory_limit`` plus the decoder's own.  For
+      d from 4 to 8 it takes over the curves that Gauss-Newton steps do not bring on, and those with kinks.
     - ReLU generators with d of 50 and more: lengths to 1e-3 take some 256 spans.  Give ``max_spans=512``, or
       ``rough_rtol=5e-3`` for a fraction of the time.
 

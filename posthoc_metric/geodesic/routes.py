@@ -1,0 +1,117 @@
+"""Which way curves are relaxed: by Newton steps with Jacobians, or by gradients alone.
+
+In few dimensions Newton steps are few.  In more, the model of the energy may hold for tiny steps only, and where the
+decoder has kinks it sees none of them: every node then rests in its own linear piece, although the curve could be
+shorter.  Such curves go on by gradients alone, which compare points a whole step apart.  In many dimensions all do.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..metric import MetricParts
+from .candidates import Curves
+from .curves import between
+from .energy import CurveEnergy
+from .many_dimensions import ManyDimensions
+from .matrix_free import matrix_free
+from .options import RelaxationOptions
+from .relaxation import STATUSES, Relaxed, relax
+from .starts import StartCurves
+from .status import Status
+
+#: dimensions up to which Newton's method keeps every curve
+_FEW = 3
+#: Newton steps, at one number of spans, after which a curve is given up to gradients
+_TRIES = 15
+#: steps at one number of spans, unless it is the last
+_STEPS_A_LEVEL = 25
+_STEPS_A_COARSE_LEVEL = 80
+#: spans above which they are dear
+_MOST_COARSE = 64
+
+_LATE = STATUSES.index(Status.STEP_LIMIT)
+
+
+class Routes:
+    """The ways of one solve.
+
+    Attributes:
+        parts: the metric as it may be asked within the memory limit.
+        many: the way by gradients alone, where all curves take it.
+    """
+
+    def __init__(self, parts: MetricParts, starts: StartCurves, options: RelaxationOptions):
+        self.options = options
+        self.dim = starts.nodes.shape[2]
+        self.many: ManyDimensions | None = None
+        self.rest: ManyDimensions | None = None
+        if parts.embedding is not None and self.dim > _FEW:
+            self.rest = ManyDimensions(parts, starts, options)
+            if matrix_free(parts, self.dim):
+                self.many = self.rest
+        self.parts = parts if self.many is None else self.many.parts
+        probe = starts.nodes[:, ::16].flatten(0, 1)
+        self.energy = CurveEnergy(self.parts, probe[torch.isfinite(probe).all(1)][:512], options.memory_limit)
+
+    def relax(self, nodes: Tensor, knots: Tensor, tol: float, base: Curves | None) -> tuple[Relaxed, Tensor]:
+        """Relax curves ``nodes`` (P, n+1, d), which come from ``base`` unless they are start curves.
+
+        Returns:
+            The curves, and which of them Newton steps did not bring on (P,).
+        """
+        spans = knots.shape[1] - 1
+        # a curve that is slow here goes on with more nodes, where its like are still in the batch; in many dimensions
+        # steps with few nodes are cheap beside the Jacobians of many
+        most = _STEPS_A_LEVEL if self.dim <= _FEW or spans > _MOST_COARSE else _STEPS_A_COARSE_LEVEL
+        last = 2 * spans > self.options.max_spans
+        steps = self.options.max_steps if last else min(most, self.options.max_steps)
+        stubborn = torch.zeros(len(nodes), dtype=torch.bool, device=nodes.device) if base is None else base.stubborn
+        if self.many is not None:
+            return self.many.relax(nodes, knots, tol, steps), stubborn
+        if self.rest is None:
+            return self._in_blocks(nodes, knots, tol, steps, base), stubborn
+        pieces, order, spent = [], [], torch.zeros(2, len(nodes), dtype=torch.long, device=nodes.device)
+        easy = (~stubborn).nonzero().flatten()
+        if len(easy):
+            known = None if base is None else base.take(easy)
+            found = self._in_blocks(nodes[easy], knots[easy], tol, min(steps, _TRIES), known)
+            late = found.status == _LATE
+            if len(easy) == len(nodes) and not bool(late.any()):
+                return found, stubborn
+            found.squares = None
+            pieces, order = [found.take(~late)], [easy[~late]]
+            nodes, stubborn = nodes.index_copy(0, easy, found.nodes), stubborn.index_copy(0, easy, late)
+            spent[:, easy] = torch.stack([found.steps, found.evaluations])
+        rows = stubborn.nonzero().flatten()
+        if len(rows):
+            other = self.rest.relax(nodes[rows], knots[rows], tol, steps)
+            other.secant = torch.zeros_like(other.nodes[:, 1:-1, :, None]).expand(-1, -1, -1, self.dim)
+            other.steps += spent[0, rows]
+            other.evaluations += spent[1, rows]
+            pieces, order = [*pieces, other], [*order, rows]
+        return Relaxed.join(pieces).take(torch.cat(order).argsort()), stubborn
+
+    def _in_blocks(self, nodes: Tensor, knots: Tensor, tol: float, steps: int, base: Curves | None) -> Relaxed:
+        """By Newton steps, as many curves at once as the memory limit lets."""
+        width = 0 if self.parts.embedding is None else self.parts.embedding.output_dim
+        # the Jacobians of this step and of the last, in single precision, and copies between them
+        held = 0 if self.energy.lean(nodes.shape[1], self.dim) else 2 * width * self.dim
+        numbers = nodes.shape[1] * (held + 60 * self.dim**2)
+        block = max(1, self.options.memory_limit // (8 * numbers))
+        pieces = []
+        for rows in torch.arange(len(nodes), device=nodes.device).split(block):
+            known = None if base is None else base.take(rows)
+            pieces.append(
+                relax(
+                    self.energy,
+                    nodes[rows],
+                    knots[rows],
+                    tol=tol,
+                    max_steps=steps,
+                    rate=None if known is None else known.rate,
+                    secant=None if known is None else between(known.spline.knots, known.secant, knots[rows]),
+                )
+            )
+        return Relaxed.join(pieces)
