@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from family import gan, vae
+from family import gan, mlp, vae
 
 import posthoc_metric as pm
 from posthoc_metric.diagnostics import share_off_data, shells
@@ -97,6 +97,23 @@ def test_smoothness_of_an_exponential_metric_is_its_rate():
     tensor = torch.exp(3 * z)[:, None, None] * torch.eye(2, dtype=torch.float64)
     found = smoothness(tensor, 3 * tensor, radius=2.0)
     torch.testing.assert_close(found, torch.full_like(found, 2 * 3 * math.sqrt(2)))
+
+
+def test_roughness_is_no_matter_of_the_kinks_a_step_happens_to_cross():
+    """ReLU layers of no full rank: almost everywhere the decoder's metric does not change at all."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        latents = torch.randn(200, 50)
+        decoder = pm.Decoder(mlp([50, 64, 64, 50], torch.nn.ReLU), latent_dim=50)
+    found = pm.repair(decoder, latents)
+    row = found.audit(pairs=0, points=60).shells[0]
+    z, step = row.shell.points, 1e-7
+    u = torch.nn.functional.normalize(torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(z), dim=1)
+    change = (found.tensor(z + step * u) - found.tensor(z - step * u)) / (2 * step)
+    exact = smoothness(found.tensor(z), change, found.geometry.radius).quantile(0.95)
+    assert row.metrics["repaired"].smoothness_q95 <= 3 * float(exact) + 1
+    jumps = (found.tensor(z + 0.1 * u) - found.tensor(z - 0.1 * u)) / 0.2
+    assert float(smoothness(found.tensor(z), jumps, found.geometry.radius).quantile(0.95)) > 1e3 * float(exact)
 
 
 def test_statistics_are_those_of_the_metric(repaired, audit):
