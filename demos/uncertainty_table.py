@@ -243,8 +243,8 @@ def main(
         "fidelity and 90 %: change of log volume per dimension on held-out data; inflation: smallest eigenvalue in the "
         "void over the largest on the data; fall: of the median log volume from the data outwards; κ near and κ void: "
         "95th percentile of the condition number on and off the data; roughness: relative change of the metric over a "
-        "data radius, bounded by the published model's; off and edge: share of the length of geodesics between held-out "
-        "data at offset > 0.25 and > 0, mean over 30 pairs that the data connect, over 10 where d = 64 and for the "
+        "data radius, bounded by the published model's; off and edge: share of the length of geodesics between "
+        "held-out data at offset > 0.25 and > 0, mean over 30 pairs that the data connect, 10 where d = 64 and for "
         "convolutions; a dash: not judged.",
         "fit: seconds for the whole repair, calibration included; evaluation: time of the repaired metric tensor over "
         "the decoder's own, median of runs; both in processor time.",
