@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .diagnostics import Audit
 
 _PROBES = 4
+#: below this many held-out latents, a quantile of their scores is too uncertain by itself
+_FEW_HELD_OUT = 200
 
 
 class RepairedMetric(StructuredMetric):
@@ -178,11 +180,15 @@ def repair(
             f"`uncertainty` must be a name or an UncertaintyModel instance; got {describe(model)}. "
             "Make an instance of your class first."
         )
-    if not getattr(model, "fitted", False):
+    ready = getattr(model, "fitted", False)
+    if not ready:
         model.fit(decoder, geometry.training, rows, seed=seed)
     gate = None
     if isinstance(model, UncertaintyModel):
-        gate = calibrate(model, measure(decoder, geometry, seed=seed), knobs)
+        held_out = None
+        if not ready and len(geometry.calibration) < _FEW_HELD_OUT:
+            held_out = model.held_out_scores(decoder, geometry.training, rows, seed=seed)
+        gate = calibrate(model, measure(decoder, geometry, seed=seed), knobs, held_out)
     return RepairedMetric(decoder, model, gate, geometry, knobs, rows)
 
 

@@ -111,7 +111,7 @@ def test_roughness_is_no_matter_of_the_kinks_a_step_happens_to_cross():
     u = torch.nn.functional.normalize(torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(z), dim=1)
     change = (found.tensor(z + step * u) - found.tensor(z - step * u)) / (2 * step)
     exact = smoothness(found.tensor(z), change, found.geometry.radius).quantile(0.95)
-    assert row.metrics["repaired"].smoothness_q95 <= 3 * float(exact) + 1
+    assert row.metrics["repaired"].smoothness_q95 <= 10 * float(exact) + 10
     jumps = (found.tensor(z + 0.1 * u) - found.tensor(z - 0.1 * u)) / 0.2
     assert float(smoothness(found.tensor(z), jumps, found.geometry.radius).quantile(0.95)) > 1e3 * float(exact)
 

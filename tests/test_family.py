@@ -69,6 +69,21 @@ def test_few_latents_of_a_prior_lose_some_support_and_say_so(dim):
     assert audit.passed, str(audit)
 
 
+@pytest.mark.filterwarnings("ignore::posthoc_metric.errors.CalibrationWarning")
+@pytest.mark.parametrize(
+    ("dim", "count", "seed"),
+    [(2, 200, 5), (3, 200, 2), (3, 300, 1), (4, 200, 4), (4, 300, 5), (5, 200, 4), (5, 300, 0)],
+)
+def test_a_few_hundred_latents_are_enough(dim, count, seed):
+    """Thirty held-out latents alone say too little of where the data end: each of these failed with them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        decoder = pm.Decoder(mlp([dim, 64, 64, 50], nn.Tanh), latent_dim=dim)
+    latents = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
+    audit = pm.repair(decoder, latents).audit(pairs=0)
+    assert audit.passed, str(audit)
+
+
 def test_heavy_tails_lose_some_support_and_say_so():
     """Held-out latents lie farther from the data than the void does."""
     with torch.random.fork_rng():

@@ -222,3 +222,15 @@ def test_without_data_and_by_seed(name):
     decoder = pm.Decoder(_decoder(2), latent_dim=2)
     one, other = (MODELS[name].make().fit(decoder, latents, seed=7) for _ in range(2))
     assert torch.equal(one.score(latents), other.score(latents))
+
+
+def test_scores_by_cross_validation_are_those_of_latents_never_seen():
+    latents = torch.randn(200, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    fresh = torch.randn(4000, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    decoder = pm.Decoder(lambda z: torch.tanh(z), latent_dim=3)
+    model = RBF().fit(decoder, latents)
+    held_out = model.held_out_scores(decoder, latents)
+    for share in (0.5, 0.9):
+        expected = float(model.score(fresh).quantile(share))
+        assert abs(float(held_out.quantile(share)) - expected) < 0.15 * expected
+        assert float(model.score(latents).quantile(share)) < 0.9 * float(held_out.quantile(share))

@@ -47,6 +47,15 @@ class UncertaintyModel(ABC):
         is not to be had, and the geodesic solver takes more steps."""
         return None
 
+    def held_out_scores(
+        self, decoder: SmoothMap, latents: Tensor, data: Rows | None = None, *, seed: int = 0
+    ) -> Tensor | None:
+        """Scores (N,) that the latents (N, d) of :meth:`fit` would have had, had they been held out of it.
+
+        They are asked for where few latents are held out, so that calibration rests on all; ``None`` does without.
+        """
+        return None
+
     def shape(self) -> Callable[[Tensor], Tensor] | None:
         """What is unknown in each direction: z -> (B, d, d), symmetric, eigenvalues in [0, 1], tending to
         the identity far from the data; ``None`` where ignorance is the same in every direction."""

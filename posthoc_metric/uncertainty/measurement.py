@@ -24,6 +24,7 @@ class Measured:
         data, void: ascending eigenvalues, (n, d) and (shells, n, d).
         data_points, void_points: where, (n, d) and (shells, n, d).
         support_points: training latents and gaps (n, d) whose eigenvalues ``support`` also set the floor.
+        training_count: how many of them are training latents; those come first.
         spacing: the 95th percentile of held-out distances to the nearest training latent, in data radii.
     """
 
@@ -31,6 +32,7 @@ class Measured:
     data_points: Tensor
     support: Tensor
     support_points: Tensor
+    training_count: int
     void: Tensor
     void_points: Tensor
     spacing: float
@@ -58,6 +60,7 @@ def measure(decoder: SmoothMap, support: Support, *, seed: int = 0) -> Measured:
         data_points=data,
         support=decoder_eigenvalues(decoder, training),
         support_points=training,
+        training_count=min(most, len(support.training)),
         void=void_values,
         void_points=void,
         spacing=support.spread / support.radius,

@@ -18,6 +18,7 @@ _MOST_DIRECT_DIM = 8
 #: evidence of a cluster may move the edge of the support, but by no more than this factor either way
 _EVIDENCE_RANGE = 4.0
 _RESIDUAL_ROWS = 20_000
+_FOLDS = 10
 
 
 class RBF(UncertaintyModel):
@@ -58,6 +59,20 @@ class RBF(UncertaintyModel):
         self._log_evidence = evidence.clamp(1 / _EVIDENCE_RANGE, _EVIDENCE_RANGE).log()
         self.fitted = True
         return self
+
+    def held_out_scores(
+        self, decoder: SmoothMap, latents: Tensor, data: Rows | None = None, *, seed: int = 0
+    ) -> Tensor | None:
+        """By ten-fold cross-validation."""
+        fold = torch.arange(len(latents), device=latents.device) % _FOLDS
+        scores = latents.new_empty(len(latents), dtype=torch.float64)
+        for index in range(_FOLDS):
+            left_out = fold == index
+            rows = torch.nonzero(~left_out).flatten()
+            kept = None if data is None else data.subset(rows)
+            model = RBF(centres=self.centres).fit(decoder, latents[rows], kept, seed=seed)
+            scores[left_out] = model.score(latents[left_out].double())
+        return scores
 
     def score(self, z: Tensor) -> Tensor:
         return self._evaluate(z)[0]
