@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import posthoc_metric as pm
 from posthoc_metric.diagnostics import Audit
 
-METHODS = ("rbf-published", "rbf", "gp")
+METHODS = ("rbf", "rbf-published", "gp")
 SHOWN = ("decoder", "rbf-published", "rbf", "gp")
 COLOURS = {"decoder": "#8a8a8a", "rbf-published": "#d55e00", "rbf": "#0072b2", "gp": "#009e73"}
 
