@@ -176,6 +176,12 @@ def check_count(value: Any, name: str, low: int, what: str) -> int:
     return int(value)
 
 
+def is_single(values: torch.Tensor) -> bool:
+    """Whether double values (n, ...) carry single precision only, as those that a float32 model computed do."""
+    values = values[torch.isfinite(values).flatten(1).all(1)]
+    return len(values) > 0 and bool((values.float().double() == values.double()).all())
+
+
 class Rows:
     """Rows of a data array, read when asked for: a memory-mapped file never enters memory whole.
 

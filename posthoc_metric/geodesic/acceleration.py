@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._arrays import is_single
 from ..metric import MetricParts
 from .field import FieldDerivative
 
@@ -32,10 +33,8 @@ class Acceleration:
         self.field = None if parts.field is None else FieldDerivative(parts.field, probe)
         self.relative_step = 0.0
         if parts.embedding is not None:
-            values = parts.embedding(probe[:4])
-            single = bool((values.float().double() == values).all())
             # central differences of a first derivative: the cube root of the precision
-            self.relative_step = 5e-3 if single else 6e-6
+            self.relative_step = 5e-3 if is_single(parts.embedding(probe[:4])) else 6e-6
 
     def __call__(self, z: Tensor, v: Tensor, spread: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Accelerations (P, d) and squared speeds (P,) at points and velocities (P, d).

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._arrays import is_single
 from ..metric import MetricParts
 from .batch import Batch
 from .elements import Model, Places, Stiffness, add_blocks, add_gradient, add_weight, empty_model, places, stiffness
@@ -254,6 +255,4 @@ def _products(rows: Tensor, apart: int) -> Tensor:
 
 def _precision(values: Tensor) -> float:
     """Relative rounding error of a map, by whether its values (n, D) are those of a float32 map."""
-    values = values[torch.isfinite(values).all(1)]
-    single = bool((values.float().double() == values).all()) and len(values) > 0
-    return torch.finfo(torch.float32 if single else torch.float64).eps
+    return torch.finfo(torch.float32 if is_single(values) else torch.float64).eps

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .._arrays import is_single
 from ..errors import InvalidArgumentError
 
 #: dimensions up to which second derivatives are asked for
@@ -32,7 +33,7 @@ class FieldDerivative:
         with torch.no_grad():
             matrices = _checked(field(probe), probe)
         finite = torch.isfinite(matrices).flatten(1).all(1)
-        single = bool((matrices[finite].float().double() == matrices[finite]).all()) and bool(finite.any())
+        single = is_single(matrices[finite])
         # twice continuously differentiable fields: eps^(1/3) of the scale on which the field varies
         self.step = 5e-3 if single else 1e-5
         self.by_autograd = self._agrees(probe[finite][:16], 1e-2 if single else 1e-4)

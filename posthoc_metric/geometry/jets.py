@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arrays import check_range
+from .._arrays import check_range, is_single
 from ..metric import Metric
 
 # f'(0) and f''(0) from f at -2h, -h, 0, h, 2h
@@ -72,16 +72,8 @@ def choose_step(metric: Metric, z: Tensor, step: float | None) -> float:
     points = z if metric.support is None else metric.support
     scale = float(points.double().std(0, correction=0).mean()) if len(points) > 1 else 0.0
     scale = scale or 1.0
-    return scale * (0.02 if _is_single(metric, z) else 2e-3)
-
-
-def _is_single(metric: Metric, z: Tensor) -> bool:
-    """Whether an embedding's values carry single precision only."""
     embedding: Any = metric.parts().embedding
-    if embedding is None:
-        return False
-    values = torch.as_tensor(embedding(z[:4]))
-    return bool((values.float().double() == values.double()).all())
+    return scale * (0.02 if embedding is not None and is_single(torch.as_tensor(embedding(z[:4]))) else 2e-3)
 
 
 def _tensor(metric: Metric, z: Tensor) -> Tensor:
