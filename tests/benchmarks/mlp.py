@@ -70,8 +70,8 @@ def main(count: int = 100, runs: int = 3, side: int = 160, most: int = len(STOCH
         jacobians.append(work.values)
     print(
         f"evaluations a pair: median {float(evaluations.median()):.0f}, 90th percentile "
-        f"{float(evaluations.quantile(0.9)):.0f}; of value and Jacobian: median {statistics.median(jacobians):.0f}, the "
-        f"rest single products; {1e3 * ours / count:.2f} ms a pair"
+        f"{float(evaluations.quantile(0.9)):.0f}; of value and Jacobian: median {statistics.median(jacobians):.0f}, "
+        f"the rest single products; {1e3 * ours / count:.2f} ms a pair"
     )
     print(row("solver", "ms/pair", "time/ours", "median excess", "<= 0.1 %", "<= 1 %"))
     print(row("ours", 1e3 * ours / count, 1.0, excess, close, near), flush=True)
