@@ -228,7 +228,8 @@ def main(
             started = time.process_time()
             metric = study.repair(decoder, latents, subject.data, uncertainty=method)
             taken = time.process_time() - started
-            pairs = 0 if method == "rbf-published" else 4 if quick else subject.pairs
+            quick_pairs = 2 if latents.shape[1] == 2 else 0
+            pairs = 0 if method == "rbf-published" else quick_pairs if quick else subject.pairs
             audit = metric.audit(pairs=pairs, baseline=method != "rbf-published", points=40 if quick else None)
             rows = [row for row in audit.shells if row.name != "gaps"]
             if "decoder" not in shown:
