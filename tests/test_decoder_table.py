@@ -242,10 +242,16 @@ def relative(found, expected):
     return float((found.double() - expected).abs().max() / expected.abs().max())
 
 
+#: what older versions of PyTorch differentiate by another route, or only by differences
+RECENT = ("gradient checkpointing", "grid_sample")
+
+
 @pytest.mark.parametrize("name", WORKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_can_work_is_right(name, dtype):
     make, words = WORKS[name]
+    if name in RECENT and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13):
+        pytest.skip("the route that is expected is that of torch 2.13")
     if name == "half precision" and dtype == torch.float64:
         pytest.skip("half precision is its own case")
     if name == "frozen script" and dtype == torch.float64:

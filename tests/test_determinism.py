@@ -17,9 +17,6 @@ import posthoc_metric as pm
 from posthoc_metric.estimators import GeodesicKMedoids
 
 #: relative difference of one and two threads, by what is compared: a curve depends on every rounding before it
-#: of so few latents some are as far from the rest as the void is
-pytestmark = pytest.mark.filterwarnings("ignore::posthoc_metric.errors.CalibrationWarning")
-
 THREADS = {"tensor": 1e-9, "gate": 1e-9, "log volumes": 1e-9, "length": 1e-6}
 
 

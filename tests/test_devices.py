@@ -137,7 +137,7 @@ def test_saved_on_one_device_loaded_on_the_other(device, reference, tmp_path):
 @on_every_device
 def test_a_table_and_neighbours(device, reference):
     decoder, z = pm.Decoder(network(device), latent_dim=2), latents(device)
-    table = MetricTable(pm.repair(decoder, z, decoder(z)), z[:20], rtol=1e-2, max_levels=4)
+    table = MetricTable(pm.repair(decoder, z, decoder(z)), z[:20], rtol=3e-2, max_levels=4)
     inside, outside = table.tensor(z[:20]), table.tensor(latents() + 9)
     assert inside.device.type == device and outside.device.type == "cpu"
     close(inside, reference[2].tensor(z[:20].cpu()), 5e-2)
