@@ -10,6 +10,8 @@ from test_spaces import points, upper
 import posthoc_metric as pm
 from posthoc_metric.errors import InvalidArgumentError, NumericalError
 from posthoc_metric.geodesic import Status, geodesic
+from posthoc_metric.geodesic.elements import Model
+from posthoc_metric.geodesic.linear import solve_model
 from posthoc_metric.metric import FunctionMetric
 from posthoc_metric.spaces import HalfPlane, LinearDecoder, Plane, Sphere, SwissRoll
 
@@ -422,3 +424,19 @@ def test_jacobians_that_do_not_fit_are_asked_for_in_pieces(chunk):
     small, large = geodesic(metric, a, b, memory_limit=20_000), geodesic(metric, a, b)
     assert small.converged.all()
     assert ((small.length - large.length).abs() <= small.length_error + large.length_error).all()
+
+
+def test_models_that_are_not_convex_keep_no_other_from_being_solved():
+    generator = torch.Generator().manual_seed(0)
+    count, nodes, dim = 30, 7, 2
+    root = torch.randn(count, nodes, dim, dim, dtype=torch.float64, generator=generator)
+    coupling = 0.01 * torch.randn(count, nodes - 1, dim, dim, dtype=torch.float64, generator=generator)
+    model = Model(root @ root.mT + torch.eye(dim), coupling, coupling[:, : nodes // 2 - 1])
+    bad = torch.arange(count) % 3 != 0
+    model.diagonal[bad, 3] *= -1
+    model.diagonal[1, 0] = float("nan")
+    force = torch.randn(count, nodes, dim, dtype=torch.float64, generator=generator)
+    found, convex = solve_model(model, force)
+    assert torch.equal(convex, ~bad)
+    torch.testing.assert_close(model.take(convex).times(found[convex]), force[convex])
+    assert not found[~convex].any()

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from .elements import Model
 
+#: curves that are solved together once some are not positive definite
+_FEW = 8
+
 
 def solve_model(model: Model, rhs: Tensor) -> tuple[Tensor, Tensor]:
     """Solve ``H x = rhs`` for a symmetric positive definite model ``H``, every curve apart.
@@ -29,6 +32,19 @@ def solve_model(model: Model, rhs: Tensor) -> tuple[Tensor, Tensor]:
     band = _lower_band(model)
     right = rhs.reshape(count, nodes * dim).cpu().numpy().copy()
     good = np.isfinite(band).all(axis=(0, 2)) & np.isfinite(right).all(axis=1)
+    if not _solve(band, right, good, once=True):
+        # every failure is found by starting anew, from no farther back than a few curves
+        for first in range(0, count, _FEW):
+            few = slice(first, first + _FEW)
+            _solve(band[:, few], right[few], good[few], once=False)
+    return torch.from_numpy(right).view(rhs.shape).to(rhs.device), torch.from_numpy(good).to(rhs.device)
+
+
+def _solve(band: np.ndarray, right: np.ndarray, good: np.ndarray, *, once: bool) -> bool:
+    """Put solutions (P, m), zero where ``good`` (P,) is not, in the place of ``right``.
+
+    ``good`` loses the curves that are not positive definite.  With ``once`` the first of them ends it, unsolved.
+    """
     while True:
         # a curve that fails becomes the identity, so that it cannot touch its neighbours
         band[:, ~good] = 0.0
@@ -36,14 +52,12 @@ def solve_model(model: Model, rhs: Tensor) -> tuple[Tensor, Tensor]:
         right[~good] = 0.0
         try:
             factor = cholesky_banded(band.reshape(len(band), -1), lower=True, check_finite=False)
-            break
+            right[:] = cho_solve_banded((factor, True), right.reshape(-1), check_finite=False).reshape(right.shape)
+            return True
         except np.linalg.LinAlgError as error:
-            good[_leading_minor(error) // (nodes * dim)] = False
-    solution = cho_solve_banded((factor, True), right.reshape(-1), check_finite=False)
-    return (
-        torch.from_numpy(solution).reshape(count, nodes, dim).to(rhs.device),
-        torch.from_numpy(good).to(rhs.device),
-    )
+            good[_leading_minor(error) // right.shape[1]] = False
+            if once:
+                return False
 
 
 def _leading_minor(error: np.linalg.LinAlgError) -> int:
