@@ -588,6 +588,15 @@ def test_acquaintance_is_made_once():
     assert not calls
 
 
+def test_kinks_right_at_the_probe_do_not_speak_against_automatic_differentiation():
+    # among the units of a large generator there is always one; differences see the mean of the two slopes there
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 64, bias=False), nn.ReLU(), nn.Linear(64, 30))
+    first = net[0].weight[:4].detach()
+    on_kinks = torch.stack([-first[:, 1], first[:, 0]], dim=1) / first.norm(dim=1, keepdim=True)
+    assert "forward-mode" in Decoder(net, latent_dim=2, probe=on_kinks).describe()
+
+
 def test_what_jumps_is_refused_whatever_its_scale():
     for scale in (1e-6, 1.0, 1e6):
         plain = scaled(scale, 0.0, nn.Tanh, torch.float64)
