@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .._arrays import describe
 from ..errors import CheckpointError, InvalidArgumentError
+from ..machine import physical_memory
 
 _TEXT = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"),
@@ -71,14 +72,6 @@ def sniff(path: str | os.PathLike[str]) -> Container:
         return _file(path)
     except PermissionError:
         raise CheckpointError(f"{path} cannot be read: permission denied. Change its permissions.") from None
-
-
-def physical_memory() -> int:
-    """Bytes of main memory of this machine."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # no such call on this platform
-        return 2**36
 
 
 def _refuse_size(path: Path) -> None:

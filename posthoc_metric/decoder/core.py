@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._arrays import ArrayLike, name_rows, to_points
 from ..errors import DecoderError, DerivativeWarning, InvalidArgumentError
+from ..machine import working_memory
 from .fingerprint import sketch
 from .frozen import EvalMode
 from .probe import Found
@@ -43,7 +44,8 @@ class Decoder:
         latent_shape: the shape of one latent as the model wants it, such as ``(100, 1, 1)``; its numbers
             multiply to ``latent_dim``.
         probe: latents (B, d) to probe at, where standard normal ones are not typical.
-        max_bytes: the memory that one chunk of rows may take inside the decoder, approximately.
+        max_bytes: the memory that one chunk of rows may take inside the decoder, approximately; by default 1/32 of
+            the machine's, and no more than 256 MiB.
 
     Attributes:
         latent_dim, output_dim: d and D.
@@ -69,10 +71,12 @@ class Decoder:
         condition: Any = None,
         latent_shape: tuple[int, ...] | None = None,
         probe: ArrayLike | None = None,
-        max_bytes: int = 2**28,
+        max_bytes: int | None = None,
     ):
         if isinstance(model, Decoder):
             raise InvalidArgumentError("`model` is a Decoder already; use it as it is, or pass the model behind it.")
+        if max_bytes is None:
+            max_bytes = working_memory() // 2
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
             raise InvalidArgumentError(f"`max_bytes` must be a positive number of bytes; got {max_bytes!r}.")
         settled = settle(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from .._arrays import describe
 from ..errors import InvalidArgumentError
+from ..machine import working_memory
 
 O = TypeVar("O")  # noqa: E741
 
@@ -33,7 +34,8 @@ class RelaxationOptions:
         max_steps: Gauss-Newton steps for one curve at one number of spans, or six times as many quasi-Newton steps.
         num_points: T, points on the curve that is returned.
         starts: which start curves to try: "straight", "grid" (d <= 3), "graph" (needs a support).
-        memory_limit: bytes that the arrays of one block of pairs may take; blocks are made to fit.
+        memory_limit: bytes that the arrays of one block of pairs may take; blocks are made to fit.  By default
+            1/16 of the machine's memory, and no more than 512 MiB.
     """
 
     rtol: float = 3e-4
@@ -44,7 +46,7 @@ class RelaxationOptions:
     max_steps: int = 100
     num_points: int = 33
     starts: tuple[str, ...] = START_NAMES
-    memory_limit: int = 512 * 2**20
+    memory_limit: int = field(default_factory=working_memory)
 
     def __post_init__(self) -> None:
         for name in ("rtol", "rough_rtol", "tol"):
@@ -76,7 +78,8 @@ class FixedPointOptions:
         rtol: relative error of the length up to which a curve that meets ``tol`` is called converged.
         spans: spans in which the curve is handed back and its length integrated; an even number.
         num_points: T, points on the curve that is returned.
-        memory_limit: bytes that the arrays of one block of pairs may take; blocks are made to fit.
+        memory_limit: bytes that the arrays of one block of pairs may take; blocks are made to fit.  By default
+            1/16 of the machine's memory, and no more than 512 MiB.
     """
 
     mesh: int = 10
@@ -85,7 +88,7 @@ class FixedPointOptions:
     rtol: float = 1e-3
     spans: int = 64
     num_points: int = 33
-    memory_limit: int = 512 * 2**20
+    memory_limit: int = field(default_factory=working_memory)
 
     def __post_init__(self) -> None:
         for name in ("tol", "rtol"):
