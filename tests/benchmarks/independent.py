@@ -45,18 +45,22 @@ def polygon_lengths(metric: Metric, points: Tensor) -> Tensor:
     return out
 
 
-def measured_lengths(metric: Metric, solution, pieces: int = 1024, finer: int = 8) -> tuple[Tensor, Tensor]:
+#: points on curves that are measured at once
+_POINTS = 2_000_000
+
+
+def measured_lengths(metric: Metric, solution, pieces: int = 1024, rounds: int = 2) -> tuple[Tensor, Tensor]:
     """Lengths (B,) of the curves that a solution returns, and the doubt left in them (B,).
 
     The doubt is the change by the last doubling of the pieces; where it is not small beside what the solution claims
-    of its own error, the pieces are made ``finer`` times as many.
+    of its own error, the pieces are made eight times as many, up to so many ``rounds``.
     """
     length, doubt = _halved(metric, solution(torch.linspace(0, 1, pieces + 1, dtype=torch.float64)))
-    unsure = doubt > 0.1 * solution.length_error + 1e-9 * solution.length
-    if bool(unsure.any()) and finer > 1:
-        rows = unsure.nonzero().flatten()
-        times = torch.linspace(0, 1, finer * pieces + 1, dtype=torch.float64)
-        for some in rows.split(200):
+    for _ in range(rounds):
+        rows = (doubt > 0.1 * solution.length_error + 1e-9 * solution.length).nonzero().flatten()
+        pieces *= 8
+        times = torch.linspace(0, 1, pieces + 1, dtype=torch.float64)
+        for some in rows.split(max(1, _POINTS // pieces)):
             # the solution answers for all its curves at once
             z = solution._spline.take(some).at(solution._clock.take(some).at(times.expand(len(some), -1)))[0]
             length[some], doubt[some] = _halved(metric, z)
