@@ -13,7 +13,7 @@ from .curves import Clock, density, make_clock, pad, respace
 from .options import RelaxationOptions
 from .quadrature import Measured, chorded, confirm, measure
 from .relaxation import STATUSES
-from .routes import Routes
+from .routes import MOST_COARSE, Routes
 from .spline import Spline, interpolate
 from .starts import StartCurves
 from .status import Status
@@ -33,8 +33,6 @@ _ROUGH_RESIDUAL = 5e-2
 _SURE = 0.3
 #: bytes of decoded points that are worked on at once; larger temporaries cost more to allocate than to compute
 _CACHED = 16 * 2**20
-#: most spans at which a start curve is given up to what it is
-_MOST_COARSE = 64
 
 _CODE = {status: code for code, status in enumerate(STATUSES)}
 
@@ -102,7 +100,7 @@ class Refiner:
                 curves.facts.length_error, (curves.facts.length - curves.facts.chord_length).abs()
             )
             jumped = curves.facts.chord_length < _CHORD_SHARE * curves.facts.length
-            if 2 * spans > min(_MOST_COARSE, self.options.max_spans):
+            if 2 * spans > min(MOST_COARSE, self.options.max_spans):
                 jumped = torch.zeros_like(jumped)
             found.append(curves.take(~jumped))
             pending = pending.take(jumped)
@@ -125,7 +123,7 @@ class Refiner:
         confirmed = error <= rtol * facts.length
         facts.length_error = torch.where(confirmed, error, rough_error)
         broken = facts.status == _CODE[Status.NOT_FINITE]
-        rough = (facts.length_error <= self.options.rough_rtol * facts.length) & (spans >= _MOST_COARSE)
+        rough = (facts.length_error <= self.options.rough_rtol * facts.length) & (spans >= MOST_COARSE)
         # no more nodes are no more steps: a curve that is still on its way is not called done
         rough &= (facts.status == _CODE[Status.CONVERGED]) | (facts.status == _CODE[Status.STALLED])
         rough &= facts.residual <= _ROUGH_RESIDUAL
@@ -158,7 +156,7 @@ class Refiner:
         # the chords of a curve fall short of it by a share of order h², its discretisation error by the square of that
         chords = relaxed.energy.clamp_min(0).sqrt()
         shortfall = (1 - chords / measured.length.clamp_min(1e-300)).square() * 5 + relaxed.residual.square() / 4
-        enough = self.options.rtol if spans < _MOST_COARSE else max(self.options.rtol, self.options.rough_rtol)
+        enough = self.options.rtol if spans < MOST_COARSE else max(self.options.rtol, self.options.rough_rtol)
         # what cannot be final need not be confirmed
         worth = torch.isfinite(measured.length) & (shortfall <= enough)
         worth &= False if base is None else (measured.length - base.facts.length).abs() / 15 <= enough * measured.length
