@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from .centres import place_centres, squared_distances
+from .centres import place_centres
 from .measurement import VOID_OFFSETS, Measured
 
 _MOST_CENTRES = 512
@@ -47,7 +47,7 @@ class Floor:
         if not bool(self.level > 0):
             return z.new_zeros(len(z)), torch.zeros_like(z)
         square = self.bandwidth.square()
-        shares = torch.softmax(-squared_distances(z - self.origin, self.centres) / (2 * square), dim=1)
+        shares = self._shares(z)
         mean = shares @ self.logs
         value = self.level * mean.exp()
         # z itself cancels from the gradient of a weighted mean with Gaussian weights
@@ -60,7 +60,7 @@ class Floor:
         if not bool(self.level > 0):
             return z.new_zeros(count), torch.zeros_like(z), z.new_zeros(count, dim, dim)
         square = self.bandwidth.square()
-        shares = torch.softmax(-squared_distances(z - self.origin, self.centres) / (2 * square), dim=1)
+        shares = self._shares(z)
         squares = (self.centres[:, :, None] * self.centres[:, None]).flatten(1)
         terms = torch.cat([self.centres, squares], dim=1)
         mean, moments = shares @ self.logs, shares @ terms
@@ -74,6 +74,13 @@ class Floor:
         tilt = tilt / square
         value = self.level * mean.exp()
         return value, value[:, None] * tilt, value[:, None, None] * (bend + tilt[:, :, None] * tilt[:, None])
+
+    def _shares(self, z: Tensor) -> Tensor:
+        """``p_k(z)``, (B, d) -> (B, K)."""
+        # -‖z - c_k‖² / 2h² without its part that is the same for all centres: one product of matrices
+        square = self.bandwidth.square()
+        offset = -self.centres.square().sum(1) / (2 * square)
+        return torch.softmax(torch.addmm(offset, z - self.origin, self.centres.T / square), dim=1)
 
     def state(self) -> dict[str, Tensor]:
         """The tensors that rebuild it."""
