@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
-from scipy.sparse import coo_matrix, csr_matrix, hstack, vstack
+from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components, dijkstra
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
+from .cells import Cells
 from .ruler import Ruler
 
 #: starts that one call of the shortest-path search takes, so that its (starts, nodes) tables stay small
 _SOURCES = 256
+#: one search serves starts whose limits differ by no more than this factor
+_GROWTH = 1.2
+_NOTHING = 1e-300
 
 
 @dataclass(frozen=True)
@@ -25,88 +30,152 @@ class MetricGraph:
         points: (n, d) float64.
         known: what ``ruler`` knows of them.
         lengths: symmetric sparse matrix (n, n) of edge lengths in the metric.
-        search: nearest-neighbour search over ``points``.
-        k: edges that a point is given.
         ruler: measures edges.
+        cells: of the grid that the points are corners of, if they are.
+        k: edges that another point is given where there is no grid.
     """
 
     points: Tensor
     known: Tensor
     lengths: csr_matrix
-    search: NearestNeighbors
-    k: int
     ruler: Ruler
+    cells: Cells | None = None
+    k: int = 0
 
-    def paths(self, start: Tensor, end: Tensor) -> tuple[list[Tensor], Tensor]:
+    @cached_property
+    def search(self) -> NearestNeighbors:
+        """Nearest-neighbour search over ``points``."""
+        return NearestNeighbors(n_neighbors=max(1, self.k)).fit(self.points.cpu().numpy())
+
+    def paths(self, start: Tensor, end: Tensor, most: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Shortest paths between the rows of ``start`` and ``end`` (B, d), which join the graph for this call.
 
+        Args:
+            most: lengths (B,) beyond which a path is of no use; a search ends there.
+
         Returns:
-            For each pair the inner points of its path (m, d), and the path's length (B,): ``inf`` and no
-            points where the graph does not join the two.
+            For each pair its path's corners, both ends included (B, m, d), shorter paths repeating their end; and
+            the path's length (B,): ``inf``, and nothing between the ends, where there is none.
         """
-        found = [self._paths(a, b) for a, b in zip(start.split(_SOURCES), end.split(_SOURCES), strict=True)]
-        return [path for paths, _ in found for path in paths], torch.cat([lengths for _, lengths in found])
+        if most is None:
+            most = torch.full_like(start[:, 0], float("inf"))
+        whole, (near, last_steps), limits = self._with(start), self.attach(end), most.cpu().numpy()
+        lengths, trails = np.full(len(start), np.inf), []
+        for rows in _alike(limits):
+            found, trail = self._search(whole, near[rows], last_steps[rows], rows, limits[rows])
+            lengths[rows] = found
+            trails.append((rows, trail))
+        number = np.full((len(start), max((trail.shape[1] for _, trail in trails), default=0)), -1)
+        for rows, trail in trails:
+            number[rows, : trail.shape[1]] = trail
+        inner = self.points[torch.from_numpy(np.maximum(number, 0)).to(self.points.device)]
+        beyond = torch.from_numpy(number < 0).to(start.device)
+        inner = torch.where(beyond[..., None], end[:, None], inner)
+        return torch.cat([start[:, None], inner, end[:, None]], dim=1), torch.from_numpy(lengths).to(start)
 
-    def _paths(self, start: Tensor, end: Tensor) -> tuple[list[Tensor], Tensor]:
-        count, size = len(start), len(self.points)
-        # rows and columns: the graph's points, the starts, the ends; starts only lead out and ends only in
-        leave, arrive = self.attach(start), self.attach(end)
-        none, square = csr_matrix((size, count)), csr_matrix((count, count))
-        whole = vstack(
-            [
-                hstack([self.lengths, none, arrive.T]),
-                hstack([leave, square, square]),
-                csr_matrix((count, size + 2 * count)),
-            ]
-        ).tocsr()
-        distance, before = dijkstra(whole, indices=np.arange(size, size + count), return_predecessors=True)
-        paths, lengths = [], np.empty(count)
-        for pair in range(count):
-            target = size + count + pair
-            lengths[pair] = distance[pair, target]
-            trail, node = [], int(before[pair, target])
-            while 0 <= node < size:
-                trail.append(node)
-                node = int(before[pair, node])
-            paths.append(self.points[trail[::-1]])
-        return paths, torch.from_numpy(lengths).to(start)
+    def _search(
+        self, whole: csr_matrix, near: np.ndarray, last_steps: np.ndarray, rows: np.ndarray, limits: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Lengths (B,) of the paths from the starts ``rows`` (B,), and their points' numbers (B, m), -1 after the last.
 
-    def attach(self, others: Tensor) -> csr_matrix:
-        """Lengths of the edges from each of ``others`` (B, d) to its nearest points: sparse (B, n)."""
-        _, index = self.search.kneighbors(others.cpu().numpy(), n_neighbors=self.k)
-        near = torch.from_numpy(index.reshape(-1)).to(others.device)
-        known = self.ruler.know(others)
+        Args:
+            whole: edges of the points, and then of all starts.
+            near, last_steps: edges of the ends of these pairs (B, k).
+        """
+        size, pairs = len(self.points), np.arange(len(rows))
+        distance, before = dijkstra(whole, indices=size + rows, return_predecessors=True, limit=float(limits.max()))
+        total = distance[pairs[:, None], near] + last_steps
+        best = total.argmin(1)
+        lengths, last = total[pairs, best], near[pairs, best]
+        unknown = ~np.isfinite(lengths) | (lengths > limits)
+        lengths[unknown], last[unknown] = np.inf, -1
+        trail = []
+        while bool((last >= 0).any()):
+            trail.append(last)
+            following = before[pairs, np.maximum(last, 0)]
+            last = np.where((last >= 0) & (following < size), following, -1)
+        number = np.stack(trail, axis=1) if trail else np.zeros((len(rows), 0), dtype=np.int64)
+        # from the start on
+        place = (number >= 0).sum(1, keepdims=True) - 1 - np.arange(number.shape[1])
+        return lengths, np.where(place >= 0, np.take_along_axis(number, np.maximum(place, 0), axis=1), -1)
+
+    def attach(self, others: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers (B, k) of points near each of ``others`` (B, d), and lengths of the edges to them.
+
+        A length is ``inf``, and the number nobody's, where a point has fewer near it.
+        """
+        if self.cells is None:
+            index = torch.from_numpy(self.search.kneighbors(others.cpu().numpy(), return_distance=False))
+            index = index.to(others.device)
+        else:
+            index = self.cells.around(others)
+        count, k = index.shape
+        near = index.clamp_min(0).reshape(-1)
         lengths = self.ruler.lengths(
-            others.repeat_interleave(self.k, 0), self.points[near], known.repeat_interleave(self.k, 0), self.known[near]
+            others.repeat_interleave(k, 0),
+            self.points[near],
+            self.ruler.know(others).repeat_interleave(k, 0),
+            self.known[near],
         )
-        rows = np.repeat(np.arange(len(others)), self.k)
-        return _sparse(rows, index.reshape(-1), lengths, (len(others), len(self.points)))
+        usable = torch.isfinite(lengths) & (index.reshape(-1) >= 0)
+        # an explicit zero is no edge to csgraph; equal points are joined by a length too small to matter
+        lengths = lengths.clamp_min(_NOTHING).masked_fill(~usable, float("inf"))
+        return near.view(count, k).cpu().numpy(), lengths.view(count, k).cpu().numpy()
+
+    def _with(self, start: Tensor) -> csr_matrix:
+        """The graph's edges, and after its points the starts (B, d), which only lead out."""
+        near, lengths = self.attach(start)
+        usable = np.isfinite(lengths)
+        graph, size = self.lengths, len(self.points) + len(start)
+        ends = np.cumsum(usable.sum(1), dtype=graph.indptr.dtype)
+        parts = (
+            np.concatenate([graph.data, lengths[usable]]),
+            np.concatenate([graph.indices, near[usable].astype(graph.indices.dtype)]),
+            np.concatenate([graph.indptr, graph.indptr[-1] + ends]),
+        )
+        return csr_matrix(parts, shape=(size, size))
+
+
+def _alike(limits: np.ndarray) -> list[np.ndarray]:
+    """Rows in groups of like limits (B,), as one search goes as far for all of its starts as for any."""
+    order, groups, first = np.argsort(limits, kind="stable"), [], 0
+    ascending = limits[order].tolist()
+    for row in range(1, len(ascending) + 1):
+        if row == len(ascending) or row - first == _SOURCES or ascending[row] > _GROWTH * ascending[first]:
+            groups.append(order[first:row])
+            first = row
+    return groups
 
 
 def build_graph(ruler: Ruler, points: Tensor, k: int, known: Tensor | None = None) -> MetricGraph:
     """The symmetric k-nearest-neighbour graph of ``points`` (n, d), joined into one piece, measured in the metric."""
     array = points.cpu().numpy()
     k = max(1, min(k, len(array) - 1))
-    search = NearestNeighbors(n_neighbors=k).fit(array)
     if len(array) > 1:
-        pattern = search.kneighbors_graph(mode="connectivity").tocoo()
+        pattern = NearestNeighbors(n_neighbors=k).fit(array).kneighbors_graph(mode="connectivity").tocoo()
         ends = np.sort(np.stack([pattern.row, pattern.col], axis=1).astype(np.int64), axis=1)
         # one number for an edge: unique rows take many times as long
-        edges = _join(array, np.stack(np.divmod(np.unique(ends[:, 0] * len(array) + ends[:, 1]), len(array)), axis=1))
+        a, b = np.divmod(np.unique(ends[:, 0] * len(array) + ends[:, 1]), len(array))
     else:
-        edges = np.zeros((0, 2), dtype=np.int64)
+        a = b = np.zeros(0, dtype=np.int64)
     known = ruler.know(points) if known is None else known
-    a, b = (torch.from_numpy(edges[:, side].astype(np.int64)).to(points.device) for side in (0, 1))
-    lengths = ruler.lengths(points[a], points[b], known[a], known[b])
-    half = _sparse(edges[:, 0], edges[:, 1], lengths, (len(array), len(array)))
-    return MetricGraph(points, known, (half + half.T).tocsr(), search, k, ruler)
+    return graph_of(ruler, points, known, torch.from_numpy(a), torch.from_numpy(b), k=k)
+
+
+def graph_of(
+    ruler: Ruler, points: Tensor, known: Tensor, a: Tensor, b: Tensor, cells: Cells | None = None, k: int = 0
+) -> MetricGraph:
+    """The graph of ``points`` (n, d) with edges from the ``a``-th to the ``b``-th (E,), joined into one piece."""
+    edges = _join(points.cpu().numpy(), np.stack([a.cpu().numpy(), b.cpu().numpy()], axis=1))
+    one, other = (torch.from_numpy(np.ascontiguousarray(edges[:, side])).to(points.device) for side in (0, 1))
+    half = _sparse(edges[:, 0], edges[:, 1], ruler.between(points, known, one, other), (len(points),) * 2)
+    return MetricGraph(points, known, (half + half.T).tocsr(), ruler, cells, k)
 
 
 def _sparse(rows: np.ndarray, columns: np.ndarray, lengths: Tensor, shape: tuple[int, int]) -> csr_matrix:
     values = lengths.cpu().numpy()
     usable = np.isfinite(values)
-    # an explicit zero is no edge to csgraph; equal points are joined by a length too small to matter
-    values = np.maximum(values[usable], 1e-300)
+    values = np.maximum(values[usable], _NOTHING)
     return coo_matrix((values, (rows[usable], columns[usable])), shape=shape).tocsr()
 
 

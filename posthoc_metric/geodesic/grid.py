@@ -1,14 +1,15 @@
-"""Points of an adaptive grid: fine where the metric changes and a shortest path may run."""
+"""An adaptive grid: fine where the metric changes and a shortest path may run."""
 
 from __future__ import annotations
 
 import math
 from itertools import product
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from .cells import Cells
+from .graph import MetricGraph, graph_of
 from .ruler import TensorRuler
 
 #: cells along the longest side of the box before refinement, by latent dimension
@@ -22,8 +23,14 @@ _TOO_COSTLY = 30.0
 MOST_POINTS = {1: 1000, 2: 6000, 3: 6000}
 
 
-def grid_points(ruler: TensorRuler, low: Tensor, high: Tensor, data: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Grid points (n, d) in a box, and what ``ruler`` knows of them.
+def build_grid(ruler: TensorRuler, low: Tensor, high: Tensor, data: Tensor | None) -> MetricGraph:
+    """The graph of the corners of an adaptive grid in a box, measured in the metric."""
+    cells, known = _divide(ruler, low, high, data)
+    return graph_of(ruler, cells.points, known, *cells.edges(), cells)
+
+
+def _divide(ruler: TensorRuler, low: Tensor, high: Tensor, data: Tensor | None) -> tuple[Cells, Tensor]:
+    """An adaptive grid in a box, and what ``ruler`` knows of its corners.
 
     Cells are halved while the cost of a latent step (square root of the largest eigenvalue of the metric) varies
     over their corners, unless every corner costs far more than ``data`` (N, d) do, or the points run out.
@@ -33,38 +40,44 @@ def grid_points(ruler: TensorRuler, low: Tensor, high: Tensor, data: Tensor | No
     shape = [max(1, math.ceil(float(length) / side)) for length in high - low]
     finest = 2 ** _DEPTH[dim]
     unit = side / finest
-    # corners are integer multiples of the finest cell, so that neighbours share them exactly
-    cells = torch.tensor(list(product(*(range(n) for n in shape)))) * finest
     corner = torch.tensor(list(product((0, 1), repeat=dim)))
+    sizes = torch.full([number * finest for number in shape], finest, dtype=torch.int16)
     origin = (low + high) / 2 - unit * finest * torch.tensor(shape, dtype=low.dtype, device=low.device) / 2
-    places = torch.zeros(0, dim, dtype=torch.long)
-    known = low.new_zeros(0, dim, dim)
-    usual = None if data is None else _cost(ruler, data, ruler.know(data)).nanmedian()
+    usual = None if data is None else _cost(ruler, data, ruler.know(data)).nanmedian().cpu().log()
+    # a corner's row in the flat table of all that there could be
+    ends = [number * finest + 1 for number in shape]
+    strides = torch.tensor([math.prod(ends[axis + 1 :]) for axis in range(dim)])
+    numbers = torch.full((math.prod(ends),), -1)
+    places, known = torch.zeros(0, dim, dtype=torch.long), low.new_zeros(0, dim, dim)
+    cost = torch.zeros(0, dtype=low.dtype)
+    cells = torch.tensor(list(product(*(range(n) for n in shape)))) * finest
     size = finest
     while True:
-        keys, wanted = _distinct((cells[:, None] + size * corner).reshape(-1, dim))
-        fresh = wanted[torch.from_numpy(~np.isin(keys, _keys(places), assume_unique=True))]
+        corners = (cells[:, None] + size * corner) @ strides
+        fresh = corners[numbers[corners] < 0].unique()
         if len(places) + len(fresh) > MOST_POINTS[dim] and len(places):
             break
-        points = origin + unit * fresh.to(low)
-        places, known = torch.cat([places, fresh]), torch.cat([known, ruler.know(points)])
+        numbers[fresh] = len(places) + torch.arange(len(fresh))
+        wanted = torch.stack([fresh // stride % end for stride, end in zip(strides.tolist(), ends, strict=True)], dim=1)
+        points = origin + unit * wanted.to(low)
+        found = ruler.know(points)
+        places, known = torch.cat([places, wanted]), torch.cat([known, found])
+        if size < finest:
+            inside = torch.tensor(list(product(range(size), repeat=dim)))
+            sizes[(cells[:, None] + inside).reshape(-1, dim).unbind(1)] = size
         if size == 1:
             break
-        cost = _cost(ruler, origin + unit * places.to(low), known).log()
-        typical = cost[torch.isfinite(cost)].median() if usual is None else usual.log()
-        order = np.argsort(have := _keys(places))
-        corners = _keys((cells[:, None] + size * corner).reshape(-1, dim))
-        index = torch.from_numpy(order[np.searchsorted(have, corners, sorter=order)]).view(len(cells), -1)
-        at = cost[index.to(cost.device)].nan_to_num(nan=math.inf)
+        cost = torch.cat([cost, _cost(ruler, points, found).log().cpu()])
+        typical = cost[torch.isfinite(cost)].median() if usual is None else usual
+        at = cost[numbers[corners]].nan_to_num(nan=math.inf)
         varied = ~(at.amax(1) - at.amin(1) <= math.log(_VARIATION)) & (at.amin(1) < typical + math.log(_TOO_COSTLY))
-        cells = cells[varied.cpu()]
+        cells = cells[varied]
         if len(cells) == 0:
             break
         size //= 2
         cells = (cells[:, None] + size * corner).reshape(-1, dim)
-    points = origin + unit * places.to(low)
     usable = torch.isfinite(known).flatten(1).all(1)
-    return points[usable], known[usable]
+    return Cells(origin, unit, places.to(low.device)[usable], sizes.to(low.device)), known[usable]
 
 
 def _cost(ruler: TensorRuler, points: Tensor, known: Tensor) -> Tensor:
@@ -76,15 +89,3 @@ def _cost(ruler: TensorRuler, points: Tensor, known: Tensor) -> Tensor:
     bad = ~torch.isfinite(matrices).flatten(1).all(1)
     values = torch.linalg.eigvalsh(torch.where(bad[:, None, None], eye, matrices))[:, -1].clamp_min(1e-300).sqrt()
     return values.masked_fill(bad, float("nan"))
-
-
-def _distinct(rows: Tensor) -> tuple[np.ndarray, Tensor]:
-    """Sorted keys of rows of small integers (n, d), each once, and the rows they stand for."""
-    keys, first = np.unique(_keys(rows), return_index=True)
-    return keys, rows[torch.from_numpy(first)]
-
-
-def _keys(rows: Tensor) -> np.ndarray:
-    """One integer for each row (n, d) of integers in [0, 65,535]."""
-    powers = 2 ** (16 * torch.arange(rows.shape[1]))
-    return (rows * powers).sum(1).numpy()

@@ -11,8 +11,8 @@ from ..metric import MetricParts
 
 #: up to this latent dimension a point is known by its (d, d) matrix, above by the embedding's value
 MOST_COLUMNS = 8
-#: edges measured at once: a weight may compare each point with hundreds of centres
-_EDGES = 10_000
+#: points weighed at once: a weight may compare each with hundreds of centres
+_POINTS = 30_000
 _CHUNK_BYTES = 64 * 2**20
 
 
@@ -24,6 +24,9 @@ class Ruler(Protocol):
 
     def lengths(self, a: Tensor, b: Tensor, known_a: Tensor, known_b: Tensor) -> Tensor:
         """Lengths (E,) of the segments from ``a`` to ``b`` (E, d); NaN where the metric is."""
+
+    def between(self, points: Tensor, known: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Lengths (E,) of the segments from the ``a``-th (E,) to the ``b``-th of known points (n, d)."""
 
 
 def make_ruler(parts: MetricParts, dim: int) -> Ruler:
@@ -46,17 +49,36 @@ class TensorRuler:
         return torch.cat([self.bare.tensor(part) for part in points.split(chunk)])
 
     def lengths(self, a: Tensor, b: Tensor, known_a: Tensor, known_b: Tensor) -> Tensor:
-        pieces = (values.split(_EDGES) for values in (a, b, known_a, known_b))
-        return torch.cat([self._lengths(*piece) for piece in zip(*pieces, strict=True)])
+        weights = [None if self.parts.weight is None else self._weights(ends) for ends in (a, b)]
+        return self._lengths(a, b, known_a, known_b, *weights)
 
-    def _lengths(self, a: Tensor, b: Tensor, known_a: Tensor, known_b: Tensor) -> Tensor:
+    def between(self, points: Tensor, known: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        weights = None if self.parts.weight is None else self._weights(points)
+        ends = [None if weights is None else weights[side] for side in (a, b)]
+        return self._lengths(points[a], points[b], known[a], known[b], *ends)
+
+    def _weights(self, points: Tensor) -> Tensor:
+        assert self.parts.weight is not None
+        return torch.cat([self.parts.weight(part) for part in points.split(_POINTS)])
+
+    def _lengths(
+        self,
+        a: Tensor,
+        b: Tensor,
+        known_a: Tensor,
+        known_b: Tensor,
+        weight_a: Tensor | None,
+        weight_b: Tensor | None,
+    ) -> Tensor:
         step = b - a
-        first, last = (torch.einsum("ei,eij,ej->e", step, known, step) for known in (known_a, known_b))
-        squares = torch.stack([first, (first + last) / 2, last])
-        if self.parts.weight is not None:
-            where = torch.cat([a, (a + b) / 2, b])
-            squares = squares + self.parts.weight(where).view(3, -1) * step.square().sum(1)
-        return squares.clamp_min(0).sqrt().mul(squares.new_tensor([1 / 6, 2 / 3, 1 / 6])[:, None]).sum(0)
+        first, last = (_square(known, step) for known in (known_a, known_b))
+        middle = (first + last) / 2
+        if weight_a is not None and weight_b is not None:
+            size = step.square().sum(1)
+            first, last = first + weight_a * size, last + weight_b * size
+            middle = middle + self._weights((a + b) / 2) * size
+        speeds = (squares.clamp_min(0).sqrt() for squares in (first, middle, last))
+        return sum(speed * share for speed, share in zip(speeds, (1 / 6, 2 / 3, 1 / 6), strict=True))  # type: ignore
 
     def along(self, curves: Tensor, known: Tensor) -> Tensor:
         """Lengths (Q, m-1) of the pieces of many curves (Q, m, d) of close points, by the trapezoidal rule.
@@ -66,12 +88,9 @@ class TensorRuler:
         """
         steps = curves.diff(dim=1)
         speeds = []
-        weight = None
-        if self.parts.weight is not None:
-            flat = curves.flatten(0, 1)
-            weight = torch.cat([self.parts.weight(part) for part in flat.split(_EDGES)]).view(curves.shape[:2])
+        weight = None if self.parts.weight is None else self._weights(curves.flatten(0, 1)).view(curves.shape[:2])
         for ends in (slice(None, -1), slice(1, None)):
-            squares = torch.einsum("qmi,qmij,qmj->qm", steps, known[:, ends], steps)
+            squares = _square(known[:, ends], steps)
             if weight is not None:
                 squares = squares + weight[:, ends] * steps.square().sum(-1)
             speeds.append(squares.clamp_min(0).sqrt())
@@ -96,6 +115,9 @@ class ChordRuler:
         pieces = zip(a.split(chunk), b.split(chunk), known_a.split(chunk), known_b.split(chunk), strict=True)
         return torch.cat([self._lengths(*piece) for piece in pieces])
 
+    def between(self, points: Tensor, known: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return self.lengths(points[a], points[b], known[a], known[b])
+
     def _lengths(self, a: Tensor, b: Tensor, known_a: Tensor, known_b: Tensor) -> Tensor:
         middle = (a + b) / 2
         value = self.embedding(middle)
@@ -111,3 +133,13 @@ class ChordRuler:
                 squares = squares + torch.einsum("ei,eij,ej->e", step, at, step)
             total = total + squares.clamp_min(0).sqrt().mul(squares.new_tensor([1 / 6, 2 / 3, 1 / 6])[:, None]).sum(0)
         return total
+
+
+def _square(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """``vᵀ M v`` (...) of small ``M`` (..., d, d) and ``v`` (..., d): products of single entries are the quickest."""
+    total = torch.zeros_like(vectors[..., 0])
+    columns = vectors.unbind(-1)
+    for i, left in enumerate(columns):
+        for j, right in enumerate(columns[: i + 1]):
+            total = total + (1 if i == j else 2) * matrices[..., i, j] * (left * right)
+    return total

@@ -15,18 +15,19 @@ from ..metric import Metric, MetricParts
 from .batch import Batch
 from .curves import invert
 from .graph import MetricGraph, build_graph, subsample
-from .grid import grid_points
+from .grid import build_grid
 from .options import START_NAMES
 from .ruler import TensorRuler, make_ruler
 
 #: points at which a start curve is tabulated; a power of two and one
 _DENSE = 129
 _GRID_MOST_DIM = 3
-_GRID_K = {1: 4, 2: 16, 3: 26}
 _GRAPH_K = 10
 _GRAPH_NODES = 2000
 #: a straight line that is shorter than this many graph paths needs no other start
 _SAME = 0.97
+#: a graph path longer than the straight line by this factor is none that could be worth it when rounded off
+_ENOUGH = 1.15
 #: one that is longer than this many crosses what a geodesic avoids
 _HOPELESS = 2.0
 
@@ -89,13 +90,13 @@ def make_starts(
     if "grid" in names and dim <= _GRID_MOST_DIM:
         for box, rows in _boxes(start, end, support).items():
             rows = rows[distinct[rows]]
-            if len(rows):
-                grid = _grid(cache, parts, box, support)
-                curves, line = _through(grid, start, end, rows, START_NAMES.index("grid")), lines.take(rows)
-                reached = torch.isfinite(curves.length)
+            grid = _grid(cache, parts, box, support) if len(rows) else None
+            if grid is not None and len(grid.points):
+                line = lines.take(rows)
                 _estimate(grid, line)
+                curves = _through(grid, start, end, rows, START_NAMES.index("grid"), _ENOUGH * line.length)
+                curves = curves.take(torch.isfinite(curves.length))
                 _estimate(grid, curves)
-                curves.length[~reached] = float("inf")
                 found.append(curves)
                 lines.put_rows(rows, line)
     elif "graph" in names and support is not None and len(support) > 1:
@@ -131,24 +132,18 @@ def _straight(start: Tensor, end: Tensor) -> StartCurves:
     return StartCurves(pair, torch.zeros_like(pair), knots, nodes, torch.full_like(start[:, 0], float("inf")))
 
 
-def _through(graph: MetricGraph, start: Tensor, end: Tensor, rows: Tensor, kind: int) -> StartCurves:
-    paths, lengths = graph.paths(start[rows], end[rows])
-    most = max(len(path) for path in paths) + 2
+def _through(
+    graph: MetricGraph, start: Tensor, end: Tensor, rows: Tensor, kind: int, most: Tensor | None = None
+) -> StartCurves:
+    """Shortest paths for the pairs ``rows``, their corners rounded off; length ``inf`` where none is below ``most``."""
+    corners, lengths = graph.paths(start[rows], end[rows], most)
     # a path padded by its end has spans of length zero there, which the tabulation skips
-    corners = torch.stack(
-        [
-            torch.cat([start[row, None], path, end[row, None].expand(most - 1 - len(path), -1)])
-            for row, path in zip(rows.tolist(), paths, strict=True)
-        ]
-    )
-    latent = corners.diff(dim=1).norm(dim=-1)
-    share = _run(latent / latent.sum(1, keepdim=True).clamp_min(1e-300))
+    run = _run(corners.diff(dim=1).norm(dim=-1))
+    number = torch.arange(corners.shape[1], dtype=start.dtype, device=start.device).expand(len(rows), -1)
     targets = torch.linspace(0, 1, _DENSE, dtype=start.dtype, device=start.device).expand(len(rows), -1).contiguous()
-    equal = torch.linspace(0, 1, most, dtype=start.dtype, device=start.device).expand(len(rows), -1)
-    nodes = _interpolate(corners, invert(equal, share, targets))
-    nodes = _smooth(nodes)
-    kinds = torch.full_like(rows, kind)
-    return StartCurves(rows, kinds, targets.clone(), nodes, lengths)
+    nodes = _smooth(_tabulated(corners, invert(number, run, targets)))
+    nodes[:, 0], nodes[:, -1] = start[rows], end[rows]
+    return StartCurves(rows, torch.full_like(rows, kind), targets.clone(), nodes, lengths)
 
 
 def _smooth(nodes: Tensor, rounds: int = 8) -> Tensor:
@@ -159,20 +154,16 @@ def _smooth(nodes: Tensor, rounds: int = 8) -> Tensor:
     return nodes
 
 
-def _estimate(graph: MetricGraph, curves: StartCurves) -> None:
-    """Length of ``curves`` by what the graph's nearest points know, and nodes and knots to match, in place.
+def _estimate(grid: MetricGraph, curves: StartCurves) -> None:
+    """Length of ``curves`` by what is known at the grid's corners, and nodes and knots to match, in place.
 
     A node is worth its share of the length and of the latent way; the knots are the share of the length, so that
     a curve starts out at nearly constant speed even where it runs up a wall.
     """
     if len(curves.pair) == 0:
         return
-    count, number, dim = curves.nodes.shape
-    flat = curves.nodes.reshape(-1, dim)
-    index = graph.search.kneighbors(flat.cpu().numpy(), n_neighbors=1, return_distance=False)[:, 0]
-    known = graph.known[torch.from_numpy(index).to(flat.device)].view(count, number, *graph.known.shape[1:])
-    assert isinstance(graph.ruler, TensorRuler)
-    pieces = graph.ruler.along(curves.nodes, known)
+    number = curves.nodes.shape[1]
+    pieces = _pieces(grid, curves.nodes)
     length = pieces.sum(1)
     curves.length[:] = length.nan_to_num(nan=float("inf"))
     steps = curves.nodes.diff(dim=1).norm(dim=-1)
@@ -180,23 +171,28 @@ def _estimate(graph: MetricGraph, curves: StartCurves) -> None:
     if not bool(fine.any()):
         return
     share, way = (part[fine] / part[fine].sum(1, keepdim=True) for part in (pieces, steps))
-    place = torch.linspace(0, 1, number, dtype=flat.dtype, device=flat.device).expand(len(share), -1).contiguous()
-    at = invert(place, _run(0.6 * share + 0.4 * way), place)
-    curves.knots[fine] = _interpolate(_run(share)[..., None], at)[..., 0]
-    curves.nodes[fine] = _interpolate(curves.nodes[fine], at)
+    last = number - 1
+    place = torch.linspace(0, 1, number, dtype=length.dtype, device=length.device).expand(len(share), -1).contiguous()
+    at = last * invert(place, _run(0.6 * share + 0.4 * way), place)
+    curves.knots[fine] = _tabulated(_run(share)[..., None], at)[..., 0]
+    curves.nodes[fine] = _tabulated(curves.nodes[fine], at)
+
+
+def _pieces(grid: MetricGraph, nodes: Tensor) -> Tensor:
+    """Lengths (Q, m-1) of the pieces of curves (Q, m, d) by what is known at the grid's corners."""
+    assert grid.cells is not None and isinstance(grid.ruler, TensorRuler)
+    return grid.ruler.along(nodes, grid.cells.between(grid.known, nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2]))
 
 
 def _run(share: Tensor) -> Tensor:
     """Running sums (Q, m+1) from 0 to 1 of shares (Q, m)."""
     total = torch.cat([torch.zeros_like(share[:, :1]), share.cumsum(1)], dim=1)
-    return total / total[:, -1:]
+    return total / total[:, -1:].clamp_min(1e-300)
 
 
-def _interpolate(values: Tensor, at: Tensor) -> Tensor:
-    """Values (Q, m+1, k) tabulated at equal steps of [0, 1], between them linearly, at (Q, j)."""
-    last = values.shape[1] - 1
-    place = at * last
-    left = place.floor().clamp(0, last - 1).long()
+def _tabulated(values: Tensor, place: Tensor) -> Tensor:
+    """Values (Q, m+1, k) tabulated at 0, 1, ..., m, between them linearly, at (Q, j)."""
+    left = place.floor().clamp(0, values.shape[1] - 2).long()
     inside = (place - left)[..., None]
     index = left[..., None].expand(-1, -1, values.shape[2])
     return values.gather(1, index) * (1 - inside) + values.gather(1, index + 1) * inside
@@ -231,9 +227,8 @@ def _grid(cache: StartCache, parts: MetricParts, box: tuple[float, ...], support
         centre, half = values.chunk(2)
         ruler = TensorRuler(parts)
         data = None if support is None else subsample(support, 100)
-        points, known = grid_points(ruler, centre - half, centre + half, data)
-        cache.graphs[key] = build_graph(ruler, points, _GRID_K[len(centre)], known)
-        cache.built += len(points)
+        cache.graphs[key] = build_grid(ruler, centre - half, centre + half, data)
+        cache.built += len(cache.graphs[key].points)
     return cache.graphs[key]
 
 
