@@ -76,10 +76,14 @@ class Cells:
         inside = ((places >= 0) & (places < self._ends)).all(-1)
         return torch.where(inside, self._flat_sizes[torch.where(inside, places @ self._strides[0], 0)], 0)
 
+    def _finest(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """The finest cells that hold ``points`` (B, d), and their coordinates in units of these."""
+        place = ((points - self.origin) / self.unit).clamp_min(0).minimum(self._ends.to(points))
+        return place.floor().long().minimum(self._ends - 1), place
+
     def _holding(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Lowest corners (B, d) and sizes (B, 1) of the cells that hold ``points`` (B, d), and how far inside."""
-        place = ((points - self.origin) / self.unit).clamp_min(0).minimum(self._ends.to(points))
-        finest = place.floor().long().minimum(self._ends - 1)
+        finest, place = self._finest(points)
         size = self._flat_sizes[finest @ self._strides[0]][:, None]
         low = torch.div(finest, size, rounding_mode="floor") * size
         return low, size, (place - low) / size
@@ -100,6 +104,33 @@ class Cells:
             total.addcmul_(flat[number], weight[:, None])
             weights += weight
         return (total / weights[:, None]).view(len(points), *known.shape[1:])
+
+    def variation(self, matrices: Tensor) -> Tensor:
+        """How far matrices (n, d, d) at the corners of a cell are from their mean: a flat table of the finest cells.
+
+        The largest ``‖A^(-1/2) (M - A) A^(-1/2)‖_F`` of a corner's ``M``, where ``A`` is the mean; ``inf`` where a
+        corner is missing or the mean is singular.
+        """
+        finest = torch.cartesian_prod(*(torch.arange(end, device=self.sizes.device) for end in self.sizes.shape))
+        finest = finest.view(len(self._flat_sizes), -1)
+        size = self._flat_sizes[:, None]
+        lowest = torch.div(finest, size, rounding_mode="floor") * size
+        own = (lowest == finest).all(1)
+        corner = finest.new_tensor(list(product((0, 1), repeat=finest.shape[1])))
+        number = self._numbers[(finest[own][:, None] + size[own, None] * corner) @ self._strides[1]]
+        at = matrices[number]
+        mean = at.mean(1)
+        inverse, failed = torch.linalg.inv_ex(mean)
+        change = inverse[:, None] @ (at - mean[:, None])
+        apart = (change * change.mT).sum((-1, -2)).amax(1).sqrt()
+        unknown = (number < 0).any(1) | (failed != 0) | ~torch.isfinite(apart)
+        table = apart.new_empty(len(finest))
+        table[own] = apart.masked_fill(unknown, float("inf"))
+        return table[lowest @ self._strides[0]]
+
+    def at(self, table: Tensor, points: Tensor) -> Tensor:
+        """Entries (B,) of a table of the finest cells for those that hold ``points`` (B, d)."""
+        return table[self._finest(points)[0] @ self._strides[0]]
 
     def around(self, points: Tensor) -> Tensor:
         """Numbers (B, m) of the corners of the cells that hold ``points`` (B, d), and of their neighbours of that size.
@@ -124,15 +155,19 @@ class Cells:
         touching = self.places[:, None] + beside
         sizes = self._size(touching)
         inside = sizes > 0
+        steps = self.places.new_tensor(_steps(dim))
+        # the smallest of the cells that an edge enters where it leaves, by direction
+        enters = ((2 * beside + 1) * steps[:, None] >= 0).all(-1)
         room = sizes.masked_fill(~inside, int(sizes.amax()))
+        room = room[:, None].masked_fill(~enters, int(sizes.amax())).amin(-1)
         pairs = []
         for size in sizes[inside].unique().tolist():
-            for step in self.places.new_tensor(_steps(dim)):
-                # the smallest of the cells that an edge enters at either end
-                leaving, coming = (room[:, ((2 * beside + 1) * way >= 0).all(1)].amin(1) for way in (step, -step))
-                other = self.number(self.places + size * step)
-                row = ((other >= 0) & (leaving >= size) & (coming[other] >= size)).nonzero().flatten()
-                pairs.append((row, other[row]))
+            touch = (sizes == size).any(1).nonzero().flatten()
+            other = self.number(self.places[touch][:, None] + size * steps)
+            # steps are listed so that the last is the opposite of the first
+            back = room.flip(1).gather(0, other.clamp_min(0))
+            row, step = ((other >= 0) & (room[touch] >= size) & (back >= size)).nonzero(as_tuple=True)
+            pairs.append((touch[row], other[row, step]))
         side = sizes.clamp_min(1)[..., None]
         low = torch.div(touching, side, rounding_mode="floor") * side
         beyond = self.places[:, None] - low
@@ -152,7 +187,6 @@ class Cells:
 
 
 def _steps(dim: int) -> list[tuple[int, ...]]:
-    """Steps to neighbours, of opposite ones only one, and none that another one takes twice."""
+    """Steps to neighbours, none that another one takes twice."""
     reach = _REACH.get(dim, 1)
-    steps = product(range(-reach, reach + 1), repeat=dim)
-    return [step for step in steps if step > (0,) * dim and gcd(*step) == 1]
+    return [step for step in product(range(-reach, reach + 1), repeat=dim) if gcd(*step) == 1]

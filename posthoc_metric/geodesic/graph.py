@@ -47,6 +47,12 @@ class MetricGraph:
         """Nearest-neighbour search over ``points``."""
         return NearestNeighbors(n_neighbors=max(1, self.k)).fit(self.points.cpu().numpy())
 
+    @cached_property
+    def variation(self) -> Tensor:
+        """How much of the metric each of the grid's finest cells leaves unknown; see :meth:`Cells.variation`."""
+        assert self.cells is not None
+        return self.cells.variation(self.known)
+
     def paths(self, start: Tensor, end: Tensor, most: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Shortest paths between the rows of ``start`` and ``end`` (B, d), which join the graph for this call.
 

@@ -25,9 +25,13 @@ _GRID_MOST_DIM = 3
 _GRAPH_K = 10
 _GRAPH_NODES = 2000
 #: a straight line that is shorter than this many graph paths needs no other start
-_SAME = 0.97
+_SAME = 0.85
 #: a graph path longer than the straight line by this factor is none that could be worth it when rounded off
 _ENOUGH = 1.15
+#: a curve between two that is longer than its neighbours by this share of them is a hill
+_HILL = 0.002
+#: where the metric varies by more inside a cell, the grid cannot tell hills
+_RESOLVED = 0.5
 #: one that is longer than this many crosses what a geodesic avoids
 _HOPELESS = 2.0
 
@@ -83,6 +87,7 @@ def make_starts(
     dim = start.shape[1]
     lines = _straight(start, end)
     found = []
+    merged = torch.zeros(len(start), dtype=torch.bool, device=start.device)
     cache = cache_of(metric)
     distinct = (start != end).any(1)
     if len(start) == 0:
@@ -97,25 +102,57 @@ def make_starts(
                 curves = _through(grid, start, end, rows, START_NAMES.index("grid"), _ENOUGH * line.length)
                 curves = curves.take(torch.isfinite(curves.length))
                 _estimate(grid, curves)
+                joined = _merge(grid, line, curves)
                 found.append(curves)
                 lines.put_rows(rows, line)
+                merged[curves.pair[joined]] = True
     elif "graph" in names and support is not None and len(support) > 1:
         graph = _support_graph(cache, parts, support)
         rows = distinct.nonzero().flatten()
         found.append(_through(graph, start, end, rows, START_NAMES.index("graph")))
     if "straight" not in names:
         lines = lines.take(~distinct)
-    return _worth_relaxing(lines, found, len(start))
+    return _worth_relaxing(lines, found, merged)
 
 
-def _worth_relaxing(lines: StartCurves, found: list[StartCurves], count: int) -> StartCurves:
+def _merge(grid: MetricGraph, lines: StartCurves, curves: StartCurves) -> Tensor:
+    """Which of ``curves`` stand for their pair's straight line, too; these are replaced, in place, by a curve between.
+
+    The curves between the two, in equal steps, tell whether a hill parts them, as far as the grid knows.  Where
+    none does they run in one valley, and the shortest of them all is nearest its bottom.
+    """
+    place = torch.searchsorted(lines.pair, curves.pair)
+    line = lines.nodes[place]
+    between = [line + share * (curves.nodes - line) for share in (0.25, 0.5, 0.75)]
+    lengths = torch.stack([lines.length[place], *(_pieces(grid, nodes[:, ::2]).sum(1) for nodes in between), curves.length], dim=1)
+    inner, sides = lengths[:, 1:-1], torch.maximum(lengths[:, :-2], lengths[:, 2:])
+    joined = torch.isfinite(lengths).all(1) & (inner <= (1 + _HILL) * sides).all(1)
+    assert grid.cells is not None
+    for nodes in (line, between[1], curves.nodes):
+        resolved = grid.cells.at(grid.variation, nodes[:, ::2].flatten(0, 1)).view(len(line), -1) <= _RESOLVED
+        joined &= resolved.all(1)
+    best = lengths.argmin(1)
+    for number, nodes in enumerate((line, *between)):
+        rows = joined & (best == number)
+        curves.nodes[rows] = nodes[rows]
+        curves.length[rows] = lengths[rows, number]
+        if number == 0:
+            curves.kind[rows] = 0
+            curves.knots[rows] = lines.knots[place][rows]
+        else:
+            curves.knots[rows] = curves.knots[rows] + (1 - 0.25 * number) * (lines.knots[place] - curves.knots)[rows]
+    return joined
+
+
+def _worth_relaxing(lines: StartCurves, found: list[StartCurves], merged: Tensor) -> StartCurves:
+    count = len(merged)
     best = torch.full((count,), float("inf"), dtype=lines.length.dtype, device=lines.length.device)
     for curves in found:
         best[curves.pair] = torch.minimum(best[curves.pair], curves.length)
     measured = torch.isfinite(lines.length)
     good_enough = torch.zeros(count, dtype=torch.bool, device=best.device)
     good_enough[lines.pair] = measured & (lines.length <= _SAME * best[lines.pair])
-    keep = [lines.take(~(measured & (lines.length > _HOPELESS * best[lines.pair])))]
+    keep = [lines.take(~(measured & (lines.length > _HOPELESS * best[lines.pair])) & ~merged[lines.pair])]
     keep += [curves.take(torch.isfinite(curves.length) & ~good_enough[curves.pair]) for curves in found]
     chosen = StartCurves.join(keep)
     missing = torch.ones(count, dtype=torch.bool, device=best.device)
