@@ -28,6 +28,8 @@ _GRAPH_NODES = 2000
 _SAME = 0.85
 #: a graph path longer than the straight line by this factor is none that could be worth it when rounded off
 _ENOUGH = 1.15
+#: curves between two, these included, that tell whether a hill parts them
+_BETWEEN = 5
 #: a curve between two that is longer than its neighbours by this share of them is a hill
 _HILL = 0.002
 #: where the metric varies by more inside a cell, the grid cannot tell hills
@@ -116,31 +118,32 @@ def make_starts(
 
 
 def _merge(grid: MetricGraph, lines: StartCurves, curves: StartCurves) -> Tensor:
-    """Which of ``curves`` stand for their pair's straight line, too; these are replaced, in place, by a curve between.
+    """Which of ``curves`` (mask) stand for their pair's straight line, too; they become a curve between, in place.
 
-    The curves between the two, in equal steps, tell whether a hill parts them, as far as the grid knows.  Where
-    none does they run in one valley, and the shortest of them all is nearest its bottom.
+    The curves between the two, in equal steps, tell whether a hill parts them, where the grid has resolved the
+    metric.  Where none does they run in one valley, and the shortest of them all is nearest its bottom.
     """
-    place = torch.searchsorted(lines.pair, curves.pair)
-    line = lines.nodes[place]
-    between = [line + share * (curves.nodes - line) for share in (0.25, 0.5, 0.75)]
-    lengths = torch.stack([lines.length[place], *(_pieces(grid, nodes[:, ::2]).sum(1) for nodes in between), curves.length], dim=1)
-    inner, sides = lengths[:, 1:-1], torch.maximum(lengths[:, :-2], lengths[:, 2:])
-    joined = torch.isfinite(lengths).all(1) & (inner <= (1 + _HILL) * sides).all(1)
+    count = len(curves.pair)
+    if count == 0:
+        return torch.zeros_like(curves.pair, dtype=torch.bool)
     assert grid.cells is not None
-    for nodes in (line, between[1], curves.nodes):
-        resolved = grid.cells.at(grid.variation, nodes[:, ::2].flatten(0, 1)).view(len(line), -1) <= _RESOLVED
-        joined &= resolved.all(1)
+    line = lines.take(torch.searchsorted(lines.pair, curves.pair))
+    shares = torch.linspace(0, 1, _BETWEEN, dtype=line.nodes.dtype, device=line.nodes.device)
+    nodes = torch.lerp(line.nodes[:, None, ::2], curves.nodes[:, None, ::2], shares[:, None, None]).flatten(0, 1)
+    lengths = _pieces(grid, nodes).sum(1).view(count, -1)
+    variation = grid.cells.at(grid.variation, nodes.flatten(0, 1)).view(count, -1).amax(1)
+    sides = torch.maximum(lengths[:, :-2], lengths[:, 2:])
+    joined = (lengths[:, 1:-1] <= (1 + _HILL) * sides).all(1) & (variation <= _RESOLVED)
     best = lengths.argmin(1)
-    for number, nodes in enumerate((line, *between)):
-        rows = joined & (best == number)
-        curves.nodes[rows] = nodes[rows]
-        curves.length[rows] = lengths[rows, number]
-        if number == 0:
-            curves.kind[rows] = 0
-            curves.knots[rows] = lines.knots[place][rows]
-        else:
-            curves.knots[rows] = curves.knots[rows] + (1 - 0.25 * number) * (lines.knots[place] - curves.knots)[rows]
+    share = shares[best]
+    merged = StartCurves(
+        curves.pair,
+        torch.where(best == 0, line.kind, curves.kind),
+        torch.lerp(line.knots, curves.knots, share[:, None]),
+        torch.lerp(line.nodes, curves.nodes, share[:, None, None]),
+        lengths.amin(1),
+    )
+    curves.put(joined, merged)
     return joined
 
 
