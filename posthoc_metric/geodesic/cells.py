@@ -76,34 +76,45 @@ class Cells:
         inside = ((places >= 0) & (places < self._ends)).all(-1)
         return torch.where(inside, self._flat_sizes[torch.where(inside, places @ self._strides[0], 0)], 0)
 
-    def _finest(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """The finest cells that hold ``points`` (B, d), and their coordinates in units of these."""
-        place = ((points - self.origin) / self.unit).clamp_min(0).minimum(self._ends.to(points))
-        return place.floor().long().minimum(self._ends - 1), place
+    @cached_property
+    def _lowest(self) -> Tensor:
+        """Lowest corner of the cell that holds each finest cell, in a flat table (c, d)."""
+        axes = (torch.arange(end, device=self.sizes.device) for end in self.sizes.shape)
+        finest = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
+        # sizes are powers of two
+        return finest & -self._flat_sizes[:, None]
 
-    def _holding(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Lowest corners (B, d) and sizes (B, 1) of the cells that hold ``points`` (B, d), and how far inside."""
-        finest, place = self._finest(points)
-        size = self._flat_sizes[finest @ self._strides[0]][:, None]
-        low = torch.div(finest, size, rounding_mode="floor") * size
-        return low, size, (place - low) / size
+    @cached_property
+    def _corners(self) -> tuple[Tensor, bool]:
+        """Numbers (c, 2^d) of the corners of the cell that holds each finest cell, and whether all are in use."""
+        corner = self._ends.new_tensor(list(product((0, 1), repeat=len(self._ends))))
+        places = (self._lowest @ self._strides[1])[:, None] + self._flat_sizes[:, None] * (corner @ self._strides[1])
+        numbers = self._numbers[places]
+        return numbers, bool((numbers >= 0).all())
+
+    def _finest(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the finest cells hold ``points`` (B, d), and their coordinates in units of these."""
+        place = ((points - self.origin) / self.unit).clamp_min(0).minimum(self._ends.to(points))
+        return place.long().minimum(self._ends - 1) @ self._strides[0], place
 
     def between(self, known: Tensor, points: Tensor) -> Tensor:
         """``known`` (n, ...) at the corners, linearly along each axis in between, at ``points`` (B, d).
 
         Corners that are not in use leave it to the others; NaN where a cell has none.
         """
-        low, size, share = self._holding(points)
-        flat = known.reshape(len(known), -1)
-        total = flat.new_zeros(len(points), flat.shape[1])
-        weights = flat.new_zeros(len(points))
-        for corner in product((0, 1), repeat=points.shape[1]):
-            step = low.new_tensor(corner)
-            number = self._numbers[(low + size * step) @ self._strides[1]]
-            weight = torch.where(step.bool(), share, 1 - share).prod(1) * (number >= 0)
-            total.addcmul_(flat[number], weight[:, None])
-            weights += weight
-        return (total / weights[:, None]).view(len(points), *known.shape[1:])
+        finest, place = self._finest(points)
+        share = (place - self._lowest[finest]) / self._flat_sizes[finest, None]
+        weights = torch.ones_like(share[:, :1])
+        for along in share.unbind(1):
+            weights = (weights[..., None] * torch.stack([1 - along, along], dim=1)[:, None]).flatten(1)
+        numbers, complete = self._corners
+        number = numbers[finest]
+        if not complete:
+            weights = weights * (number >= 0)
+            weights = weights / weights.sum(1, keepdim=True)
+        flat = known.flatten(1)
+        total = sum(weights[:, k, None] * flat[number[:, k]] for k in range(weights.shape[1]))
+        return total.view(len(points), *known.shape[1:])  # type: ignore[union-attr]
 
     def variation(self, matrices: Tensor) -> Tensor:
         """How far matrices (n, d, d) at the corners of a cell are from their mean: a flat table of the finest cells.
@@ -111,33 +122,30 @@ class Cells:
         The largest ``‖A^(-1/2) (M - A) A^(-1/2)‖_F`` of a corner's ``M``, where ``A`` is the mean; ``inf`` where a
         corner is missing or the mean is singular.
         """
-        finest = torch.cartesian_prod(*(torch.arange(end, device=self.sizes.device) for end in self.sizes.shape))
-        finest = finest.view(len(self._flat_sizes), -1)
-        size = self._flat_sizes[:, None]
-        lowest = torch.div(finest, size, rounding_mode="floor") * size
-        own = (lowest == finest).all(1)
-        corner = finest.new_tensor(list(product((0, 1), repeat=finest.shape[1])))
-        number = self._numbers[(finest[own][:, None] + size[own, None] * corner) @ self._strides[1]]
+        place = self._lowest @ self._strides[0]
+        own = (place == torch.arange(len(place), device=place.device)).nonzero().flatten()
+        number = self._corners[0][own]
         at = matrices[number]
         mean = at.mean(1)
         inverse, failed = torch.linalg.inv_ex(mean)
         change = inverse[:, None] @ (at - mean[:, None])
         apart = (change * change.mT).sum((-1, -2)).amax(1).sqrt()
         unknown = (number < 0).any(1) | (failed != 0) | ~torch.isfinite(apart)
-        table = apart.new_empty(len(finest))
+        table = apart.new_empty(len(place))
         table[own] = apart.masked_fill(unknown, float("inf"))
-        return table[lowest @ self._strides[0]]
+        return table[place]
 
     def at(self, table: Tensor, points: Tensor) -> Tensor:
         """Entries (B,) of a table of the finest cells for those that hold ``points`` (B, d)."""
-        return table[self._finest(points)[0] @ self._strides[0]]
+        return table[self._finest(points)[0]]
 
     def around(self, points: Tensor) -> Tensor:
         """Numbers (B, m) of the corners of the cells that hold ``points`` (B, d), and of their neighbours of that size.
 
         -1 where there is none.
         """
-        low, size, _ = self._holding(points)
+        finest, _ = self._finest(points)
+        low, size = self._lowest[finest], self._flat_sizes[finest, None]
         reach = range(-1, 3) if points.shape[1] < 3 else range(2)
         steps = torch.tensor(list(product(reach, repeat=points.shape[1])), device=low.device)
         return self.number(low[:, None] + size[:, None] * steps)
@@ -156,34 +164,43 @@ class Cells:
         sizes = self._size(touching)
         inside = sizes > 0
         steps = self.places.new_tensor(_steps(dim))
-        # the smallest of the cells that an edge enters where it leaves, by direction
-        enters = ((2 * beside + 1) * steps[:, None] >= 0).all(-1)
-        room = sizes.masked_fill(~inside, int(sizes.amax()))
-        room = room[:, None].masked_fill(~enters, int(sizes.amax())).amin(-1)
+        # which of the cells around a corner an edge enters, by direction
+        enters = ((2 * beside + 1) * steps[:, None] >= 0).all(-1).mT.float()
         pairs = []
         for size in sizes[inside].unique().tolist():
-            touch = (sizes == size).any(1).nonzero().flatten()
+            free = (inside & (sizes < size)).float() @ enters == 0
+            touches = (sizes == size).any(1)
+            touch = touches.nonzero().flatten()
             other = self.number(self.places[touch][:, None] + size * steps)
             # steps are listed so that the last is the opposite of the first
-            back = room.flip(1).gather(0, other.clamp_min(0))
-            row, step = ((other >= 0) & (room[touch] >= size) & (back >= size)).nonzero(as_tuple=True)
+            back = free.flip(1).gather(0, other.clamp_min(0))
+            once = (touch[:, None] < other) | ~touches[other]
+            row, step = ((other >= 0) & free[touch] & back & once).nonzero(as_tuple=True)
             pairs.append((touch[row], other[row, step]))
-        side = sizes.clamp_min(1)[..., None]
-        low = torch.div(touching, side, rounding_mode="floor") * side
-        beyond = self.places[:, None] - low
-        hanging = inside & ((beyond % side) != 0).any(-1)
-        if bool(hanging.any()):
-            row, _ = hanging.nonzero(as_tuple=True)
-            low, side = low[hanging][:, None], side[hanging][:, None]
-            corners = low + side * (beside + 1)
-            here = self.places[row][:, None]
-            along = ((corners == here) & ((here - low) % side == 0)).any(-1)
-            other = self.number(corners).masked_fill(along, -1)
-            row = row[:, None].expand_as(other)
-            pairs.append((row[other >= 0], other[other >= 0]))
+        pairs.append(self._hanging(touching, sizes, beside + 1))
         a, b = (torch.cat(side) for side in zip(*pairs, strict=True))
-        key = (torch.minimum(a, b) * count + torch.maximum(a, b)).unique()
-        return torch.div(key, count, rounding_mode="floor"), key % count
+        return a, b
+
+    def _hanging(self, touching: Tensor, sizes: Tensor, corner: Tensor) -> tuple[Tensor, Tensor]:
+        """Edges from corners on the side of a cell of ``sizes`` (n, 2^d) to its corners on other sides."""
+        side = sizes.clamp_min(1)[..., None]
+        low = touching & -side
+        row, cell = ((sizes > 0) & ((self.places[:, None] - low) % side != 0).any(-1)).nonzero(as_tuple=True)
+        low, side, here = low[row, cell][:, None], side[row, cell][:, None], self.places[row][:, None]
+        corners = low + side * corner
+        way = corners - here
+        other = self.number(corners)
+        along = ((way == 0) & ((here - low) % side == 0)).any(-1)
+        # those that steps of the corner's other cells take already
+        step = torch.gcd(way[..., 0], way[..., 1]) if way.shape[-1] > 1 else way[..., 0].abs()
+        for axis in range(2, way.shape[-1]):
+            step = torch.gcd(step, way[..., axis])
+        short = way.abs().amax(-1) <= _REACH.get(way.shape[-1], 1) * step
+        met = (sizes[row][:, None] == step[..., None]).any(-1) | (sizes[other] == step[..., None]).any(-1)
+        at, which = ((other >= 0) & ~along & ~(short & met)).nonzero(as_tuple=True)
+        a, b = row[at], other[at, which]
+        key = (torch.minimum(a, b) * len(self.places) + torch.maximum(a, b)).unique()
+        return torch.div(key, len(self.places), rounding_mode="floor"), key % len(self.places)
 
 
 def _steps(dim: int) -> list[tuple[int, ...]]:

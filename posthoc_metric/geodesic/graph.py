@@ -19,6 +19,7 @@ from .ruler import Ruler
 _SOURCES = 256
 #: one search serves starts whose limits differ by no more than this factor
 _GROWTH = 1.2
+#: an explicit zero is no edge to csgraph; equal points are joined by a length too small to matter
 _NOTHING = 1e-300
 
 
@@ -124,7 +125,6 @@ class MetricGraph:
             self.known[near],
         )
         usable = torch.isfinite(lengths) & (index.reshape(-1) >= 0)
-        # an explicit zero is no edge to csgraph; equal points are joined by a length too small to matter
         lengths = lengths.clamp_min(_NOTHING).masked_fill(~usable, float("inf"))
         return near.view(count, k).cpu().numpy(), lengths.view(count, k).cpu().numpy()
 
@@ -165,24 +165,28 @@ def build_graph(ruler: Ruler, points: Tensor, k: int, known: Tensor | None = Non
     else:
         a = b = np.zeros(0, dtype=np.int64)
     known = ruler.know(points) if known is None else known
-    return graph_of(ruler, points, known, torch.from_numpy(a), torch.from_numpy(b), k=k)
+    return graph_of(ruler, points, known, torch.from_numpy(a).to(points.device), torch.from_numpy(b).to(points.device), k=k)
 
 
 def graph_of(
     ruler: Ruler, points: Tensor, known: Tensor, a: Tensor, b: Tensor, cells: Cells | None = None, k: int = 0
 ) -> MetricGraph:
     """The graph of ``points`` (n, d) with edges from the ``a``-th to the ``b``-th (E,), joined into one piece."""
-    edges = _join(points.cpu().numpy(), np.stack([a.cpu().numpy(), b.cpu().numpy()], axis=1))
-    one, other = (torch.from_numpy(np.ascontiguousarray(edges[:, side])).to(points.device) for side in (0, 1))
-    half = _sparse(edges[:, 0], edges[:, 1], ruler.between(points, known, one, other), (len(points),) * 2)
-    return MetricGraph(points, known, (half + half.T).tocsr(), ruler, cells, k)
+    lengths = _sparse(a, b, ruler.between(points, known, a, b), len(points))
+    if connected_components(lengths, directed=True, connection="weak", return_labels=False) > 1:
+        edges = _join(points.cpu().numpy(), np.stack([a.cpu().numpy(), b.cpu().numpy()], axis=1))
+        a, b = (torch.from_numpy(np.ascontiguousarray(edges[:, side])).to(points.device) for side in (0, 1))
+        lengths = _sparse(a, b, ruler.between(points, known, a, b), len(points))
+    return MetricGraph(points, known, lengths, ruler, cells, k)
 
 
-def _sparse(rows: np.ndarray, columns: np.ndarray, lengths: Tensor, shape: tuple[int, int]) -> csr_matrix:
-    values = lengths.cpu().numpy()
-    usable = np.isfinite(values)
-    values = np.maximum(values[usable], _NOTHING)
-    return coo_matrix((values, (rows[usable], columns[usable])), shape=shape).tocsr()
+def _sparse(a: Tensor, b: Tensor, lengths: Tensor, size: int) -> csr_matrix:
+    """The symmetric matrix of the edges that have a length."""
+    usable = torch.isfinite(lengths)
+    values = lengths[usable].clamp_min(_NOTHING).cpu().numpy()
+    rows, columns = (ends[usable].cpu().numpy() for ends in (a, b))
+    both = (np.concatenate([rows, columns]), np.concatenate([columns, rows]))
+    return coo_matrix((np.concatenate([values, values]), both), shape=(size, size)).tocsr()
 
 
 def _join(array: np.ndarray, edges: np.ndarray) -> np.ndarray:

@@ -54,14 +54,16 @@ def _divide(ruler: TensorRuler, low: Tensor, high: Tensor, data: Tensor | None) 
     size = finest
     while True:
         corners = (cells[:, None] + size * corner) @ strides
-        fresh = corners[numbers[corners] < 0].unique()
+        wanted = torch.zeros_like(numbers, dtype=torch.bool)
+        wanted[corners] = True
+        fresh = (wanted & (numbers < 0)).nonzero().flatten()
         if len(places) + len(fresh) > MOST_POINTS[dim] and len(places):
             break
         numbers[fresh] = len(places) + torch.arange(len(fresh))
-        wanted = torch.stack([fresh // stride % end for stride, end in zip(strides.tolist(), ends, strict=True)], dim=1)
-        points = origin + unit * wanted.to(low)
+        where = torch.stack([fresh // stride % end for stride, end in zip(strides.tolist(), ends, strict=True)], dim=1)
+        points = origin + unit * where.to(low)
         found = ruler.know(points)
-        places, known = torch.cat([places, wanted]), torch.cat([known, found])
+        places, known = torch.cat([places, where]), torch.cat([known, found])
         if size < finest:
             inside = torch.tensor(list(product(range(size), repeat=dim)))
             sizes[(cells[:, None] + inside).reshape(-1, dim).unbind(1)] = size
