@@ -77,75 +77,75 @@ class Cells:
         return torch.where(inside, self._flat_sizes[torch.where(inside, places @ self._strides[0], 0)], 0)
 
     @cached_property
-    def _lowest(self) -> Tensor:
-        """Lowest corner of the cell that holds each finest cell, in a flat table (c, d)."""
-        axes = (torch.arange(end, device=self.sizes.device) for end in self.sizes.shape)
-        finest = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
-        # sizes are powers of two
-        return finest & -self._flat_sizes[:, None]
+    def _cells(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """In a flat table, which cell holds each finest cell; and the lowest corners, sizes and corners of the cells."""
+        count, axes = len(self._flat_sizes), self._strides[0].tolist()
+        finest = torch.arange(count, device=self.sizes.device)
+        place = torch.zeros_like(finest)
+        for stride, end in zip(axes, self.sizes.shape, strict=True):
+            # sizes are powers of two
+            place += (torch.div(finest, stride, rounding_mode="floor") % end & -self._flat_sizes) * stride
+        own = place == finest
+        first = own.nonzero().flatten()
+        low = torch.stack([first // stride % end for stride, end in zip(axes, self.sizes.shape, strict=True)], dim=1)
+        size = self._flat_sizes[first]
+        corner = low.new_tensor(list(product((0, 1), repeat=len(axes))))
+        numbers = self._numbers[(low @ self._strides[1])[:, None] + size[:, None] * (corner @ self._strides[1])]
+        return (own.cumsum(0) - 1)[place], low, size, numbers
 
     @cached_property
-    def _corners(self) -> tuple[Tensor, bool]:
-        """Numbers (c, 2^d) of the corners of the cell that holds each finest cell, and whether all are in use."""
-        corner = self._ends.new_tensor(list(product((0, 1), repeat=len(self._ends))))
-        places = (self._lowest @ self._strides[1])[:, None] + self._flat_sizes[:, None] * (corner @ self._strides[1])
-        numbers = self._numbers[places]
-        return numbers, bool((numbers >= 0).all())
+    def _complete(self) -> bool:
+        return bool((self._cells[3] >= 0).all())
 
-    def _finest(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of the finest cells hold ``points`` (B, d), and their coordinates in units of these."""
+    def holding(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Which cells hold ``points`` (B, d), and the coordinates of these in units of the finest cell."""
         place = ((points - self.origin) / self.unit).clamp_min(0).minimum(self._ends.to(points))
-        return place.long().minimum(self._ends - 1) @ self._strides[0], place
+        return self._cells[0][place.long().minimum(self._ends - 1) @ self._strides[0]], place
 
     def between(self, known: Tensor, points: Tensor) -> Tensor:
         """``known`` (n, ...) at the corners, linearly along each axis in between, at ``points`` (B, d).
 
         Corners that are not in use leave it to the others; NaN where a cell has none.
         """
-        finest, place = self._finest(points)
-        share = (place - self._lowest[finest]) / self._flat_sizes[finest, None]
-        weights = torch.ones_like(share[:, :1])
-        for along in share.unbind(1):
-            weights = (weights[..., None] * torch.stack([1 - along, along], dim=1)[:, None]).flatten(1)
-        numbers, complete = self._corners
-        number = numbers[finest]
-        if not complete:
-            weights = weights * (number >= 0)
-            weights = weights / weights.sum(1, keepdim=True)
+        cell, place = self.holding(points)
+        _, low, size, numbers = self._cells
+        share = (place - low[cell]) / size[cell, None]
+        number = numbers[cell]
         flat = known.flatten(1)
-        total = sum(weights[:, k, None] * flat[number[:, k]] for k in range(weights.shape[1]))
-        return total.view(len(points), *known.shape[1:])  # type: ignore[union-attr]
+        total, weights = torch.zeros_like(flat[:1]).expand(len(points), -1).clone(), torch.zeros_like(share[:, 0])
+        for k, corner in enumerate(product((0, 1), repeat=points.shape[1])):
+            weight = torch.ones_like(weights)
+            for axis, upper in enumerate(corner):
+                weight = weight * (share[:, axis] if upper else 1 - share[:, axis])
+            if not self._complete:
+                weight = weight * (number[:, k] >= 0)
+                weights += weight
+            total.addcmul_(flat[number[:, k]], weight[:, None])
+        if not self._complete:
+            total /= weights[:, None]
+        return total.view(len(points), *known.shape[1:])
 
     def variation(self, matrices: Tensor) -> Tensor:
-        """How far matrices (n, d, d) at the corners of a cell are from their mean: a flat table of the finest cells.
+        """How far matrices (n, d, d) at the corners of each of the m cells are from their mean (m,).
 
         The largest ``‖A^(-1/2) (M - A) A^(-1/2)‖_F`` of a corner's ``M``, where ``A`` is the mean; ``inf`` where a
         corner is missing or the mean is singular.
         """
-        place = self._lowest @ self._strides[0]
-        own = (place == torch.arange(len(place), device=place.device)).nonzero().flatten()
-        number = self._corners[0][own]
+        number = self._cells[3]
         at = matrices[number]
         mean = at.mean(1)
         inverse, failed = torch.linalg.inv_ex(mean)
         change = inverse[:, None] @ (at - mean[:, None])
         apart = (change * change.mT).sum((-1, -2)).amax(1).sqrt()
-        unknown = (number < 0).any(1) | (failed != 0) | ~torch.isfinite(apart)
-        table = apart.new_empty(len(place))
-        table[own] = apart.masked_fill(unknown, float("inf"))
-        return table[place]
-
-    def at(self, table: Tensor, points: Tensor) -> Tensor:
-        """Entries (B,) of a table of the finest cells for those that hold ``points`` (B, d)."""
-        return table[self._finest(points)[0]]
+        return apart.masked_fill((number < 0).any(1) | (failed != 0) | ~torch.isfinite(apart), float("inf"))
 
     def around(self, points: Tensor) -> Tensor:
         """Numbers (B, m) of the corners of the cells that hold ``points`` (B, d), and of their neighbours of that size.
 
         -1 where there is none.
         """
-        finest, _ = self._finest(points)
-        low, size = self._lowest[finest], self._flat_sizes[finest, None]
+        cell, _ = self.holding(points)
+        low, size = self._cells[1][cell], self._cells[2][cell, None]
         reach = range(-1, 3) if points.shape[1] < 3 else range(2)
         steps = torch.tensor(list(product(reach, repeat=points.shape[1])), device=low.device)
         return self.number(low[:, None] + size[:, None] * steps)

@@ -50,7 +50,7 @@ class MetricGraph:
 
     @cached_property
     def variation(self) -> Tensor:
-        """How much of the metric each of the grid's finest cells leaves unknown; see :meth:`Cells.variation`."""
+        """How much of the metric each of the grid's cells leaves unknown; see :meth:`Cells.variation`."""
         assert self.cells is not None
         return self.cells.variation(self.known)
 

@@ -50,7 +50,7 @@ def _divide(ruler: TensorRuler, low: Tensor, high: Tensor, data: Tensor | None) 
     numbers = torch.full((math.prod(ends),), -1)
     places, known = torch.zeros(0, dim, dtype=torch.long), low.new_zeros(0, dim, dim)
     cost = torch.zeros(0, dtype=low.dtype)
-    cells = torch.tensor(list(product(*(range(n) for n in shape)))) * finest
+    cells = torch.cartesian_prod(*(torch.arange(number) for number in shape)).view(-1, dim) * finest
     size = finest
     while True:
         corners = (cells[:, None] + size * corner) @ strides
@@ -65,7 +65,7 @@ def _divide(ruler: TensorRuler, low: Tensor, high: Tensor, data: Tensor | None) 
         found = ruler.know(points)
         places, known = torch.cat([places, where]), torch.cat([known, found])
         if size < finest:
-            inside = torch.tensor(list(product(range(size), repeat=dim)))
+            inside = torch.cartesian_prod(*[torch.arange(size)] * dim).view(-1, dim)
             sizes[(cells[:, None] + inside).reshape(-1, dim).unbind(1)] = size
         if size == 1:
             break

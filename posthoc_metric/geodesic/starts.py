@@ -131,7 +131,7 @@ def _merge(grid: MetricGraph, lines: StartCurves, curves: StartCurves) -> Tensor
     shares = torch.linspace(0, 1, _BETWEEN, dtype=line.nodes.dtype, device=line.nodes.device)
     nodes = torch.lerp(line.nodes[:, None, ::2], curves.nodes[:, None, ::2], shares[:, None, None]).flatten(0, 1)
     lengths = _pieces(grid, nodes).sum(1).view(count, -1)
-    variation = grid.cells.at(grid.variation, nodes.flatten(0, 1)).view(count, -1).amax(1)
+    variation = grid.variation[grid.cells.holding(nodes.flatten(0, 1))[0]].view(count, -1).amax(1)
     sides = torch.maximum(lengths[:, :-2], lengths[:, 2:])
     joined = (lengths[:, 1:-1] <= (1 + _HILL) * sides).all(1) & (variation <= _RESOLVED)
     best = lengths.argmin(1)
