@@ -78,7 +78,7 @@ class Cells:
 
     @cached_property
     def _cells(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """In a flat table, which cell holds each finest cell; and the lowest corners, sizes and corners of the cells."""
+        """Which cell holds each finest one, in a flat table; the lowest corners, sizes and corners of the cells."""
         count, axes = len(self._flat_sizes), self._strides[0].tolist()
         finest = torch.arange(count, device=self.sizes.device)
         place = torch.zeros_like(finest)

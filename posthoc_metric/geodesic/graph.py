@@ -18,7 +18,7 @@ from .ruler import Ruler
 #: starts that one call of the shortest-path search takes, so that its (starts, nodes) tables stay small
 _SOURCES = 256
 #: one search serves starts whose limits differ by no more than this factor
-_GROWTH = 1.2
+_GROWTH = 1.5
 #: an explicit zero is no edge to csgraph; equal points are joined by a length too small to matter
 _NOTHING = 1e-300
 
@@ -165,7 +165,8 @@ def build_graph(ruler: Ruler, points: Tensor, k: int, known: Tensor | None = Non
     else:
         a = b = np.zeros(0, dtype=np.int64)
     known = ruler.know(points) if known is None else known
-    return graph_of(ruler, points, known, torch.from_numpy(a).to(points.device), torch.from_numpy(b).to(points.device), k=k)
+    one, other = (torch.from_numpy(ends).to(points.device) for ends in (a, b))
+    return graph_of(ruler, points, known, one, other, k=k)
 
 
 def graph_of(

@@ -1,0 +1,143 @@
+"""Start curves in few dimensions: the grid's cells, its shortest paths, and which curves are worth relaxing."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csr_matrix, hstack, vstack
+from scipy.sparse.csgraph import connected_components, dijkstra
+
+from posthoc_metric.geodesic.grid import build_grid
+from posthoc_metric.geodesic.guard import guard
+from posthoc_metric.geodesic.ruler import TensorRuler
+from posthoc_metric.geodesic.starts import make_starts
+from posthoc_metric.metric import FunctionMetric
+from posthoc_metric.spaces import HalfPlane, Sphere, SwissRoll
+
+
+def walled(dim, height=20.0, hole=None):
+    """A thin wall at z_1 = 0.3, and no metric at all about ``hole``."""
+
+    def tensor(z):
+        cost = 1 + height * torch.exp(-((z[:, 0] - 0.3) ** 2) / 0.005)
+        if hole is not None:
+            cost = torch.where((z - hole).norm(dim=1) < 0.25, float("nan"), cost)
+        return cost[:, None, None] * torch.eye(dim, dtype=z.dtype)
+
+    return FunctionMetric(tensor, dim)
+
+
+def grid_of(metric, half=1.0):
+    sides = torch.full((metric.dim,), half, dtype=torch.float64)
+    return build_grid(TensorRuler(guard(metric.parts())), -sides, 0.8 * sides, None)
+
+
+def points(count, dim, seed, half=0.9):
+    generator = torch.Generator().manual_seed(seed)
+    return half * (2 * torch.rand(count, dim, generator=generator, dtype=torch.float64) - 1)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_what_is_linear_along_each_axis_is_known_exactly_between_corners(dim):
+    grid = grid_of(walled(dim))
+    sizes = grid.cells.sizes.unique()
+    assert len(sizes) > 1
+
+    def field(z):
+        return torch.stack([z.prod(1), 2 - z[:, 0]], dim=1)
+
+    z = points(500, dim, 0, 0.8)
+    torch.testing.assert_close(grid.cells.between(field(grid.points), z), field(z), rtol=1e-12, atol=1e-12)
+    # corners that have no value leave theirs to the others
+    holed = grid_of(walled(dim, hole=torch.zeros(dim, dtype=torch.float64)))
+    found = holed.cells.between(torch.ones(len(holed.points), 1, dtype=torch.float64), z)[:, 0]
+    assert bool(found.isnan().any()) and bool((found - 1)[~found.isnan()].abs().max() < 1e-12)
+    assert bool(found[z.norm(dim=1) > 0.6].isfinite().all())
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_edges_join_the_grid_and_cross_no_cell_smaller_than_their_steps(dim):
+    cells = grid_of(walled(dim)).cells
+    a, b = cells.edges()
+    count = len(cells.places)
+    assert bool((a != b).all()) and len((torch.minimum(a, b) * count + torch.maximum(a, b)).unique()) == len(a)
+    matrix = csr_matrix((np.ones(len(a)), (a.numpy(), b.numpy())), shape=(count, count))
+    assert connected_components(matrix, directed=False)[0] == 1
+    degree = torch.bincount(torch.cat([a, b]), minlength=count)
+    assert int(degree.min()) >= {1: 1, 2: 3, 3: 3}[dim]
+    step = cells.places[b] - cells.places[a]
+    inner = (step != 0).all(1)
+    for share in (0.03, 0.37, 0.61, 0.97):
+        at = (cells.places[a] + share * step)[inner].floor().long()
+        held = cells.sizes[at.unbind(1)]
+        # corners on the side of a cell reach its other corners, no more than one cell away
+        reach = step[inner].abs().amax(1)
+        assert bool((reach <= {1: 1, 2: 2, 3: 1}[dim] * held).all())
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_paths_are_the_shortest_that_there_are(dim):
+    grid, count = grid_of(walled(dim)), 12
+    size = len(grid.points)
+    start, end = points(count, dim, 1, 0.75), points(count, dim, 2, 0.75)
+    edges = []
+    for ends in (start, end):
+        near, lengths = grid.attach(ends)
+        used = np.isfinite(lengths)
+        rows = np.repeat(np.arange(count), used.sum(1))
+        edges.append(csr_matrix((lengths[used], (rows, near[used])), shape=(count, size)))
+    leave, arrive = edges
+    none = csr_matrix((count, count))
+    graph = hstack([grid.lengths, csr_matrix((size, count)), arrive.T])
+    whole = vstack([graph, hstack([leave, none, none]), csr_matrix((count, size + 2 * count))]).tocsr()
+    own = np.arange(count)
+    expected = dijkstra(whole, indices=size + own)[own, size + count + own]
+    corners, lengths = grid.paths(start, end)
+    np.testing.assert_allclose(lengths.numpy(), expected, rtol=1e-12)
+    assert torch.equal(corners[:, 0], start) and torch.equal(corners[:, -1], end)
+    # what is longer than a pair's own limit is not found, all else is what it was
+    limits = lengths * torch.tensor([0.999, 1.001]).double().repeat(count // 2)
+    again, cut = grid.paths(start, end, limits)
+    assert bool(torch.isinf(cut[::2]).all()) and torch.equal(cut[1::2], lengths[1::2])
+    assert torch.equal(again[1], corners[1, : again.shape[1]])
+    alone = grid.paths(start[3:4], end[3:4], limits[3:4])[0]
+    assert torch.equal(alone[0], again[3, : alone.shape[1]])
+
+
+@pytest.mark.parametrize("metric", [Sphere(), HalfPlane(), SwissRoll(), walled(2)], ids=lambda m: type(m).__name__)
+def test_a_pair_has_the_same_start_curves_alone(metric):
+    a, b = points(30, 2, 3), points(30, 2, 4)
+    a[:, 1], b[:, 1] = a[:, 1] + 1.2, b[:, 1] + 1.2
+    together = make_starts(metric, guard(metric.parts()), a, b, None, ("straight", "grid"))
+    for pair in (0, 7, 19, 29):
+        one = slice(pair, pair + 1)
+        alone = make_starts(metric, guard(metric.parts()), a[one], b[one], None, ("straight", "grid"))
+        rows = together.pair == pair
+        for name in ("kind", "knots", "nodes", "length"):
+            assert torch.equal(getattr(alone, name), getattr(together, name)[rows]), name
+
+
+def test_curves_are_one_where_no_hill_parts_them_and_two_where_one_does():
+    def curved(z):
+        return torch.diag_embed(torch.stack([1 + 0.5 * torch.sin(2 * z[:, 1]), torch.ones_like(z[:, 0])], dim=1))
+
+    a, b = points(40, 2, 5), points(40, 2, 6)
+    smooth = FunctionMetric(curved, 2)
+    starts = make_starts(smooth, guard(smooth.parts()), a, b, None, ("straight", "grid"))
+    assert len(starts.pair) == len(a)
+
+    # a narrow gate in a wall: the line beside it is one valley, the way through it another
+    def gated(z):
+        wall = torch.exp(-(z[:, 0] ** 2) / 0.02) * (1 - torch.exp(-((z[:, 1] - 0.8) ** 2) / 0.02))
+        return (1 + 80 * wall)[:, None, None] * torch.eye(2, dtype=z.dtype)
+
+    gate = FunctionMetric(gated, 2)
+    a, b = torch.tensor([[-0.9, -0.2]]).double(), torch.tensor([[0.9, -0.2]]).double()
+    starts = make_starts(gate, guard(gate.parts()), a, b, None, ("straight", "grid"))
+    assert starts.kind.tolist() == [0, 1]
+
+
+def test_without_a_value_anywhere_the_line_is_left():
+    nowhere = FunctionMetric(lambda z: torch.full((len(z), 2, 2), float("nan"), dtype=z.dtype), 2)
+    a, b = points(3, 2, 7), points(3, 2, 8)
+    starts = make_starts(nowhere, guard(nowhere.parts()), a, b, None, ("straight", "grid"))
+    assert starts.kind.tolist() == [0, 0, 0] and bool(torch.isinf(starts.length).all())
