@@ -25,9 +25,9 @@ _GRID_MOST_DIM = 3
 _GRAPH_K = 10
 _GRAPH_NODES = 2000
 #: a straight line that is shorter than this many graph paths needs no other start
-_SAME = 0.85
+_SAME = 0.8
 #: a graph path longer than the straight line by this factor is none that could be worth it when rounded off
-_ENOUGH = 1.15
+_ENOUGH = 1.25
 #: curves between two, these included, that tell whether a hill parts them
 _BETWEEN = 5
 #: a curve between two that is longer than its neighbours by this share of them is a hill
@@ -101,61 +101,66 @@ def make_starts(
             if grid is not None and len(grid.points):
                 line = lines.take(rows)
                 _estimate(grid, line)
-                curves = _through(grid, start, end, rows, START_NAMES.index("grid"), _ENOUGH * line.length)
+                most = _ENOUGH * line.length if "straight" in names else None
+                curves = _through(grid, start, end, rows, START_NAMES.index("grid"), most)
                 curves = curves.take(torch.isfinite(curves.length))
                 _estimate(grid, curves)
-                joined = _merge(grid, line, curves)
+                if "straight" in names:
+                    merged[curves.pair[_merge(grid, line, curves)]] = True
                 found.append(curves)
                 lines.put_rows(rows, line)
-                merged[curves.pair[joined]] = True
     elif "graph" in names and support is not None and len(support) > 1:
         graph = _support_graph(cache, parts, support)
         rows = distinct.nonzero().flatten()
         found.append(_through(graph, start, end, rows, START_NAMES.index("graph")))
-    if "straight" not in names:
-        lines = lines.take(~distinct)
-    return _worth_relaxing(lines, found, merged)
+    return _worth_relaxing(lines, found, merged, ~distinct if "straight" not in names else torch.ones_like(distinct))
 
 
 def _merge(grid: MetricGraph, lines: StartCurves, curves: StartCurves) -> Tensor:
-    """Which of ``curves`` (mask) stand for their pair's straight line, too; they become a curve between, in place.
+    """Which of ``curves`` (numbers) stand for their pair's straight line, too; they become a curve between, in place.
 
     The curves between the two, in equal steps, tell whether a hill parts them, where the grid has resolved the
     metric.  Where none does they run in one valley, and the shortest of them all is nearest its bottom.
     """
-    count = len(curves.pair)
-    if count == 0:
-        return torch.zeros_like(curves.pair, dtype=torch.bool)
-    assert grid.cells is not None
-    line = lines.take(torch.searchsorted(lines.pair, curves.pair))
+    lines = lines.take(torch.searchsorted(lines.pair, curves.pair))
+    rows = (_resolved(grid, lines.nodes[:, ::2]) & _resolved(grid, curves.nodes[:, ::2])).nonzero().flatten()
+    line, curve = lines.take(rows), curves.take(rows)
     shares = torch.linspace(0, 1, _BETWEEN, dtype=line.nodes.dtype, device=line.nodes.device)
-    nodes = torch.lerp(line.nodes[:, None, ::2], curves.nodes[:, None, ::2], shares[:, None, None]).flatten(0, 1)
-    lengths = _pieces(grid, nodes).sum(1).view(count, -1)
-    variation = grid.variation[grid.cells.holding(nodes.flatten(0, 1))[0]].view(count, -1).amax(1)
-    sides = torch.maximum(lengths[:, :-2], lengths[:, 2:])
-    joined = (lengths[:, 1:-1] <= (1 + _HILL) * sides).all(1) & (variation <= _RESOLVED)
+    nodes = torch.lerp(line.nodes[:, None, ::2], curve.nodes[:, None, ::2], shares[:, None, None])
+    lengths = _pieces(grid, nodes.flatten(0, 1)).sum(1).view(-1, _BETWEEN)
+    hill = lengths[:, 1:-1] > (1 + _HILL) * torch.maximum(lengths[:, :-2], lengths[:, 2:])
+    joined = ~hill.any(1) & _resolved(grid, nodes[:, 1:-1].flatten(1, 2))
     best = lengths.argmin(1)
     share = shares[best]
-    merged = StartCurves(
-        curves.pair,
-        torch.where(best == 0, line.kind, curves.kind),
-        torch.lerp(line.knots, curves.knots, share[:, None]),
-        torch.lerp(line.nodes, curves.nodes, share[:, None, None]),
+    between = StartCurves(
+        curve.pair,
+        torch.where(best == 0, line.kind, curve.kind),
+        torch.lerp(line.knots, curve.knots, share[:, None]),
+        torch.lerp(line.nodes, curve.nodes, share[:, None, None]),
         lengths.amin(1),
     )
-    curves.put(joined, merged)
-    return joined
+    curves.put_rows(rows[joined], between.take(joined))
+    return rows[joined]
 
 
-def _worth_relaxing(lines: StartCurves, found: list[StartCurves], merged: Tensor) -> StartCurves:
+def _resolved(grid: MetricGraph, nodes: Tensor) -> Tensor:
+    """Whether the metric varies little within every cell that a curve of ``nodes`` (Q, m, d) crosses (Q,)."""
+    assert grid.cells is not None
+    cells, _ = grid.cells.holding(nodes.flatten(0, 1))
+    return (grid.variation[cells] <= _RESOLVED).view(nodes.shape[:2]).all(1)
+
+
+def _worth_relaxing(lines: StartCurves, found: list[StartCurves], merged: Tensor, asked: Tensor) -> StartCurves:
+    """The start curves to go on with: of pairs (B,) whose line is ``merged`` or not ``asked`` for, not the line."""
     count = len(merged)
     best = torch.full((count,), float("inf"), dtype=lines.length.dtype, device=lines.length.device)
     for curves in found:
         best[curves.pair] = torch.minimum(best[curves.pair], curves.length)
-    measured = torch.isfinite(lines.length)
+    measured = torch.isfinite(lines.length) & asked
     good_enough = torch.zeros(count, dtype=torch.bool, device=best.device)
     good_enough[lines.pair] = measured & (lines.length <= _SAME * best[lines.pair])
-    keep = [lines.take(~(measured & (lines.length > _HOPELESS * best[lines.pair])) & ~merged[lines.pair])]
+    hopeless = measured & (lines.length > _HOPELESS * best[lines.pair])
+    keep = [lines.take(asked & ~hopeless & ~merged)]
     keep += [curves.take(torch.isfinite(curves.length) & ~good_enough[curves.pair]) for curves in found]
     chosen = StartCurves.join(keep)
     missing = torch.ones(count, dtype=torch.bool, device=best.device)
