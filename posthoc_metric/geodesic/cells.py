@@ -12,6 +12,7 @@ from math import gcd
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 #: steps from a corner to its neighbours reach so many cells; with two the angles between them are half as wide
 _REACH = {1: 1, 2: 2}
@@ -38,48 +39,41 @@ class Cells:
         """The corners (n, d)."""
         return self.origin + self.unit * self.places.to(self.origin)
 
-    def take(self, mask: Tensor) -> Cells:
-        """The same cells with the corners in ``mask`` (n,) alone in use."""
-        return Cells(self.origin, self.unit, self.places[mask], self.sizes)
-
     @cached_property
     def _ends(self) -> Tensor:
         return torch.tensor(self.sizes.shape, device=self.sizes.device)
 
     @cached_property
-    def _strides(self) -> tuple[Tensor, Tensor]:
-        """What a step along each axis is worth in flat tables of the finest cells, and of their corners."""
-
-        def strides(shape: Tensor) -> Tensor:
-            return torch.cat([shape[1:].flip(0).cumprod(0).flip(0), shape.new_ones(1)])
-
-        return strides(self._ends), strides(self._ends + 1)
-
-    @cached_property
-    def _numbers(self) -> Tensor:
-        """Flat table of all corners: the number of the corner in use, or -1."""
-        table = self.places.new_full((int((self._ends + 1).prod()),), -1)
-        table[self.places @ self._strides[1]] = torch.arange(len(self.places), device=table.device)
-        return table
-
-    @cached_property
     def _flat_sizes(self) -> Tensor:
         return self.sizes.reshape(-1).long()
 
-    def number(self, places: Tensor) -> Tensor:
-        """Numbers (...) of the corners at ``places`` (..., d), -1 where none is in use."""
-        inside = ((places >= 0) & (places <= self._ends)).all(-1)
-        return torch.where(inside, self._numbers[torch.where(inside, places @ self._strides[1], 0)], -1)
+    @cached_property
+    def _strides(self) -> Tensor:
+        """What a step along each axis is worth in the flat table of the finest cells."""
+        return _strides(self._ends)
 
-    def _size(self, places: Tensor) -> Tensor:
-        """Sizes (...) of the cells that hold the finest cells ``places`` (..., d); 0 outside the box."""
-        inside = ((places >= 0) & (places < self._ends)).all(-1)
-        return torch.where(inside, self._flat_sizes[torch.where(inside, places @ self._strides[0], 0)], 0)
+    @cached_property
+    def _wide(self) -> tuple[int, Tensor]:
+        """A margin about the box that no step to a neighbour leaves, and the strides of flat tables that have it."""
+        margin = 2 * int(self.sizes.max())
+        return margin, _strides(self._ends + 1 + 2 * margin)
+
+    def _flat(self, places: Tensor) -> Tensor:
+        """Entries (...) of ``places`` (..., d) in tables with the margin."""
+        margin, strides = self._wide
+        return ((places + margin) * strides).sum(-1)
+
+    @cached_property
+    def _numbers(self) -> Tensor:
+        """Table with the margin of all corners: the number of the corner in use, or -1."""
+        table = self.places.new_full((int((self._ends + 1 + 2 * self._wide[0]).prod()),), -1)
+        table[self._flat(self.places)] = torch.arange(len(self.places), device=table.device)
+        return table
 
     @cached_property
     def _cells(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Which cell holds each finest one, in a flat table; the lowest corners, sizes and corners of the cells."""
-        count, axes = len(self._flat_sizes), self._strides[0].tolist()
+        count, axes = len(self._flat_sizes), self._strides.tolist()
         finest = torch.arange(count, device=self.sizes.device)
         place = torch.zeros_like(finest)
         for stride, end in zip(axes, self.sizes.shape, strict=True):
@@ -90,7 +84,7 @@ class Cells:
         low = torch.stack([first // stride % end for stride, end in zip(axes, self.sizes.shape, strict=True)], dim=1)
         size = self._flat_sizes[first]
         corner = low.new_tensor(list(product((0, 1), repeat=len(axes))))
-        numbers = self._numbers[(low @ self._strides[1])[:, None] + size[:, None] * (corner @ self._strides[1])]
+        numbers = self._numbers[self._flat(low)[:, None] + size[:, None] * (corner * self._wide[1]).sum(1)]
         return (own.cumsum(0) - 1)[place], low, size, numbers
 
     @cached_property
@@ -100,7 +94,7 @@ class Cells:
     def holding(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Which cells hold ``points`` (B, d), and the coordinates of these in units of the finest cell."""
         place = ((points - self.origin) / self.unit).clamp_min(0).minimum(self._ends.to(points))
-        return self._cells[0][place.long().minimum(self._ends - 1) @ self._strides[0]], place
+        return self._cells[0][(place.long().minimum(self._ends - 1) * self._strides).sum(1)], place
 
     def between(self, known: Tensor, points: Tensor) -> Tensor:
         """``known`` (n, ...) at the corners, linearly along each axis in between, at ``points`` (B, d).
@@ -148,7 +142,7 @@ class Cells:
         low, size = self._cells[1][cell], self._cells[2][cell, None]
         reach = range(-1, 3) if points.shape[1] < 3 else range(2)
         steps = torch.tensor(list(product(reach, repeat=points.shape[1])), device=low.device)
-        return self.number(low[:, None] + size[:, None] * steps)
+        return self._numbers[self._flat(low)[:, None] + size * (steps * self._wide[1]).sum(1)]
 
     def edges(self) -> tuple[Tensor, Tensor]:
         """Numbers (E,), (E,) of the corners that are neighbours, each pair once.
@@ -160,8 +154,10 @@ class Cells:
         if count == 0:
             return self.places.new_zeros(0), self.places.new_zeros(0)
         beside = self.places.new_tensor(list(product((-1, 0), repeat=dim)))
-        touching = self.places[:, None] + beside
-        sizes = self._size(touching)
+        margin, strides = self._wide
+        box = [margin, margin + 1] * dim
+        flat = self._flat(self.places)
+        sizes = pad(self.sizes.long(), box).flatten()[flat[:, None] + (beside * strides).sum(1)]
         inside = sizes > 0
         steps = self.places.new_tensor(_steps(dim))
         # which of the cells around a corner an edge enters, by direction
@@ -171,13 +167,13 @@ class Cells:
             free = (inside & (sizes < size)).float() @ enters == 0
             touches = (sizes == size).any(1)
             touch = touches.nonzero().flatten()
-            other = self.number(self.places[touch][:, None] + size * steps)
+            other = self._numbers[flat[touch][:, None] + size * (steps * strides).sum(1)]
             # steps are listed so that the last is the opposite of the first
             back = free.flip(1).gather(0, other.clamp_min(0))
             once = (touch[:, None] < other) | ~touches[other]
             row, step = ((other >= 0) & free[touch] & back & once).nonzero(as_tuple=True)
             pairs.append((touch[row], other[row, step]))
-        pairs.append(self._hanging(touching, sizes, beside + 1))
+        pairs.append(self._hanging(self.places[:, None] + beside, sizes, beside + 1))
         a, b = (torch.cat(side) for side in zip(*pairs, strict=True))
         return a, b
 
@@ -189,7 +185,7 @@ class Cells:
         low, side, here = low[row, cell][:, None], side[row, cell][:, None], self.places[row][:, None]
         corners = low + side * corner
         way = corners - here
-        other = self.number(corners)
+        other = self._numbers[self._flat(corners)]
         along = ((way == 0) & ((here - low) % side == 0)).any(-1)
         # those that steps of the corner's other cells take already
         step = torch.gcd(way[..., 0], way[..., 1]) if way.shape[-1] > 1 else way[..., 0].abs()
@@ -201,6 +197,10 @@ class Cells:
         a, b = row[at], other[at, which]
         key = (torch.minimum(a, b) * len(self.places) + torch.maximum(a, b)).unique()
         return torch.div(key, len(self.places), rounding_mode="floor"), key % len(self.places)
+
+
+def _strides(shape: Tensor) -> Tensor:
+    return torch.cat([shape[1:].flip(0).cumprod(0).flip(0), shape.new_ones(1)])
 
 
 def _steps(dim: int) -> list[tuple[int, ...]]:
