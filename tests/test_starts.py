@@ -9,7 +9,8 @@ from scipy.sparse.csgraph import connected_components, dijkstra
 from posthoc_metric.geodesic.grid import build_grid
 from posthoc_metric.geodesic.guard import guard
 from posthoc_metric.geodesic.ruler import TensorRuler
-from posthoc_metric.geodesic.starts import make_starts
+from posthoc_metric.geodesic.start_graphs import graphs_state, restore_graphs
+from posthoc_metric.geodesic.starts import cache_of, make_starts
 from posthoc_metric.metric import FunctionMetric
 from posthoc_metric.spaces import HalfPlane, Sphere, SwissRoll
 
@@ -141,3 +142,21 @@ def test_without_a_value_anywhere_the_line_is_left():
     a, b = points(3, 2, 7), points(3, 2, 8)
     starts = make_starts(nowhere, guard(nowhere.parts()), a, b, None, ("straight", "grid"))
     assert starts.kind.tolist() == [0, 0, 0] and bool(torch.isinf(starts.length).all())
+
+
+def test_grids_are_restored_with_their_cells_and_built_anew_without():
+    metric, again, older = SwissRoll(), SwissRoll(), SwissRoll()
+    a, b = points(5, 2, 9), points(5, 2, 10)
+
+    def starts(of):
+        return make_starts(of, guard(of.parts()), a, b, None, ("straight", "grid"))
+
+    expected = starts(metric)
+    tensors, facts = graphs_state(metric)
+    restore_graphs(again, tensors, facts)
+    found = starts(again)
+    assert cache_of(again).built == 0 < cache_of(metric).built
+    for name in ("pair", "kind", "knots", "nodes", "length"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    restore_graphs(older, tensors, [{name: fact[name] for name in ("key", "k", "ruler")} for fact in facts])
+    assert torch.equal(starts(older).nodes, expected.nodes) and cache_of(older).built == cache_of(metric).built
