@@ -137,6 +137,14 @@ def test_curves_are_one_where_no_hill_parts_them_and_two_where_one_does():
     assert starts.kind.tolist() == [0, 1]
 
 
+def test_a_hole_without_a_metric_does_not_hide_the_way_round_it():
+    metric = walled(2, height=0.0, hole=torch.zeros(2, dtype=torch.float64))
+    a, b = torch.tensor([[-0.9, 0.02]]).double(), torch.tensor([[0.9, 0.02]]).double()
+    starts = make_starts(metric, guard(metric.parts()), a, b, None, ("straight", "grid"))
+    assert starts.kind.tolist() == [0, 1]
+    assert float(starts.nodes[1].norm(dim=1).min()) > 0.2
+
+
 def test_without_a_value_anywhere_the_line_is_left():
     nowhere = FunctionMetric(lambda z: torch.full((len(z), 2, 2), float("nan"), dtype=z.dtype), 2)
     a, b = points(3, 2, 7), points(3, 2, 8)

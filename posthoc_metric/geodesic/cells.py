@@ -88,8 +88,13 @@ class Cells:
         return (own.cumsum(0) - 1)[place], low, size, numbers
 
     @cached_property
+    def complete(self) -> Tensor:
+        """Which of the cells have all of their corners in use (m,)."""
+        return (self._cells[3] >= 0).all(1)
+
+    @cached_property
     def _complete(self) -> bool:
-        return bool((self._cells[3] >= 0).all())
+        return bool(self.complete.all())
 
     def holding(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Which cells hold ``points`` (B, d), and the coordinates of these in units of the finest cell."""

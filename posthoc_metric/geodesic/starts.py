@@ -101,6 +101,8 @@ def make_starts(
             if grid is not None and len(grid.points):
                 line = lines.take(rows)
                 _estimate(grid, line)
+                # what a line costs beside points without a metric is not known, and no path is too long for it
+                line.length[~_within(grid, line.nodes)] = float("inf")
                 most = _ENOUGH * line.length if "straight" in names else None
                 curves = _through(grid, start, end, rows, START_NAMES.index("grid"), most)
                 curves = curves.take(torch.isfinite(curves.length))
@@ -141,6 +143,13 @@ def _merge(grid: MetricGraph, lines: StartCurves, curves: StartCurves) -> Tensor
     )
     curves.put_rows(rows[joined], between.take(joined))
     return rows[joined]
+
+
+def _within(grid: MetricGraph, nodes: Tensor) -> Tensor:
+    """Whether curves of ``nodes`` (Q, m, d) stay in cells whose corners all have a metric (Q,)."""
+    assert grid.cells is not None
+    cells, _ = grid.cells.holding(nodes.flatten(0, 1))
+    return grid.cells.complete[cells].view(nodes.shape[:2]).all(1)
 
 
 def _resolved(grid: MetricGraph, nodes: Tensor) -> Tensor:
