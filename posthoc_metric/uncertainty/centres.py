@@ -34,11 +34,8 @@ class Centres:
 
 
 def squared_distances(z: Tensor, points: Tensor) -> Tensor:
-    """``‖z_b - c_k‖²`` (B, K), summed dimension by dimension: exact near zero and without (B, K, d) arrays."""
-    total = z.new_zeros(len(z), len(points))
-    for j in range(z.shape[1]):
-        total += (z[:, j, None] - points[None, :, j]).square_()
-    return total
+    """``‖z_b - c_k‖²`` (B, K), from differences: exact near zero, and without (B, K, d) arrays."""
+    return torch.cdist(z, points, compute_mode="donot_use_mm_for_euclid_dist").square_()
 
 
 def nearest(latents: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
