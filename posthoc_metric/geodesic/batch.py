@@ -16,6 +16,7 @@ class Batch:
 
     def take(self: B, index: Tensor) -> B:
         """The rows that ``index`` (indices or mask) picks, copied."""
+        index = _rows(index)
         return type(self)(**{name: _take(value, index) for name, value in self._items()})
 
     @classmethod
@@ -24,12 +25,13 @@ class Batch:
         return cls(**{f.name: _join([getattr(part, f.name) for part in parts]) for f in fields(cls)})  # type: ignore
 
     def put(self, mask: Tensor, other: Any) -> None:
-        """Overwrite the rows in ``mask`` by the same rows of ``other``."""
+        """Overwrite the rows in ``mask`` (or of such indices) by the same rows of ``other``."""
+        rows = _rows(mask)
         for name, value in self._items():
             if isinstance(value, Tensor):
-                value[mask] = getattr(other, name)[mask]
+                value.index_copy_(0, rows, getattr(other, name).index_select(0, rows))
             elif value is not None:
-                value.put(mask, getattr(other, name))
+                value.put(rows, getattr(other, name))
 
     def put_rows(self, rows: Tensor, other: Any) -> None:
         """Overwrite the rows ``rows`` (indices) by ``other``, which has only those."""
@@ -49,4 +51,9 @@ def _join(values: list[Any]) -> Any:
 def _take(value: Any, index: Tensor) -> Any:
     if value is None:
         return None
-    return value[index] if isinstance(value, Tensor) else value.take(index)
+    return value.index_select(0, index) if isinstance(value, Tensor) else value.take(index)
+
+
+def _rows(index: Tensor) -> Tensor:
+    """Indices; a mask is searched once for all the tensors of a record."""
+    return index.nonzero().flatten() if index.dtype == torch.bool else index

@@ -120,8 +120,9 @@ def relax(
     none, never = torch.zeros_like(here.energy), torch.zeros_like(row, dtype=torch.bool)
     active = _Active(row, here, h, radius, none, secant, rate, none.clone(), never, never.clone())
     broken = ~_finite(here)
-    _leave(final, active.take(broken), Status.NOT_FINITE)
-    active = active.take(~broken)
+    if bool(broken.any()):
+        _leave(final, active, broken, Status.NOT_FINITE)
+        active = active.take(~broken)
     for number in range(max_steps + 1):
         if len(active.row) == 0:
             break
@@ -137,10 +138,10 @@ def relax(
         if number < max_steps:
             done &= ~_escape(active, step, done & (active.here.energy > 0), tol)
         stuck = ~done & ((active.radius < _SMALLEST) | lost)
-        _leave(final, active.take(done), Status.CONVERGED)
-        _leave(final, active.take(stuck), Status.STALLED)
+        _leave(final, active, done, Status.CONVERGED)
+        _leave(final, active, stuck, Status.STALLED)
         if number == max_steps:
-            _leave(final, active.take(~done & ~stuck), Status.STEP_LIMIT)
+            _leave(final, active, ~done & ~stuck, Status.STEP_LIMIT)
             break
         if bool((done | stuck).any()):
             active, step = active.take(~done & ~stuck), step.take(~done & ~stuck)
@@ -218,7 +219,11 @@ def _advance(energy: CurveEnergy, active: _Active, step: Step, final: Relaxed) -
     return active
 
 
-def _leave(final: Relaxed, curves: _Active, why: Status) -> None:
+def _leave(final: Relaxed, active: _Active, which: Tensor, why: Status) -> None:
+    """Write down what is known of the curves in the mask ``which`` (P,), which are done."""
+    if not bool(which.any()):
+        return
+    curves = active if bool(which.all()) else active.take(which)
     rows = curves.row
     final.nodes[rows], final.energy[rows] = curves.here.nodes, curves.here.energy
     if final.squares is not None and curves.here.squares is not None:
