@@ -63,10 +63,9 @@ class Stiffness(Batch):
 
     def flux(self, chords: Tensor) -> Tensor:
         """Half the derivative of the energy with respect to the chords (P, n, D)."""
-        a, b = chords[:, ::2], chords[:, 1::2]
-        first = self.k11[..., None] * a + self.k12[..., None] * b
-        second = self.k12[..., None] * a + self.k22[..., None] * b
-        return torch.stack([first, second], dim=2).flatten(1, 2)
+        form = torch.stack([self.k11, self.k12, self.k12, self.k22], dim=2).unflatten(2, (2, 2))
+        # a product of small matrices runs over the long chords once
+        return (form.to(chords.dtype) @ chords.unflatten(1, (-1, 2))).flatten(1, 2)
 
     def coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
         """The form as a matrix over nodes: of all nodes (P, n+1), neighbours (P, n), ends of elements (P, n/2)."""

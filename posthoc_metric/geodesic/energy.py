@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .._arrays import is_single
 from ..metric import MetricParts
+from ..smooth_map import SmoothMap
 from .batch import Batch
 from .elements import Model, Places, Stiffness, add_blocks, add_gradient, add_weight, empty_model, places, stiffness
 from .field import FieldDerivative
@@ -27,8 +28,8 @@ from .field import FieldDerivative
 _FEW = 3
 #: share of the energy that may be rounding error before chords are taken from Jacobians
 _CANCELLED = 1e-4
-#: bytes of Jacobians that are worked on at once
-_CACHED = 4 * 2**20
+#: bytes of Jacobians, in double precision, that are worked on at once
+_CACHED = 16 * 2**20
 
 
 @dataclass
@@ -74,6 +75,7 @@ class CurveEnergy:
         self.memory_limit = memory_limit
         self.weight = parts.weight
         self.field = None if parts.field is None else FieldDerivative(parts.field, probe)
+        self.dtype = torch.float64 if parts.embedding is None else _own_dtype(parts.embedding, probe[:16])
         self.precision = 0.0 if parts.embedding is None else _precision(parts.embedding(probe[:16]))
 
     def linearise(self, nodes: Tensor, h: Tensor, before: Linearisation | None = None) -> Linearisation:
@@ -158,7 +160,8 @@ class CurveEnergy:
     def _ends(self, nodes: Tensor) -> Tensor:
         """At the ends, which never move, the embedding is asked once."""
         assert self.embedding is not None
-        values, jacobians = self.embedding.value_and_jacobian(nodes[:, [0, -1]].flatten(0, 1))
+        points = nodes[:, [0, -1]].flatten(0, 1).to(self.dtype)
+        values, jacobians = self.embedding.value_and_jacobian(points)
         return torch.cat([values[:, None], jacobians.mT], dim=1).view(len(nodes), 2, 1 + nodes.shape[2], -1)
 
     def _add_some_chords(self, out: Linearisation, some: slice, form: Stiffness, before: Linearisation | None) -> None:
@@ -166,36 +169,39 @@ class CurveEnergy:
         assert out.jacobians is not None and out.pull is not None and out.grain is not None
         nodes, ends = out.nodes[some], out.ends[some]
         count, total, dim = nodes.shape
-        inner, jacobians = self.embedding.value_and_jacobian(nodes[:, 1:-1].flatten(0, 1))
-        rows = jacobians.mT.contiguous().view(count, total - 2, dim, -1)
+        inner, jacobians = self.embedding.value_and_jacobian(nodes[:, 1:-1].flatten(0, 1).to(self.dtype))
+        rows = jacobians.mT.view(count, total - 2, dim, -1)
         values = torch.cat([ends[:, :1, 0], inner.view(count, total - 2, -1), ends[:, 1:, 0]], dim=1)
         r = values.diff(dim=1)
         flux = form.flux(r)
-        energy = (flux * r).sum((1, 2))
+        energy = (flux * r).sum((1, 2), dtype=torch.float64)
         # errors of different chords have nothing to do with one another
-        grain = 2 * self.precision * values[:, 0].norm(dim=-1) * flux.square().sum((1, 2)).sqrt()
+        grain = 2 * self.precision * values[:, 0].norm(dim=-1).double() * flux.norm(dim=(1, 2)).double()
         close = grain > _CANCELLED * energy
         if bool(close.any()):
             # the values of near nodes agree in most of their digits; their derivatives do not lose any
             every = torch.cat([ends[close, :1, 1:], rows[close], ends[close, 1:, 1:]], dim=1)
             mean = (every[:, :-1] + every[:, 1:]) / 2
-            r[close] = (nodes[close].diff(dim=1)[:, :, None] @ mean)[:, :, 0]
+            r[close] = (nodes[close].diff(dim=1)[:, :, None].to(r.dtype) @ mean)[:, :, 0]
             flux = form.flux(r)
-            energy = (flux * r).sum((1, 2))
+            energy = (flux * r).sum((1, 2), dtype=torch.float64)
         out.energy[some] += energy
         out.grain[some] = grain
         bend = (flux[:, :-1] - flux[:, 1:])[:, :, None]
         out.pull[some] = torch.linalg.vecdot(rows, bend)
         if before is not None and before.jacobians is not None and out.pull_before is not None:
-            out.pull_before[some] = torch.linalg.vecdot(before.jacobians[some], bend.float()).double()
+            out.pull_before[some] = torch.linalg.vecdot(before.jacobians[some], bend.float())
         out.jacobians[some] = rows
-        squares = rows @ rows.mT
-        at_ends = ends[:, :, 1:] @ ends[:, :, 1:].mT
+        # conditions of Jacobians are squared here
+        wide = rows.to(torch.float64, memory_format=torch.contiguous_format)
+        squares = wide @ wide.mT
+        tips = ends[:, :, 1:].double()
+        at_ends = tips @ tips.mT
         out.squares[some] = torch.cat([at_ends[:, :1], squares, at_ends[:, 1:]], dim=1)
         diagonal, near, far = (2 * part[:, 1:-1, None, None] for part in form.coefficients())
         out.convex.diagonal[some] += diagonal * squares
-        out.convex.near[some] += near * _products(rows, 1)
-        out.convex.far[some] += far * _products(rows, 2)[:, 1::2]
+        out.convex.near[some] += near * _products(wide, 1)
+        out.convex.far[some] += far * _products(wide, 2)[:, 1::2]
 
     def _add_weight(self, out: Linearisation, where: Places) -> None:
         assert self.weight is not None
@@ -251,6 +257,13 @@ def _products(rows: Tensor, apart: int) -> Tensor:
     products = rows.new_empty(count * number, dim, dim)
     torch.matmul(flat[:-apart], flat[apart:].mT, out=products[:-apart])
     return products.view(count, number, dim, dim)[:, :-apart]
+
+
+def _own_dtype(embedding: SmoothMap, points: Tensor) -> torch.dtype:
+    """float32 where ``embedding`` says the same of float32 points, as a float32 decoder does; float64 otherwise."""
+    values = embedding(points)
+    same = is_single(values) and torch.equal(embedding(points.float()).double(), values)
+    return torch.float32 if same else torch.float64
 
 
 def _precision(values: Tensor) -> float:
