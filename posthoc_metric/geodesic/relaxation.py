@@ -136,7 +136,7 @@ def relax(
         done = (step.residual <= tol) | (active.here.energy <= 0)
         done |= lost & (step.residual <= _NEAR * tol)
         if number < max_steps:
-            done &= ~_escape(active, step, done & (active.here.energy > 0), tol)
+            done &= ~_escape(active, step, done & (active.here.energy > 0) & ~step.bowl, tol)
         stuck = ~done & ((active.radius < _SMALLEST) | lost)
         _leave(final, active, done, Status.CONVERGED)
         _leave(final, active, stuck, Status.STALLED)

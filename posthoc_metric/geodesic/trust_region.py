@@ -25,12 +25,14 @@ class Step(Batch):
         predicted: what the energy should fall by (P,).
         residual: ``sqrt(gᵀ H⁻¹ g / E)`` (P,), ``inf`` where no damping gives a step.
         size: of the move, relative to the curve's length (P,).
+        bowl: whether the model is positive definite as it is (P,).
     """
 
     move: Tensor
     predicted: Tensor
     residual: Tensor
     size: Tensor
+    bowl: Tensor
 
 
 def step_in_region(
@@ -50,25 +52,35 @@ def step_in_region(
     """
     move = torch.zeros_like(here.gradient)
     size = torch.zeros_like(here.energy)
+    bowl = torch.zeros_like(size, dtype=torch.bool)
     # the last damping is a good first guess; a tenth of it lets a curve grow out of it
     mu = torch.where(damping > UNDAMPED, damping / 10, torch.zeros_like(damping))
     todo = torch.arange(len(mu), device=mu.device)
-    for _ in range(60):
-        push = (mu[todo] * here.energy[todo])[:, None, None, None] * inertia[todo]
-        found, convex = _damped(model, todo, push, here.gradient)
+    for trial in range(60):
+        # all curves are tried once: no copies of everything
+        rows, norm, energy = (None, inertia, here.energy) if trial == 0 else (todo, inertia[todo], here.energy[todo])
+        push = (mu[todo] * energy)[:, None, None, None] * norm
+        found, convex = _damped(model, rows, push, here.gradient)
+        if trial == 0:
+            bowl = convex & (mu == 0)
         if not bool(convex.all()):
             # far from a minimum the Gauss-Newton part alone gives longer steps than damping what is indefinite
             saddle = todo[~convex]
             model.put_rows(saddle, here.convex.take(saddle))
             found[~convex], convex[~convex] = _damped(model, saddle, push[~convex], here.gradient)
-        length = torch.einsum("pki,pkij,pkj->p", found, inertia[todo], found).clamp_min(0).sqrt()
-        inside = convex & (length <= 1.2 * radius[todo])
-        move[todo], size[todo] = found, length
-        excess = torch.where(convex, (length / radius[todo]).clamp(2.0, 30.0), 10.0)
-        mu[todo] = torch.where(inside, mu[todo], (mu[todo] * excess).clamp_min(UNDAMPED))
-        todo = todo[~inside]
-        if len(todo) == 0:
+        length = (found * (norm @ found[..., None])[..., 0]).sum((1, 2)).clamp_min(0).sqrt()
+        ratio = length / radius[todo]
+        inside = convex & (ratio <= 1.2)
+        if trial == 0:
+            move, size = found, length
+        else:
+            move[todo], size[todo] = found, length
+        if bool(inside.all()):
+            todo = todo[:0]
             break
+        excess = torch.where(convex, ratio.clamp(2.0, 30.0), 10.0)
+        todo, excess = todo[~inside], excess[~inside]
+        mu[todo] = (mu[todo] * excess).clamp_min(UNDAMPED)
     move[todo] = 0.0
     slope = -(here.gradient * move).sum((1, 2))
     braking = mu * here.energy * size.square()
@@ -80,10 +92,10 @@ def step_in_region(
     residual[todo] = float("inf")
     radius = radius.clone()
     radius[todo] = 0.0
-    return Step(move, 0.5 * (slope + braking), residual, size), mu, radius
+    return Step(move, 0.5 * (slope + braking), residual, size, bowl), mu, radius
 
 
-def _damped(model: Model, rows: Tensor, push: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    damped = model.take(rows)
-    damped.diagonal += push
-    return solve_model(damped, -gradient[rows])
+def _damped(model: Model, rows: Tensor | None, push: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Steps of the curves ``rows``, or of all of them."""
+    damped, down = (model, gradient) if rows is None else (model.take(rows), gradient[rows])
+    return solve_model(Model(damped.diagonal + push, damped.near, damped.far), -down)
