@@ -138,7 +138,9 @@ def places(h: Tensor, *, dense: bool) -> Places:
 
 def add_gradient(gradient: Tensor, parts: Tensor) -> None:
     """Add the elements' shares (P, n/2, 3, d) to the inner nodes' (P, n-1, d), in place."""
-    gradient += _spread(parts)[:, 1:-1]
+    gradient[:, ::2] += parts[:, :, 1]
+    gradient[:, 1::2] += parts[:, :-1, 2]
+    gradient[:, 1::2] += parts[:, 1:, 0]
 
 
 def add_weight(
@@ -165,13 +167,35 @@ def add_weight(
     return v, square, w, slope, bend
 
 
-def add_blocks(model: Model, blocks: Tensor) -> None:
-    """Add the elements' matrices (P, n/2, 3, d, 3, d) to the model, in place."""
-    diagonal = torch.stack([blocks[:, :, i, :, i] for i in range(3)], dim=2)
-    model.diagonal += _spread(diagonal.flatten(3)).unflatten(2, diagonal.shape[3:])[:, 1:-1]
-    near = torch.stack([blocks[:, :, 0, :, 1], blocks[:, :, 1, :, 2]], dim=2).flatten(1, 2)
-    model.near += near[:, 1:-1]
-    model.far += blocks[:, 1:-1, 0, :, 2]
+#: the pairs of an element's nodes that a symmetric model tells apart
+_FIRST, _SECOND = [0, 1, 2, 0, 1, 0], [0, 1, 2, 1, 2, 2]
+
+
+def couplings(where: Places) -> Tensor:
+    """How a place couples the nodes of its element: (P, n/2, 6, 4q), for :func:`add_blocks`."""
+    a, b = where.shapes[..., _FIRST], where.shapes[..., _SECOND]
+    da, db = where.slopes[..., _FIRST], where.slopes[..., _SECOND]
+    return torch.cat([a * b, a * db, da * b, da * db], dim=2).mT
+
+
+def add_blocks(model: Model, coupled: Tensor, place: Tensor, mixed: Tensor, velocity: Tensor | None = None) -> None:
+    """Add an integrand's second derivatives at the places, each (P, n/2, q, d, d), to the model, in place.
+
+    Args:
+        coupled: :func:`couplings` of the places.
+        place: by the point twice.
+        mixed: by the point, first, and the velocity.
+        velocity: by the velocity twice; zero if not given.
+    """
+    parts = [place, mixed, mixed.mT] if velocity is None else [place, mixed, mixed.mT, velocity]
+    stacked = torch.cat(parts, dim=2)
+    blocks = (coupled[..., : stacked.shape[2]] @ stacked.flatten(3)).unflatten(3, stacked.shape[3:])
+    model.diagonal[:, ::2] += blocks[:, :, 1]
+    model.diagonal[:, 1::2] += blocks[:, :-1, 2]
+    model.diagonal[:, 1::2] += blocks[:, 1:, 0]
+    model.near[:, ::2] += blocks[:, :-1, 4]
+    model.near[:, 1::2] += blocks[:, 1:, 3]
+    model.far += blocks[:, 1:-1, 5]
 
 
 def _spread(parts: Tensor) -> Tensor:

@@ -21,7 +21,18 @@ from .._arrays import is_single
 from ..metric import MetricParts
 from ..smooth_map import SmoothMap
 from .batch import Batch
-from .elements import Model, Places, Stiffness, add_blocks, add_gradient, add_weight, empty_model, places, stiffness
+from .elements import (
+    Model,
+    Places,
+    Stiffness,
+    add_blocks,
+    add_gradient,
+    add_weight,
+    couplings,
+    empty_model,
+    places,
+    stiffness,
+)
 from .field import FieldDerivative
 
 #: latent dimensions in which a grid leads round walls, so that few points of quadrature will do
@@ -207,22 +218,15 @@ class CurveEnergy:
         assert self.weight is not None
         v, square, w, slope, bend = add_weight(out.energy, out.gradient, self.weight, out.nodes, where, curved=True)
         share = where.weights
+        mixed = (share[..., None] * slope)[..., None] * v[..., None, :]
         # Gauss-Newton for sqrt(w) v holds half of what mixes place and velocity, and half of the curvature where
         # log w is linear, as it nearly is on the flank of a wall
-        a = (where.shapes[..., None] * slope[..., None, :]).flatten(3)
-        b = (where.slopes[..., None] * v[..., None, :]).flatten(3)
-        b = b + (square / w.clamp_min(1e-300) / 4)[..., None] * a
-        half = (share[..., None] * a).mT @ b
-        shape = (*half.shape[:2], 3, v.shape[3], 3, v.shape[3])
-        half = (half + half.mT).view(shape)
-        exact = half
-        if bend is not None:
-            bend = bend - slope[..., None] * slope[..., None, :] / w.clamp_min(1e-300)[..., None, None]
-            exact = half + _joined(where.shapes, where.shapes, (share * square)[..., None, None] * bend)
-        add_blocks(out.rest, exact)
+        steep = (slope * (share * square / w.clamp_min(1e-300) / 2)[..., None])[..., None] * slope[..., None, :]
         eye = torch.eye(v.shape[3], dtype=v.dtype, device=v.device)
-        rigid = (2 * (share * w)[..., None] * where.slopes).mT @ where.slopes
-        add_blocks(out.convex, half + rigid[:, :, :, None, :, None] * eye[:, None, :])
+        coupled = couplings(where)
+        add_blocks(out.convex, coupled, steep, mixed, (2 * share * w)[..., None, None] * eye)
+        exact = steep if bend is None else (share * square)[..., None, None] * bend - steep
+        add_blocks(out.rest, coupled, exact, mixed)
 
     def _add_field(self, out: Linearisation, where: Places) -> None:
         assert self.field is not None
@@ -235,18 +239,11 @@ class CurveEnergy:
         by_place = (pushed.mT @ v[..., None])[..., 0]
         add_gradient(out.gradient, where.shapes.mT @ by_place + where.slopes.mT @ (2 * along))
         curved = pushed.mT @ torch.linalg.solve_ex(tensors, pushed)[0]
-        half = _joined(where.shapes, where.slopes, pushed.mT) + _joined(where.slopes, where.shapes, pushed)
-        half = half + _joined(where.shapes, where.shapes, curved) / 2
-        add_blocks(out.convex, half + _joined(where.slopes, where.slopes, 2 * tensors))
+        coupled = couplings(where)
+        add_blocks(out.convex, coupled, curved / 2, pushed.mT, 2 * tensors)
         exact = self.field.curvature(points.flatten(0, 2), v.flatten(0, 2))
-        if exact is not None:
-            half = half + _joined(where.shapes, where.shapes, share * exact.view_as(curved) - curved)
-        add_blocks(out.rest, half)
-
-
-def _joined(left: Tensor, right: Tensor, matrices: Tensor) -> Tensor:
-    """Elements' matrices (P, n/2, 3, d, 3, d) from matrices (P, n/2, q, d, d) at the places and two sets of shares."""
-    return torch.einsum("pmqi,pmqj,pmqab->pmiajb", left, right, matrices)
+        exact = curved / 2 if exact is None else share * exact.view_as(curved) - curved / 2
+        add_blocks(out.rest, coupled, exact, pushed.mT)
 
 
 def _products(rows: Tensor, apart: int) -> Tensor:
