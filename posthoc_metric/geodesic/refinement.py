@@ -19,7 +19,7 @@ from .starts import StartCurves
 from .status import Status
 
 #: coarse curves are compared before they are stationary to the tolerance asked for
-_COARSE_TOL = 5e-2
+_COARSE_TOL = 2e-2
 #: how much longer than a pair's shortest curve another may be and still turn out shorter with more nodes
 _COARSE_MARGIN = 0.05
 _MARGIN = 0.01
@@ -32,7 +32,7 @@ _ROUGH_RESIDUAL = 5e-2
 #: share of the error asked for that the quadrature may take before chords are asked as well
 _SURE = 0.3
 #: bytes of decoded points that are worked on at once; larger temporaries cost more to allocate than to compute
-_CACHED = 16 * 2**20
+_CACHED = 32 * 2**20
 
 _CODE = {status: code for code, status in enumerate(STATUSES)}
 
