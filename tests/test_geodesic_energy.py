@@ -1,0 +1,106 @@
+"""The discrete energy's derivatives, and what is done in single precision for decoders that know no more."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import posthoc_metric as pm
+from posthoc_metric.geodesic.elements import Model
+from posthoc_metric.geodesic.energy import CurveEnergy, Linearisation
+from posthoc_metric.geodesic.trust_region import step_in_region
+from posthoc_metric.metric import MetricParts
+
+
+class Bowl:
+    """``w(z) = 1 + z₁² + z₁ z₂²``, with its derivatives."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return 1 + z[:, 0] ** 2 + z[:, 0] * z[:, 1] ** 2
+
+    def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self(z), torch.stack([2 * z[:, 0] + z[:, 1] ** 2, 2 * z[:, 0] * z[:, 1]], dim=1)
+
+    def value_gradient_hessian(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        hessian = torch.stack([torch.full_like(z[:, 0], 2.0), 2 * z[:, 1], 2 * z[:, 1], 2 * z[:, 0]], dim=1)
+        return *self.value_and_gradient(z), hessian.view(-1, 2, 2)
+
+
+def _curves(count: int, spans: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    nodes = torch.randn(count, spans + 1, 2, generator=generator, dtype=torch.float64).cumsum(1) / spans
+    h = 0.5 + torch.rand(count, spans, generator=generator, dtype=torch.float64)
+    return nodes, h / h.sum(1, keepdim=True)
+
+
+def _decoder(dtype: torch.dtype) -> pm.Decoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 60))
+    return pm.Decoder(module.to(dtype), latent_dim=2)
+
+
+def _dense(model: Model) -> Tensor:
+    """(P, n-1, d, n-1, d), column by column."""
+    count, nodes, dim, _ = model.diagonal.shape
+    units = torch.eye(nodes * dim, dtype=torch.float64).view(-1, nodes, dim)
+    return torch.stack([model.times(unit.expand(count, -1, -1)) for unit in units], dim=-1).unflatten(-1, (nodes, dim))
+
+
+def test_the_model_of_a_weight_with_second_derivatives_is_its_hessian():
+    nodes, h = _curves(3, 8)
+    energy = CurveEnergy(MetricParts(weight=Bowl()), nodes[:, 0])
+    here = energy.linearise(nodes, h)
+    step = 1e-6
+
+    def gradient(moved: Tensor) -> Tensor:
+        return energy.linearise(moved, h).gradient
+
+    columns = []
+    for node in range(1, 8):
+        for axis in range(2):
+            push = torch.zeros_like(nodes)
+            push[:, node, axis] = step
+            columns.append((gradient(nodes + push) - gradient(nodes - push)) / (2 * step))
+    exact = torch.stack(columns, dim=-1).unflatten(-1, (7, 2))
+    torch.testing.assert_close(_dense(here.convex + here.rest), exact, rtol=1e-6, atol=1e-7 * float(exact.abs().max()))
+
+
+def test_a_float32_decoder_is_worked_with_in_single_precision_and_no_other():
+    assert CurveEnergy(MetricParts(_decoder(torch.float32)), torch.zeros(4, 2).double()).dtype == torch.float32
+    assert CurveEnergy(MetricParts(_decoder(torch.float64)), torch.zeros(4, 2).double()).dtype == torch.float64
+
+
+def test_single_precision_costs_no_more_than_the_decoders_own():
+    nodes, h = _curves(3, 8)
+    decoder = _decoder(torch.float32)
+    single = CurveEnergy(MetricParts(decoder), nodes[:, 0]).linearise(nodes, h)
+    wide = CurveEnergy(MetricParts(decoder), nodes[:, 0])
+    wide.dtype = torch.float64
+    double = wide.linearise(nodes, h)
+    torch.testing.assert_close(single.energy, double.energy, rtol=1e-6, atol=0.0)
+    scale = float(double.gradient.abs().max())
+    torch.testing.assert_close(single.gradient, double.gradient, rtol=0.0, atol=3e-6 * scale)
+    # conditions are squared in these: they are formed in double precision from the same Jacobians
+    assert single.squares is not None and double.squares is not None
+    torch.testing.assert_close(single.squares, double.squares, rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_step_says_whether_the_model_is_positive_definite_without_damping(sign):
+    eye = torch.eye(2, dtype=torch.float64).expand(1, 3, 2, 2)
+    far, near = (torch.zeros(1, k, 2, 2, dtype=torch.float64) for k in (0, 2))
+    one = torch.ones(1, dtype=torch.float64)
+    here = Linearisation(
+        torch.zeros(1, 5, 2, dtype=torch.float64),
+        one,
+        torch.ones(1, 3, 2, dtype=torch.float64),
+        Model(eye.clone(), near.clone(), far.clone()),
+        Model(torch.zeros_like(eye), near, far),
+    )
+    model = Model(sign * eye, near.clone(), far.clone())
+    step, _, _ = step_in_region(here, model, eye.clone(), 10 * one, torch.zeros_like(one))
+    assert bool(step.bowl) == (sign > 0)
+    # where it is not, the Gauss-Newton part takes its place
+    torch.testing.assert_close(step.move, -torch.ones_like(step.move))
