@@ -18,8 +18,6 @@ from .spline import Spline, interpolate
 from .starts import StartCurves
 from .status import Status
 
-#: coarse curves are compared before they are stationary to the tolerance asked for
-_COARSE_TOL = 2e-2
 #: how much longer than a pair's shortest curve another may be and still turn out shorter with more nodes
 _COARSE_MARGIN = 0.05
 _MARGIN = 0.01
@@ -92,7 +90,7 @@ class Refiner:
         spans = min(max(1 << (int(self.options.spans) - 1).bit_length(), 8), 256) // 2
         while len(pending.pair):
             knots, nodes = pending.sample(spans)
-            curves = self._relax(knots, nodes, pending.pair, pending.kind, _COARSE_TOL)
+            curves = self._relax(knots, nodes, pending.pair, pending.kind, self.routes.coarse_tol)
             # nothing coarse is final: should no refinement be better, it is this that is said of it
             broken = curves.facts.status == _CODE[Status.NOT_FINITE]
             curves.facts.status[~broken] = _CODE[Status.UNRESOLVED]

@@ -30,6 +30,9 @@ _STEPS_A_LEVEL = 25
 #: the same in few dimensions, where steps of few curves cost nearly as much as those of all
 _STEPS_IN_FEW = 10
 _STEPS_A_COARSE_LEVEL = 80
+#: coarse curves are compared before they are stationary to the tolerance asked for; in few dimensions their steps are
+#: cheap beside those that they save with more nodes
+_COARSE_TOL, _COARSE_TOL_IN_FEW = 5e-2, 2e-2
 #: spans above which steps are dear, and a curve with kinks has had nodes enough to be told from a smooth one
 MOST_COARSE = 64
 
@@ -42,6 +45,7 @@ class Routes:
     Attributes:
         parts: the metric as it may be asked within the memory limit.
         many: the way by gradients alone, where all curves take it.
+        coarse_tol: residual to which coarse curves are relaxed.
     """
 
     def __init__(self, parts: MetricParts, starts: StartCurves, options: RelaxationOptions):
@@ -53,6 +57,7 @@ class Routes:
             self.rest = ManyDimensions(parts, starts, options)
             if matrix_free(parts, self.dim):
                 self.many = self.rest
+        self.coarse_tol = _COARSE_TOL if self.dim > _FEW else _COARSE_TOL_IN_FEW
         self.parts = parts if self.many is None else self.many.parts
         probe = starts.nodes[:, ::16].flatten(0, 1)
         self.energy = CurveEnergy(self.parts, probe[torch.isfinite(probe).all(1)][:512], options.memory_limit)
