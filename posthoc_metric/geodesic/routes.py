@@ -27,7 +27,7 @@ _FEW = 3
 _TRIES = 15
 #: steps at one number of spans, unless it is the last
 _STEPS_A_LEVEL = 25
-#: the same in few dimensions, where steps of few curves cost nearly as much as those of all
+#: the same in few dimensions up to MOST_COARSE, where steps of few curves cost nearly as much as those of all
 _STEPS_IN_FEW = 10
 _STEPS_A_COARSE_LEVEL = 80
 #: coarse curves are compared before they are stationary to the tolerance asked for; in few dimensions their steps are
@@ -71,9 +71,8 @@ class Routes:
         spans = knots.shape[1] - 1
         # a curve that is slow here goes on with more nodes, where its like are still in the batch; in many dimensions
         # steps with few nodes are cheap beside the Jacobians of many
-        most = _STEPS_A_LEVEL if spans > MOST_COARSE else _STEPS_A_COARSE_LEVEL
-        if self.dim <= _FEW:
-            most = _STEPS_IN_FEW
+        few = _STEPS_IN_FEW if self.dim <= _FEW else _STEPS_A_COARSE_LEVEL
+        most = _STEPS_A_LEVEL if spans > MOST_COARSE else few
         last = 2 * spans > self.options.max_spans
         steps = self.options.max_steps if last else min(most, self.options.max_steps)
         stubborn = torch.zeros(len(nodes), dtype=torch.bool, device=nodes.device) if base is None else base.stubborn
