@@ -5,7 +5,7 @@
 - its ceiling, from ``inflation``: the costliest unit step on the data, times the inflation, squared;
 - its edge, from ``support_quantile``: at that quantile of held-out scores ``w`` still leaves the decoder's
   volume alone.  From there it rises to the costliest eigenvalue on the data within the data's own spacing, and
-  on to the ceiling by a third of the data's radius;
+  on to what the inflation asks for by half of the data's radius;
 - its floor, from ``max_condition_number``: about the least that bounds κ(J) there.
 
 What is chosen is checked by computing the audit's own quantities from eigenvalues measured once.
@@ -28,9 +28,9 @@ from .gate import Gate
 from .measurement import VOID_OFFSETS, Measured
 
 #: where the rise may end, widest first: a wide rise is a smooth metric, a narrow one hugs the data
-_RISE_ENDS = (0.35, 0.25, 0.15, 0.1)
+_RISE_ENDS = (0.5, 0.35, 0.25, 0.15, 0.1)
 #: what share of the ceiling is reached at the end of the rise
-_SATURATION = 0.95
+_SATURATION = 0.8
 #: where the knee may lie, in offsets; the data's own spacing decides between these
 _KNEE_RANGE = (0.01, 0.05)
 #: change of log volume per dimension that still counts as none: at the median, at 90 % and at ``support_quantile``

@@ -48,7 +48,9 @@ class RBF(UncertaintyModel):
         self._origin = latents.mean(0)
         self._points = found.points - self._origin
         dim = latents.shape[1]
-        pooled = (found.mean_square_radius * found.counts).sum() / found.counts.sum()
+        # a cluster's centre is the mean of its own latents, which costs it one of them
+        spare = (found.counts.sum() - len(found.counts)).clamp_min(1)
+        pooled = (found.mean_square_radius * found.counts).sum() / spare
         scale = latents.var(0, correction=0).sum()
         # centres on every distinct latent leave no radius within the clusters
         self._width = torch.maximum(pooled / dim, 1e-6 * scale).sqrt()
