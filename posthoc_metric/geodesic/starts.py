@@ -253,23 +253,24 @@ def _tabulated(values: Tensor, place: Tensor) -> Tensor:
 
 
 def _boxes(start: Tensor, end: Tensor, support: Tensor | None) -> dict[tuple[float, ...], Tensor]:
-    """Boxes (centre and half sides) for the pairs, doubled about the data until they hold the pair with a margin."""
+    """Boxes (centre and half sides) for the pairs, enlarged about the data until they hold the pair with a margin."""
     if support is None:
         centre, half = torch.zeros_like(start[0]), torch.ones_like(start[0])
     else:
         low, high = support.amin(0), support.amax(0)
         centre, half = (low + high) / 2, ((high - low) / 2).clamp_min(1e-12 + 1e-3 * float((high - low).max()))
-    # the data's own box has a margin of a fifth; a pair without data gets half its box
+    # the data's own box has a margin of a fifth; a pair without data gets one of at least half as much again as it takes
     half = half * (1.2 if support is not None else 1.0)
     reach = (torch.stack([start, end]) - centre).abs().amax(0) / half
-    need = reach.amax(1) if support is not None else reach.amax(1) * 1.5
-    doublings = (
-        need.clamp_min(1.0).log2().ceil().long() if support is not None else need.clamp_min(1e-300).log2().ceil()
-    )
+    if support is None:
+        # boxes four times as large each as the one before: every one has a grid of its own to build
+        powers = 2 * (1.5 * reach.amax(1)).clamp_min(1e-300).log2().div(2).ceil()
+    else:
+        powers = reach.amax(1).clamp_min(1.0).log2().ceil()
     groups = {}
-    for power in doublings.unique().tolist():
+    for power in powers.unique().tolist():
         key = (*centre.tolist(), *(half * 2.0**power).tolist())
-        groups[key] = (doublings == power).nonzero().flatten()
+        groups[key] = (powers == power).nonzero().flatten()
     return groups
 
 
