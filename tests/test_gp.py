@@ -8,8 +8,10 @@ import gpytorch
 import pytest
 import torch
 
+import posthoc_metric as pm
 from posthoc_metric.decoder import Decoder
 from posthoc_metric.errors import FitError, InvalidArgumentError, NotFittedError
+from posthoc_metric.geodesic.field import FieldDerivative
 from posthoc_metric.support import Support
 from posthoc_metric.uncertainty import gp, gp_evidence
 from posthoc_metric.uncertainty.gp import GaussianProcess
@@ -263,3 +265,10 @@ def test_guards():
         GaussianProcess().score(latents)
     with pytest.raises(InvalidArgumentError, match="`inducing`"):
         GaussianProcess(inducing=1)
+
+
+def test_a_repair_with_it_is_differentiated_by_autograd_and_not_by_2d_differences():
+    decoder, latents = _decoder(dim=5), _latents(300, 5)
+    metric = pm.repair(decoder, latents, uncertainty="gp")
+    far = torch.cat([latents[:20], 3 * latents[:20], 1000 * latents[:4]])
+    assert FieldDerivative(metric.parts().field, far).by_autograd

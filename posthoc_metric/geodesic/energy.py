@@ -241,7 +241,9 @@ class CurveEnergy:
         curved = pushed.mT @ torch.linalg.solve_ex(tensors, pushed)[0]
         coupled = couplings(where)
         add_blocks(out.convex, coupled, curved / 2, pushed.mT, 2 * tensors)
-        exact = self.field.curvature(points.flatten(0, 2), v.flatten(0, 2))
+        # beside a decoder, whose own second derivatives are learnt from its Jacobians, those of a field are worth less
+        # than they cost
+        exact = None if self.embedding is not None else self.field.curvature(points.flatten(0, 2), v.flatten(0, 2))
         exact = curved / 2 if exact is None else share * exact.view_as(curved) - curved / 2
         add_blocks(out.rest, coupled, exact, pushed.mT)
 

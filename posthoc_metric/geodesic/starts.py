@@ -259,7 +259,7 @@ def _boxes(start: Tensor, end: Tensor, support: Tensor | None) -> dict[tuple[flo
     else:
         low, high = support.amin(0), support.amax(0)
         centre, half = (low + high) / 2, ((high - low) / 2).clamp_min(1e-12 + 1e-3 * float((high - low).max()))
-    # the data's own box has a margin of a fifth; a pair without data gets one of at least half as much again as it takes
+    # the data's own box has a margin of a fifth, that of a pair without data one of at least a half
     half = half * (1.2 if support is not None else 1.0)
     reach = (torch.stack([start, end]) - centre).abs().amax(0) / half
     if support is None:

@@ -40,7 +40,9 @@ class Floor:
 
     def __call__(self, z: Tensor) -> Tensor:
         """``ε(z)``, (B, d) -> (B,)."""
-        return self.value_and_gradient(z)[0]
+        if not bool(self.level > 0):
+            return z.new_zeros(len(z))
+        return self.level * (self._shares(z) @ self.logs).exp()
 
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``ε(z)`` (B,) and ``∇ε(z)`` (B, d)."""

@@ -144,10 +144,10 @@ class GaussianProcess(UncertaintyModel):
     def _score(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The score, and kernel values and what is known in units of the row's largest kernel value."""
         assert self._factor is not None
-        exponent = squared_distances(points, self._sites).mul_(0.5 / self._length_scale**2)
+        exponent = _squares(points, self._sites) * (0.5 / self._length_scale**2)
         least = exponent.amin(1)
         # with the common factor apart nothing underflows, however far the latents are
-        kernel = (least[:, None] - exponent).exp_()
+        kernel = (least[:, None] - exponent).exp()
         known = kernel @ self._factor.T
         log_share = ((1 - _KEPT) * known.square().sum(1)).log() - 2 * least
         return (-log_share).sqrt(), kernel, known
@@ -210,6 +210,14 @@ def _shape(points: Tensor, sites: Tensor, factor: Tensor, length_scale: float) -
     return torch.eye(points.shape[1]).to(points) - (0.5 - 0.5 * _KEPT) * (square + square.mT)
 
 
+def _squares(left: Tensor, right: Tensor) -> Tensor:
+    """Squared distances (n, m), twice differentiable, up to rounding.
+
+    The latents are standardised, so the expanded square loses nothing that matters, and it is one product.
+    """
+    return left.square().sum(1, keepdim=True) - 2 * left @ right.T + right.square().sum(1)
+
+
 def _condition(points: Tensor, inducing: Tensor | None, length_scale: float, noise: float) -> tuple[Tensor, float]:
     """``F`` (r, M) and the jitter: ``FᵀF = (K + νI)⁻¹``, or ``K_m⁻¹ - (K_m + K_mn K_nm/ν)⁻¹`` with inducing points.
 
@@ -217,9 +225,7 @@ def _condition(points: Tensor, inducing: Tensor | None, length_scale: float, noi
     """
 
     def kernel(left: Tensor, right: Tensor) -> Tensor:
-        # the latents are standardised, so the expanded square loses nothing that matters, and it is one product
-        square = left.square().sum(1, keepdim=True) - 2 * left @ right.T + right.square().sum(1)
-        return square.clamp_min_(0).mul_(-0.5 / length_scale**2).exp_()
+        return _squares(left, right).clamp_min_(0).mul_(-0.5 / length_scale**2).exp_()
 
     if inducing is None:
         values, basis = torch.linalg.eigh(kernel(points, points))
