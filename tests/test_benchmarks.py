@@ -55,3 +55,11 @@ def test_scaling_and_time_shares(scripts, capsys):
     assert "time grows as B^" in scaling.block("B", (2, 4), found)
     time_shares.main(3, (2,), epochs=2)
     assert "decoder" in capsys.readouterr().out
+
+
+def test_uncertainty_costs(scripts, capsys):
+    import uncertainty_costs
+
+    uncertainty_costs.main(300, 1, 100)
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("rbf, K = 64", "gp", "rbf-published"))
