@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ._arrays import ArrayLike, describe, name_rows, to_points
 from .errors import InvalidArgumentError, NumericalError
+from .matrix_field import square
 from .smooth_map import SmoothMap, check_smooth_map, gram
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class MetricParts:
     Attributes:
         embedding: ``F``, whose chords measure energy without any derivative of the metric.
         weight: ``w``, the conformal part.
-        field: ``U``, (B, d) -> (B, d, d), anything else; symmetric positive semi-definite.
+        field: ``U``, (B, d) -> (B, d, d), anything else; symmetric positive semi-definite. It may be a
+            :class:`~posthoc_metric.matrix_field.DirectedField`.
     """
 
     embedding: SmoothMap | None = None
@@ -78,7 +80,8 @@ class MetricParts:
         if self.weight is not None:
             total = total + self.weight(z) * (u * v).sum(-1)
         if self.field is not None:
-            total = total + torch.einsum("bi,bij,bj->b", u, self.field(z), v)
+            product = square(self.field, z, v) if v is u else torch.einsum("bi,bij,bj->b", u, self.field(z), v)
+            total = total + product
         return total
 
 

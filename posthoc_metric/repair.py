@@ -19,7 +19,7 @@ from .support import Support
 from .uncertainty import PublishedRBF, UncertaintyModel, make_model, model_class, model_name
 from .uncertainty.calibration import Knobs, calibrate
 from .uncertainty.floor import Floor
-from .uncertainty.gate import Gate
+from .uncertainty.gate import Gate, ShapedField
 from .uncertainty.measurement import measure
 
 if TYPE_CHECKING:
@@ -277,9 +277,10 @@ def _parts(decoder: SmoothMap, model: UncertaintyModel | PublishedRBF, gate: Gat
     if isinstance(model, PublishedRBF):
         return MetricParts(embedding=StackedMap([decoder, model.noise]))
     assert gate is not None
-    if model.shape() is None:
+    shape = model.shape()
+    if shape is None:
         return MetricParts(embedding=decoder, weight=gate)
-    return MetricParts(embedding=decoder, field=gate.shaped)
+    return MetricParts(embedding=decoder, field=ShapedField(gate, shape))
 
 
 def _check_data(decoder: SmoothMap, data: Any, count: int) -> Rows:

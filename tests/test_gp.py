@@ -12,8 +12,9 @@ import posthoc_metric as pm
 from posthoc_metric.decoder import Decoder
 from posthoc_metric.errors import FitError, InvalidArgumentError, NotFittedError
 from posthoc_metric.geodesic.field import FieldDerivative
+from posthoc_metric.matrix_field import DirectedField
 from posthoc_metric.support import Support
-from posthoc_metric.uncertainty import gp, gp_evidence
+from posthoc_metric.uncertainty import gp, gp_evidence, gp_shape
 from posthoc_metric.uncertainty.gp import GaussianProcess
 
 
@@ -123,7 +124,7 @@ def test_inducing_points_everywhere_give_the_exact_posterior():
     sparsely, _ = gp._condition(points, points, 0.3, 0.02)
     z = _latents(20, 2, seed=1)
     torch.testing.assert_close(
-        gp._shape(z, points, exactly, 0.3), gp._shape(z, points, sparsely, 0.3), rtol=1e-4, atol=1e-5
+        gp_shape.shape_at(z, points, exactly, 0.3), gp_shape.shape_at(z, points, sparsely, 0.3), rtol=1e-4, atol=1e-5
     )
 
 
@@ -272,3 +273,21 @@ def test_a_repair_with_it_is_differentiated_by_autograd_and_not_by_2d_difference
     metric = pm.repair(decoder, latents, uncertainty="gp")
     far = torch.cat([latents[:20], 3 * latents[:20], 1000 * latents[:4]])
     assert FieldDerivative(metric.parts().field, far).by_autograd
+
+
+@pytest.mark.parametrize("which", ["exact", "sparse"])
+def test_single_directions_say_what_the_matrices_say(which, request):
+    latents, model = request.getfixturevalue(which)
+    z = torch.cat([latents[:30], latents[:30] + 4.0, latents[:5] + 1e4]).requires_grad_(True)
+    v = _latents(len(z), 2, seed=3).requires_grad_(True)
+    shape = model.shape()
+    whole = torch.einsum("bi,bij,bj->b", v, shape(z), v)
+    torch.testing.assert_close(shape.square(z, v), whole, rtol=1e-9, atol=1e-12)
+    slopes = [torch.autograd.grad(values.sum(), (z, v)) for values in (whole, shape.square(z, v))]
+    for one, other in zip(*slopes, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+    metric = pm.repair(_decoder(), latents.detach(), uncertainty=model)
+    field = metric.parts().field
+    assert isinstance(field, DirectedField)
+    here, way = z.detach(), v.detach()
+    torch.testing.assert_close(field.square(here, way), torch.einsum("bi,bij,bj->b", way, field(here), way))

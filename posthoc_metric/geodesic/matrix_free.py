@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..matrix_field import square
 from ..metric import MetricParts
 from ..smooth_map import SmoothMap
 from .batch import Batch
@@ -126,10 +127,9 @@ class MatrixFreeEnergy:
         if self.field.by_autograd:
             # one backward pass for the square of the speed, where FieldDerivative takes d of them
             with torch.enable_grad():
-                at = at.detach().clone().requires_grad_(True)
-                along = (self.field.field(at) @ flat[..., None])[..., 0]
-                (by_place,) = torch.autograd.grad((along * flat).sum(), at)
-            along = along.detach()
+                at, way = (part.detach().clone().requires_grad_(True) for part in (at, flat))
+                by_place, along = torch.autograd.grad(square(self.field.field, at, way).sum(), (at, way))
+            along = along / 2
         else:
             tensors, pushed = self.field(at, flat)
             along = (tensors @ flat[..., None])[..., 0]

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..matrix_field import square
 from ..metric import MetricParts
 
 #: up to this latent dimension a point is known by its (d, d) matrix, above by the embedding's value
@@ -129,8 +130,7 @@ class ChordRuler:
                 squares = squares + self.parts.weight(where).view(3, -1) * (right - left).square().sum(1)
             if self.parts.field is not None:
                 step = right - left
-                at = self.parts.field((left + right) / 2)
-                squares = squares + torch.einsum("ei,eij,ej->e", step, at, step)
+                squares = squares + square(self.parts.field, (left + right) / 2, step)
             total = total + squares.clamp_min(0).sqrt().mul(squares.new_tensor([1 / 6, 2 / 3, 1 / 6])[:, None]).sum(0)
         return total
 

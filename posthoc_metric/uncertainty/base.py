@@ -58,7 +58,11 @@ class UncertaintyModel(ABC):
 
     def shape(self) -> Callable[[Tensor], Tensor] | None:
         """What is unknown in each direction: z -> (B, d, d), symmetric, eigenvalues in [0, 1], tending to
-        the identity far from the data; ``None`` where ignorance is the same in every direction."""
+        the identity far from the data; ``None`` where ignorance is the same in every direction.
+
+        In many dimensions geodesics ask for single directions only, and take far less where the answer is a
+        :class:`~posthoc_metric.matrix_field.DirectedField`.
+        """
         return None
 
     def state(self) -> dict[str, Tensor]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..matrix_field import square
 from .base import UncertaintyModel
 from .floor import Floor
 
@@ -96,15 +98,36 @@ class Gate:
         parts = floor + weight, tilt + slope[:, None] * gradient, bowl + hessian
         return parts[0].to(z.device), parts[1].to(z.device), parts[2].to(z.device)
 
-    def shaped(self, z: Tensor) -> Tensor:
-        """``ε I + (w - ε) S(z)`` (B, d, d), for a model whose ignorance has a shape S."""
-        shape = self.model.shape()
-        assert shape is not None
-        here = z.to(self.device)
-        identity = torch.eye(z.shape[1], dtype=z.dtype, device=here.device)
-        weight = self.weight(self.model.score(here))[0]
-        return (self.floor(here)[:, None, None] * identity + weight[:, None, None] * shape(here)).to(z.device)
-
     def numbers(self) -> dict[str, float]:
         """The numbers that calibration chose; the floor has a state of its own."""
         return {name: float(getattr(self, name)) for name in ("knee", "level", "steep", "gentle", "ceiling")}
+
+
+@dataclass(frozen=True)
+class ShapedField:
+    """``U(z) = ε I + (w - ε) S(z)``, for a model whose ignorance has a shape S.
+
+    Attributes:
+        gate: of the model.
+        shape: S.
+    """
+
+    gate: Gate
+    shape: Callable[[Tensor], Tensor]
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """(B, d) -> (B, d, d)."""
+        floor, weight, here = self._parts(z)
+        identity = torch.eye(z.shape[1], dtype=z.dtype, device=here.device)
+        return (floor[:, None, None] * identity + weight[:, None, None] * self.shape(here)).to(z.device)
+
+    def square(self, z: Tensor, v: Tensor) -> Tensor:
+        """``vᵀ U(z) v``, (B, d), (B, d) -> (B,)."""
+        floor, weight, here = self._parts(z)
+        way = v.to(here)
+        return (floor * way.square().sum(1) + weight * square(self.shape, here, way)).to(z.device)
+
+    def _parts(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``ε`` (B,), ``w - ε`` (B,), and ``z`` where the model is."""
+        here = z.to(self.gate.device)
+        return self.gate.floor(here), self.gate.weight(self.gate.model.score(here))[0], here

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,11 +10,13 @@ from torch import Tensor
 
 from .._arrays import describe
 from ..errors import FitError, InvalidArgumentError, NotFittedError
+from ..matrix_field import DirectedField
 from ..smooth_map import SmoothMap
 from ..support import FEWEST, Support
 from .base import UncertaintyModel
 from .centres import nearest, place_centres, squared_distances
 from .gp_evidence import ENTRIES, Hyperparameters, cholesky, largest_length_scale, maximise, outputs, reduce
+from .gp_shape import CHUNK, KEPT, PosteriorShape, shape_at, squares
 
 #: up to this many latents nothing is approximated
 EXACT_UP_TO = 1000
@@ -25,9 +26,6 @@ _COVERED_ROWS = 50_000
 _LONGEST = 2.0
 #: one data radius beyond the support, at least this share of the prior must be back in every direction
 _FORGOTTEN = 0.8
-#: this share of the prior is never given up, which keeps rounding from making a variance negative
-_KEPT = 1e-6
-_CHUNK = 2**22
 
 
 class GaussianProcess(UncertaintyModel):
@@ -104,7 +102,7 @@ class GaussianProcess(UncertaintyModel):
 
         def forgotten(length_scale: float) -> bool:
             factor, _ = _condition(seen, inducing, length_scale, found.noise)
-            least = torch.linalg.eigvalsh(_shape(void, sites, factor, length_scale))[:, 0]
+            least = torch.linalg.eigvalsh(shape_at(void, sites, factor, length_scale))[:, 0]
             return float(torch.quantile(least, 0.05)) >= _FORGOTTEN
 
         high = found.length_scale
@@ -126,13 +124,13 @@ class GaussianProcess(UncertaintyModel):
 
     def score(self, z: Tensor) -> Tensor:
         """``sqrt(-log(1 - v(z)))``, (B, d) -> (B,)."""
-        return torch.cat([self._score(part)[0] for part in self._parts(z, 1)])
+        return torch.cat([self._score(part)[0] for part in self._parts(z)])
 
     def score_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The score (B,) and its gradient (B, d), both in closed form."""
         assert self._factor is not None
         scores, gradients = [], []
-        for part in self._parts(z, 1):
+        for part in self._parts(z):
             score, kernel, known = self._score(part)
             pull = kernel * (known @ self._factor)
             slope = pull.sum(1, keepdim=True) * part - pull @ self._sites
@@ -144,29 +142,25 @@ class GaussianProcess(UncertaintyModel):
     def _score(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The score, and kernel values and what is known in units of the row's largest kernel value."""
         assert self._factor is not None
-        exponent = _squares(points, self._sites) * (0.5 / self._length_scale**2)
+        exponent = squares(points, self._sites) * (0.5 / self._length_scale**2)
         least = exponent.amin(1)
         # with the common factor apart nothing underflows, however far the latents are
         kernel = (least[:, None] - exponent).exp()
         known = kernel @ self._factor.T
-        log_share = ((1 - _KEPT) * known.square().sum(1)).log() - 2 * least
+        log_share = ((1 - KEPT) * known.square().sum(1)).log() - 2 * least
         return (-log_share).sqrt(), kernel, known
 
-    def shape(self) -> Callable[[Tensor], Tensor]:
+    def shape(self) -> DirectedField:
         """``S``: (B, d) -> (B, d, d), eigenvalues in [1e-6, 1]."""
+        if self._factor is None:
+            raise NotFittedError("this GaussianProcess is not fitted; call fit(decoder, latents) first.")
+        return PosteriorShape(self._origin, self._radius, self._sites, self._factor, self._length_scale)
 
-        def evaluate(z: Tensor) -> Tensor:
-            parts = self._parts(z, z.shape[1])
-            assert self._factor is not None
-            return torch.cat([_shape(part, self._sites, self._factor, self._length_scale) for part in parts])
-
-        return evaluate
-
-    def _parts(self, z: Tensor, width: int) -> tuple[Tensor, ...]:
+    def _parts(self, z: Tensor) -> tuple[Tensor, ...]:
         if self._factor is None:
             raise NotFittedError("this GaussianProcess is not fitted; call fit(decoder, latents) first.")
         points = (z.double() - self._origin) / self._radius
-        return points.split(max(1, _CHUNK // (self._sites.shape[0] * width)))
+        return points.split(max(1, CHUNK // self._sites.shape[0]))
 
     def settings(self) -> dict[str, Any]:
         return {"inducing": self.inducing, "targets": self.targets}
@@ -201,23 +195,6 @@ class GaussianProcess(UncertaintyModel):
         return model
 
 
-def _shape(points: Tensor, sites: Tensor, factor: Tensor, length_scale: float) -> Tensor:
-    delta = (points[:, :, None] - sites.T[None]) / length_scale
-    slopes = (-0.5 * delta.square().sum(1)).exp()[:, None] * delta
-    known = slopes @ factor.T
-    square = known @ known.mT
-    # a batched product is symmetric only up to rounding
-    return torch.eye(points.shape[1]).to(points) - (0.5 - 0.5 * _KEPT) * (square + square.mT)
-
-
-def _squares(left: Tensor, right: Tensor) -> Tensor:
-    """Squared distances (n, m), twice differentiable, up to rounding.
-
-    The latents are standardised, so the expanded square loses nothing that matters, and it is one product.
-    """
-    return left.square().sum(1, keepdim=True) - 2 * left @ right.T + right.square().sum(1)
-
-
 def _condition(points: Tensor, inducing: Tensor | None, length_scale: float, noise: float) -> tuple[Tensor, float]:
     """``F`` (r, M) and the jitter: ``FᵀF = (K + νI)⁻¹``, or ``K_m⁻¹ - (K_m + K_mn K_nm/ν)⁻¹`` with inducing points.
 
@@ -225,7 +202,7 @@ def _condition(points: Tensor, inducing: Tensor | None, length_scale: float, noi
     """
 
     def kernel(left: Tensor, right: Tensor) -> Tensor:
-        return _squares(left, right).clamp_min_(0).mul_(-0.5 / length_scale**2).exp_()
+        return squares(left, right).clamp_min_(0).mul_(-0.5 / length_scale**2).exp_()
 
     if inducing is None:
         values, basis = torch.linalg.eigh(kernel(points, points))
@@ -235,7 +212,7 @@ def _condition(points: Tensor, inducing: Tensor | None, length_scale: float, noi
         return (basis[:, kept] / (values[kept] + noise).sqrt()).T.contiguous(), 0.0
     root, jitter = cholesky(kernel(inducing, inducing))
     capacity = torch.zeros_like(root)
-    for chunk in points.split(_CHUNK // len(inducing)):
+    for chunk in points.split(CHUNK // len(inducing)):
         white = torch.linalg.solve_triangular(root, kernel(inducing, chunk), upper=False)
         capacity += white @ white.T
     values, basis = torch.linalg.eigh(capacity / noise)
