@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 FAR = 0.25
 _SAMPLES = 64
 _MOST_LINKED = 5_000
-#: relative error of the lengths: where a curve runs shows long before its length has more digits
-_LENGTHS_TO = 1e-2
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Followed:
     Attributes:
         off_data: share of the Euclidean latent length at offset > 0, where 5 % of held-out data lie too.
         far: the share at offset > 0.25, the first shell of the audit.
-        converged: share of the pairs whose geodesic converged, to 1 % of its length; 1 for straight lines.
+        converged: share of the pairs whose geodesic converged; 1 for straight lines.
     """
 
     off_data: float
@@ -96,7 +94,7 @@ def connected_pairs(support: Support, count: int, *, seed: int = 0) -> tuple[Ten
 
 
 def _followed(metric: Metric, start: Tensor, end: Tensor, support: Support) -> Followed:
-    solution = geodesic(metric, start, end, rtol=_LENGTHS_TO, rough_rtol=_LENGTHS_TO)
+    solution = geodesic(metric, start, end)
     finite = torch.isfinite(solution.length)
     return _shares(solution.points[finite], solution.converged, support)
 
