@@ -86,8 +86,11 @@ class CurveEnergy:
         self.memory_limit = memory_limit
         self.weight = parts.weight
         self.field = None if parts.field is None else FieldDerivative(parts.field, probe)
-        self.dtype = torch.float64 if parts.embedding is None else _own_dtype(parts.embedding, probe[:16])
-        self.precision = 0.0 if parts.embedding is None else _precision(parts.embedding(probe[:16]))
+        self.dtype, self.precision = torch.float64, 0.0
+        if parts.embedding is not None:
+            values = parts.embedding(probe[:16])
+            self.dtype = _own_dtype(parts.embedding, probe[:16], values)
+            self.precision = _precision(values)
 
     def linearise(self, nodes: Tensor, h: Tensor, before: Linearisation | None = None) -> Linearisation:
         """Energy, gradient and models at ``nodes`` (P, n+1, d) with time steps ``h`` (P, n).
@@ -258,9 +261,8 @@ def _products(rows: Tensor, apart: int) -> Tensor:
     return products.view(count, number, dim, dim)[:, :-apart]
 
 
-def _own_dtype(embedding: SmoothMap, points: Tensor) -> torch.dtype:
-    """float32 where ``embedding`` says the same of float32 points, as a float32 decoder does; float64 otherwise."""
-    values = embedding(points)
+def _own_dtype(embedding: SmoothMap, points: Tensor, values: Tensor) -> torch.dtype:
+    """float32 where ``embedding`` has the same ``values`` at float32 points, as a float32 decoder has; else float64."""
     same = is_single(values) and torch.equal(embedding(points.float()).double(), values)
     return torch.float32 if same else torch.float64
 

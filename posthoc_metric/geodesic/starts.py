@@ -258,15 +258,15 @@ def _boxes(start: Tensor, end: Tensor, support: Tensor | None) -> dict[tuple[flo
         centre, half = torch.zeros_like(start[0]), torch.ones_like(start[0])
     else:
         low, high = support.amin(0), support.amax(0)
-        centre, half = (low + high) / 2, ((high - low) / 2).clamp_min(1e-12 + 1e-3 * float((high - low).max()))
-    # the data's own box has a margin of a fifth, that of a pair without data one of at least a half
-    half = half * (1.2 if support is not None else 1.0)
-    reach = (torch.stack([start, end]) - centre).abs().amax(0) / half
+        # the data's own box has a margin of a fifth
+        centre, half = (low + high) / 2, 1.2 * ((high - low) / 2).clamp_min(1e-12 + 1e-3 * float((high - low).max()))
+    reach = ((torch.stack([start, end]) - centre).abs().amax(0) / half).amax(1)
     if support is None:
-        # boxes four times as large each as the one before: every one has a grid of its own to build
-        powers = 2 * (1.5 * reach.amax(1)).clamp_min(1e-300).log2().div(2).ceil()
+        # a margin of at least a half, and boxes four times as large each as the one before: every one has a grid of
+        # its own to build
+        powers = 2 * (1.5 * reach).clamp_min(1e-300).log2().div(2).ceil()
     else:
-        powers = reach.amax(1).clamp_min(1.0).log2().ceil()
+        powers = reach.clamp_min(1.0).log2().ceil()
     groups = {}
     for power in powers.unique().tolist():
         key = (*centre.tolist(), *(half * 2.0**power).tolist())
