@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -29,6 +29,29 @@ class SmoothMap(Protocol):
 
     def value_and_jacobian(self, z: Any) -> tuple[Any, Any]:
         """``F(z)`` (B, D) and ``J(z)`` (B, D, d)."""
+
+
+#: ``u -> J(z)ᵀ u``, (B, D) -> (B, d), at points that are settled; to be called once
+Pull = Callable[[Tensor], Tensor]
+
+
+def pull_rows(embedding: SmoothMap) -> int:
+    """The most rows for which :func:`value_and_pull` saves an evaluation; 0 where it saves none.
+
+    A :class:`SmoothMap` need not have either; one that has both says how many rows' evaluation it keeps at once.
+    """
+    return getattr(embedding, "pull_rows", 0) if hasattr(embedding, "value_and_pull") else 0
+
+
+def value_and_pull(embedding: SmoothMap, z: Tensor) -> tuple[Tensor, Pull]:
+    """``F(z)`` (B, D), and the function that takes ``u`` to ``J(z)ᵀ u``, by one evaluation where that is possible.
+
+    ``F(z)`` must not be written into before the function is called.
+    """
+    if hasattr(embedding, "value_and_pull"):
+        value, pull = embedding.value_and_pull(z)
+        return value, pull
+    return embedding(z), lambda u: embedding.vjp(z, u)[1]
 
 
 def check_smooth_map(decoder: Any, names: Sequence[str] = ("jvp", "vjp", "value_and_jacobian")) -> None:
@@ -100,6 +123,22 @@ class StackedMap:
         pairs = [part.vjp(points, block) for part, block in zip(self.maps, blocks, strict=True)]
         pulled = torch.stack([pull for _, pull in pairs]).sum(0)
         return restore(torch.cat([value for value, _ in pairs], dim=1)), restore(pulled)
+
+    @property
+    def pull_rows(self) -> int:
+        """See :func:`pull_rows`; of those maps that save anything."""
+        return min((rows for rows in map(pull_rows, self.maps) if rows), default=0)
+
+    def value_and_pull(self, z: ArrayLike) -> tuple[Any, Callable[[ArrayLike], Any]]:
+        points, restore = to_points(z, "z", self.latent_dim)
+        pairs = [value_and_pull(part, points) for part in self.maps]
+
+        def pull(u: ArrayLike) -> Any:
+            cotangents, _ = to_points(u, "u", self.output_dim)
+            blocks = cotangents.split([part.output_dim for part in self.maps], dim=1)
+            return restore(torch.stack([back(block) for (_, back), block in zip(pairs, blocks, strict=True)]).sum(0))
+
+        return restore(torch.cat([value for value, _ in pairs], dim=1)), pull
 
     def value_and_jacobian(self, z: ArrayLike) -> tuple[Any, Any]:
         points, restore = to_points(z, "z", self.latent_dim)

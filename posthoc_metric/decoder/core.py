@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike, name_rows, to_points
-from ..errors import DecoderError, DerivativeWarning, InvalidArgumentError
+from .._arrays import ArrayLike, to_points
+from ..errors import DerivativeWarning, InvalidArgumentError
 from ..machine import working_memory
+from .derivatives import reverse_later
 from .fingerprint import sketch
 from .frozen import EvalMode
 from .probe import Found
 from .probe import probe as run_probe
+from .promises import finite
 from .routes import FORWARD_WAYS, REVERSE_WAYS
 from .settle import probe_latents, settle
-from .work import Work
+from .work import Counters, Work
+
+#: what a row takes that reverse mode is to go back through, in rows of a plain call
+_GRAPH = 8
 
 
 class Decoder:
@@ -99,8 +103,7 @@ class Decoder:
         self.output_dim = int(torch.Size(found.output_shape).numel())
         self.dtype = found.call.dtype
         self.device = found.call.device
-        self._counters: list[Work] = []
-        self._counters_lock = threading.Lock()
+        self._counters = Counters()
         if found.warning:
             warnings.warn(found.warning, DerivativeWarning, stacklevel=2)
 
@@ -117,8 +120,8 @@ class Decoder:
         inner = points.to(self.device, self.dtype)
         with self._eval_mode(), torch.no_grad():
             value = self._gather([self._found.call(rows) for rows in self._chunks(inner)], inner)
-        self._count(values=len(inner))
-        return restore(self._checked(value, "output").to(points))
+        self._counters.add(values=len(inner))
+        return restore(finite(value, "output").to(points))
 
     def jvp(self, z: ArrayLike, v: ArrayLike) -> tuple[Any, Any]:
         """``f(z)`` and ``J(z) v``, each (B, D), for ``z`` and ``v`` of shape (B, d)."""
@@ -131,9 +134,9 @@ class Decoder:
         with self._eval_mode():
             chunks = zip(self._chunks(inner, 3), self._chunks(tangents, 3), strict=True)
             pairs = [route.jvp(smooth, rows, along) for rows, along in chunks]
-        self._count(jvps=len(inner), values=route.evaluations * len(inner))
-        value = self._checked(self._gather([pair[0] for pair in pairs], inner), "output")
-        pushed = self._checked(self._gather([pair[1] for pair in pairs], inner), "derivative")
+        self._counters.add(jvps=len(inner), values=route.evaluations * len(inner))
+        value = finite(self._gather([pair[0] for pair in pairs], inner), "output")
+        pushed = finite(self._gather([pair[1] for pair in pairs], inner), "derivative")
         return restore(value.to(points)), restore(pushed.to(points))
 
     def vjp(self, z: ArrayLike, u: ArrayLike) -> tuple[Any, Any]:
@@ -147,19 +150,46 @@ class Decoder:
         values, pulls = [inner.new_empty(0, self.output_dim)], [inner.new_empty(0, self.latent_dim)]
         with self._eval_mode():
             if route.reverse == "reverse":
-                for rows, weights in zip(self._chunks(inner, 8), self._chunks(cotangents, 8), strict=True):
+                for rows, weights in zip(self._chunks(inner, _GRAPH), self._chunks(cotangents, _GRAPH), strict=True):
                     value, pulled = route.vjp(smooth, rows, weights)
                     values.append(value)
                     pulls.append(pulled)
-                self._count(vjps=len(inner))
+                self._counters.add(vjps=len(inner))
             else:
                 for start, rows in self._column_chunks(inner):
                     value, columns = self._columns(rows)
                     values.append(value)
                     pulls.append(torch.einsum("kbo,bo->bk", columns, cotangents[start : start + len(rows)]))
-        value = self._checked(torch.cat(values), "output")
-        pulled = self._checked(torch.cat(pulls), "derivative")
+        value = finite(torch.cat(values), "output")
+        pulled = finite(torch.cat(pulls), "derivative")
         return restore(value.to(points)), restore(pulled.to(points))
+
+    @property
+    def pull_rows(self) -> int:
+        """The most rows for which :meth:`value_and_pull` is one evaluation; 0 where it is two whatever they are."""
+        return self._chunk(_GRAPH) if self._found.route.one_pass else 0
+
+    def value_and_pull(self, z: ArrayLike) -> tuple[Any, Callable[[ArrayLike], Any]]:
+        """``f(z)`` (B, D), as a call gives it, and a function of ``u`` (B, D) that gives ``J(z)ᵀ u`` (B, d) once.
+
+        Up to :attr:`pull_rows` rows it goes back through the evaluation of ``f(z)``, which it keeps until then and
+        which counts as :meth:`vjp` does; beyond that it is :meth:`vjp`.
+        """
+        points, restore = to_points(z, "z", self.latent_dim)
+        if not 0 < len(points) <= self.pull_rows:
+            return self(z), lambda u: self.vjp(z, u)[1]
+        inner = points.to(self.device, self.dtype)
+        with self._eval_mode():
+            value, pull = reverse_later(self._found.smooth, inner)
+        self._counters.add(vjps=len(inner))
+
+        def pulled(u: ArrayLike) -> Any:
+            cotangents = self._beside(points, u, "u", self.output_dim).to(inner)
+            with self._eval_mode():
+                found = pull(cotangents)
+            return restore(finite(found, "derivative").to(points))
+
+        return restore(finite(value, "output").to(points)), pulled
 
     def value_and_jacobian(self, z: ArrayLike) -> tuple[Any, Any]:
         """``f(z)`` (B, D) and ``J(z)`` (B, D, d), by forward-mode columns in chunks of ``max_bytes``."""
@@ -177,8 +207,8 @@ class Decoder:
                 columns = inner.new_empty(self.latent_dim, len(inner), self.output_dim)
                 for start, rows in chunks:
                     value[start : start + len(rows)], columns[:, start : start + len(rows)] = self._columns(rows)
-        value = self._checked(value, "output")
-        jacobian = self._checked(columns.permute(1, 2, 0), "derivative")
+        value = finite(value, "output")
+        jacobian = finite(columns.permute(1, 2, 0), "derivative")
         return restore(value.to(points)), restore(jacobian.to(points))
 
     def jacobian(self, z: ArrayLike) -> Any:
@@ -230,17 +260,9 @@ class Decoder:
         self._notes = (*notes, *self._notes)
         return self
 
-    @contextmanager
-    def counting(self) -> Iterator[Work]:
+    def counting(self) -> AbstractContextManager[Work]:
         """Count the rows this decoder evaluates inside the ``with`` block, from any thread."""
-        work = Work()
-        with self._counters_lock:
-            self._counters.append(work)
-        try:
-            yield work
-        finally:
-            with self._counters_lock:
-                self._counters = [counter for counter in self._counters if counter is not work]
+        return self._counters.counting()
 
     def fingerprint(self, points: ArrayLike | None = None) -> Tensor:
         """A short record (K, 9) of the outputs at ``points`` (K, d), by default four fixed standard normal latents.
@@ -253,7 +275,10 @@ class Decoder:
         return sketch(self(latents))
 
     def _chunks(self, rows: Tensor, weight: int = 1) -> tuple[Tensor, ...]:
-        return rows.split(max(1, self.max_bytes // (weight * self._found.row_bytes)))
+        return rows.split(self._chunk(weight))
+
+    def _chunk(self, weight: int) -> int:
+        return max(1, self.max_bytes // (weight * self._found.row_bytes))
 
     def _column_chunks(self, inner: Tensor) -> Iterator[tuple[int, Tensor]]:
         width = min(self.latent_dim, self._columns_at_once()) + 1 + self._found.route.evaluations
@@ -268,7 +293,8 @@ class Decoder:
     def _columns(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """``f`` (B, D) and all columns (d, B, D) of a chunk of rows."""
         route, smooth, step = self._found.route, self._found.smooth, self._columns_at_once()
-        self._count(values=len(rows) * (1 + route.evaluations * self.latent_dim), jvps=len(rows) * self.latent_dim)
+        jvps = len(rows) * self.latent_dim
+        self._counters.add(values=len(rows) + route.evaluations * jvps, jvps=jvps)
         if self.latent_dim <= step:
             return route.columns(smooth, rows, 0, self.latent_dim)
         columns = rows.new_empty(self.latent_dim, len(rows), self.output_dim)
@@ -287,35 +313,6 @@ class Decoder:
                 f"`{name}` must hold one vector for each of the {len(points)} rows of `z`; got {len(tensor)}."
             )
         return tensor
-
-    def _checked(self, result: Tensor, what: str) -> Tensor:
-        # one reduction clears nearly every batch; only a suspicious sum is looked at row by row
-        if not bool(torch.isfinite(result.sum())):
-            bad = ~torch.isfinite(result).flatten(1).all(dim=1)
-            if bool(bad.any()):
-                raise DecoderError(
-                    f"the decoder's {what} must be finite; {name_rows(bad)} NaN or infinite. "
-                    "Leave those latents out, or check the decoder there.",
-                    rows=tuple(torch.nonzero(bad).flatten().tolist()),
-                )
-        return result
-
-    def _count(self, **rows: int) -> None:
-        if self._counters:
-            with self._counters_lock:
-                for counter in self._counters:
-                    for name, number in rows.items():
-                        setattr(counter, name, getattr(counter, name) + number)
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        del state["_counters"], state["_counters_lock"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._counters = []
-        self._counters_lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"Decoder(latent_dim={self.latent_dim}, output_shape={self.output_shape}, dtype={self.dtype})"

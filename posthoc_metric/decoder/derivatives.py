@@ -41,11 +41,24 @@ def double_backward(function: Function, z: Tensor, v: Tensor) -> tuple[Tensor, T
 
 def reverse(function: Function, z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """``f(z)`` and ``J(z)ᵀ u`` by reverse-mode AD."""
+    value, pull = reverse_later(function, z)
+    return value, pull(u)
+
+
+def reverse_later(function: Function, z: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """``f(z)``, and what gives ``J(z)ᵀ u`` for one ``u`` by reverse-mode AD of the same evaluation.
+
+    What the evaluation left behind is freed on the way back, so that there is no second.
+    """
     with torch.enable_grad():
         z = z.detach().requires_grad_(True)
         value = function(z)
+
+    def pull(u: Tensor) -> Tensor:
         (pulled,) = torch.autograd.grad(value, z, u)
-    return value.detach(), pulled
+        return pulled
+
+    return value.detach(), pull
 
 
 def columns_by_vmap(function: Function, z: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:

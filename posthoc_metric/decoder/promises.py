@@ -1,4 +1,4 @@
-"""What a decoder promises, checked on a few latents: finite numbers, equal for equal latents, row by row."""
+"""What a decoder promises: finite numbers always; equal for equal latents, row by row, checked on a few latents."""
 
 from __future__ import annotations
 
@@ -27,6 +27,24 @@ def check_values(value: Tensor) -> None:
             "Check its weights; if its latents live elsewhere pass some of them as probe=.",
             rows=tuple(torch.nonzero(bad).flatten().tolist()),
         )
+
+
+def finite(result: Tensor, what: str) -> Tensor:
+    """``result`` (B, ...), refused where it is NaN or infinite.
+
+    Raises:
+        DecoderError: it is; ``rows`` says where.
+    """
+    # one reduction clears nearly every batch; only a suspicious sum is looked at row by row
+    if not bool(torch.isfinite(result.sum())):
+        bad = ~torch.isfinite(result).flatten(1).all(dim=1)
+        if bool(bad.any()):
+            raise DecoderError(
+                f"the decoder's {what} must be finite; {name_rows(bad)} NaN or infinite. "
+                "Leave those latents out, or check the decoder there.",
+                rows=tuple(torch.nonzero(bad).flatten().tolist()),
+            )
+    return result
 
 
 def _noise(value: Tensor) -> float:

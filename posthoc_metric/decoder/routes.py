@@ -37,6 +37,7 @@ class Route:
         mapped: columns of the Jacobian share one evaluation of the function under ``vmap``.
         kernels: see :data:`~posthoc_metric.decoder.kernels.KERNELS`; for ``forward`` and ``reverse``.
         reverse_kernels: the same for ``reverse``.
+        one_pass: what reverse mode evaluates on its way is, bit for bit, what a plain call gives.
         shrink: divides the step of finite differences.
         unit: the scale of the latents, which the step is a share of.
     """
@@ -46,6 +47,7 @@ class Route:
     mapped: bool = False
     kernels: tuple[str, ...] = ()
     reverse_kernels: tuple[str, ...] = ()
+    one_pass: bool = False
     shrink: float = 1.0
     unit: float = 1.0
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass
@@ -12,9 +16,40 @@ class Work:
     Attributes:
         values: rows of ``f(z)``, those that finite differences need included.
         jvps: rows of ``J(z) v``; a Jacobian of B rows counts B·d.
-        vjps: rows of ``J(z)ᵀ u``.
+        vjps: rows of ``J(z)ᵀ u``, and of ``f(z)`` evaluated so that one can follow.
     """
 
     values: int = 0
     jvps: int = 0
     vjps: int = 0
+
+
+class Counters:
+    """The counts being taken of one decoder, from any thread; a copy of a decoder begins without any."""
+
+    def __init__(self) -> None:
+        self._running: list[Work] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def counting(self) -> Iterator[Work]:
+        """Count inside the ``with`` block."""
+        work = Work()
+        with self._lock:
+            self._running.append(work)
+        try:
+            yield work
+        finally:
+            with self._lock:
+                self._running = [counter for counter in self._running if counter is not work]
+
+    def add(self, **rows: int) -> None:
+        """Add numbers of rows by the names they have in :class:`Work`."""
+        if self._running:
+            with self._lock:
+                for counter in self._running:
+                    for name, number in rows.items():
+                        setattr(counter, name, getattr(counter, name) + number)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Counters, ()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import DecoderError
 from ..metric import MetricParts
-from ..smooth_map import SmoothMap
+from ..smooth_map import Pull, SmoothMap, pull_rows, value_and_pull
 
 
 class GuardedMap:
@@ -30,6 +30,29 @@ class GuardedMap:
     def vjp(self, z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         value, pulled = self._ask(self.embedding.vjp, (self.latent_dim,), z, u)
         return value, pulled
+
+    @property
+    def pull_rows(self) -> int:
+        return pull_rows(self.embedding)
+
+    def value_and_pull(self, z: Tensor) -> tuple[Tensor, Pull]:
+        if bool(torch.isfinite(z).all()):
+            try:
+                value, pull = value_and_pull(self.embedding, z)
+                return value, lambda u: self._pulled(pull, z, u)
+            except DecoderError as error:
+                if not error.rows:
+                    raise
+        return self(z), lambda u: self.vjp(z, u)[1]
+
+    def _pulled(self, pull: Pull, z: Tensor, u: Tensor) -> Tensor:
+        if bool(torch.isfinite(u.sum())):
+            try:
+                return pull(u)
+            except DecoderError as error:
+                if not error.rows:
+                    raise
+        return self.vjp(z, u)[1]
 
     def value_and_jacobian(self, z: Tensor) -> tuple[Tensor, Tensor]:
         value, jacobian = self._ask(self.embedding.value_and_jacobian, (self.output_dim, self.latent_dim), z)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..matrix_field import square
 from ..metric import MetricParts
-from ..smooth_map import SmoothMap
+from ..smooth_map import SmoothMap, pull_rows, value_and_pull
 from .batch import Batch
 from .elements import Places, add_gradient, add_weight, places, stiffness
 from .energy import _CANCELLED, _precision
@@ -24,6 +24,8 @@ from .field import FieldDerivative
 _HELD = 10
 #: latent dimensions above which one product with the Jacobian is worth more than the Jacobian
 _MOST_COLUMNS = 8
+#: rows of values and products in one evaluation from which pieces are cut to that size: two pieces share three rows
+_WORTH = 24
 
 
 def matrix_free(parts: MetricParts, dim: int) -> bool:
@@ -64,13 +66,16 @@ class MatrixFreeEnergy:
     def _slope(self, nodes: Tensor, h: Tensor) -> Slope:
         count, total, dim = nodes.shape
         out = Slope(nodes.new_zeros(count), nodes.new_zeros(count, total - 2, dim), nodes.new_zeros(count))
-        rows = max(5, self.memory_limit // (8 * _HELD * self.embedding.output_dim))
+        rows, at_once = max(5, self.memory_limit // (8 * _HELD * self.embedding.output_dim)), pull_rows(self.embedding)
+        if at_once >= _WORTH:
+            rows = min(rows, at_once)
         curves = torch.arange(count, device=nodes.device)
         if total <= rows:
             for some in curves.split(rows // total):
                 self._add_chords(out, nodes, h, some, 0, total - 1)
         else:
-            stretch = (rows - 3) // 2 * 2
+            pieces = -(-(total - 1) // ((rows - 3) // 2 * 2))
+            stretch = -(-(total - 1) // (2 * pieces)) * 2
             for row in curves.split(1):
                 for first in range(0, total - 1, stretch):
                     self._add_chords(out, nodes, h, row, first, min(first + stretch, total - 1))
@@ -87,7 +92,10 @@ class MatrixFreeEnergy:
         begin = max(first - 2, 0)
         some, dim = nodes[rows, begin : last + 1], nodes.shape[2]
         form = stiffness(h[rows, begin:last])
-        values = self.embedding(some.reshape(-1, dim)).view(*some.shape[:2], -1)
+        flat = some.reshape(-1, dim)
+        at_once = len(flat) <= pull_rows(self.embedding)
+        values, pull = value_and_pull(self.embedding, flat) if at_once else (self.embedding(flat), None)
+        values = values.view(*some.shape[:2], -1)
         chords = values.diff(dim=1)
         flux = form.flux(chords)
         new = slice(first - begin, None)
@@ -103,10 +111,16 @@ class MatrixFreeEnergy:
             energy = (flux * chords)[:, new].sum((1, 2))
         out.energy[rows] += energy
         low = max(first, 1)
-        bend = (flux[:, :-1] - flux[:, 1:])[:, low - begin - 1 :]
-        inner = some[:, low - begin : -1].reshape(-1, dim)
-        _, pull = self.embedding.vjp(inner, bend.reshape(len(inner), -1))
-        out.gradient[rows, low - 1 : last - 1] += 2 * pull.view(len(rows), -1, dim)
+        skip = low - begin
+        if pull is None:
+            inner = some[:, skip:-1].reshape(-1, dim)
+            bend = flux[:, skip - 1 : -1] - flux[:, skip:]
+            pulled = self.embedding.vjp(inner, bend.reshape(len(inner), -1))[1].view(len(rows), -1, dim)
+        else:
+            bend = torch.zeros_like(values)
+            torch.sub(flux[:, skip - 1 : -1], flux[:, skip:], out=bend[:, skip:-1])
+            pulled = pull(bend.flatten(0, 1)).view_as(some)[:, skip:-1]
+        out.gradient[rows, low - 1 : last - 1] += 2 * pulled
 
     def _pushed_chords(self, nodes: Tensor) -> Tensor:
         dim = nodes.shape[2]
