@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._arrays import name_rows
+from .._arrays import bad_rows, name_rows
 from ..errors import DecoderError
 from .call import Call
 
@@ -35,15 +35,13 @@ def finite(result: Tensor, what: str) -> Tensor:
     Raises:
         DecoderError: it is; ``rows`` says where.
     """
-    # one reduction clears nearly every batch; only a suspicious sum is looked at row by row
-    if not bool(torch.isfinite(result.sum())):
-        bad = ~torch.isfinite(result).flatten(1).all(dim=1)
-        if bool(bad.any()):
-            raise DecoderError(
-                f"the decoder's {what} must be finite; {name_rows(bad)} NaN or infinite. "
-                "Leave those latents out, or check the decoder there.",
-                rows=tuple(torch.nonzero(bad).flatten().tolist()),
-            )
+    bad = bad_rows(result)
+    if bad is not None:
+        raise DecoderError(
+            f"the decoder's {what} must be finite; {name_rows(bad)} NaN or infinite. "
+            "Leave those latents out, or check the decoder there.",
+            rows=tuple(torch.nonzero(bad).flatten().tolist()),
+        )
     return result
 
 

@@ -19,6 +19,11 @@ class Batch:
         index = _rows(index)
         return type(self)(**{name: _take(value, index) for name, value in self._items()})
 
+    def each(self: B) -> list[B]:
+        """Records of one row each, views of this one."""
+        parts = [value.split(1) if isinstance(value, Tensor) else value.each() for _, value in self._items()]
+        return [type(self)(*row) for row in zip(*parts, strict=True)]
+
     @classmethod
     def join(cls: type[B], parts: list[B]) -> B:
         """One record of the rows of several."""

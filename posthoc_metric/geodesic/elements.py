@@ -67,6 +67,11 @@ class Stiffness(Batch):
         # a product of small matrices runs over the long chords once
         return (form.to(chords.dtype) @ chords.unflatten(1, (-1, 2))).flatten(1, 2)
 
+    def between(self, curves: slice, first: int, last: int) -> Stiffness:
+        """Of some curves, the elements from node ``first`` to node ``last``, both even."""
+        some = slice(first // 2, last // 2)
+        return Stiffness(self.k11[curves, some], self.k12[curves, some], self.k22[curves, some])
+
     def coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
         """The form as a matrix over nodes: of all nodes (P, n+1), neighbours (P, n), ends of elements (P, n/2)."""
         middle = self.k11 - 2 * self.k12 + self.k22
@@ -92,7 +97,7 @@ def node_masses(h: Tensor) -> Tensor:
 
 
 @dataclass
-class Places:
+class Places(Batch):
     """Quadrature points of every element.
 
     Attributes:
@@ -134,6 +139,19 @@ def places(h: Tensor, *, dense: bool) -> Places:
     shapes = torch.stack([(t - first) * (t - whole) / low, t * (whole - t) / mid, t * (t - first) / high], dim=3)
     slopes = torch.stack([(2 * t - first - whole) / low, (whole - 2 * t) / mid, (2 * t - first) / high], dim=3)
     return Places(shapes, slopes, weights)
+
+
+@dataclass
+class Elements(Batch):
+    """What P curves' elements owe to their time steps alone: the form of their chords, and three places a span."""
+
+    form: Stiffness
+    where: Places
+
+    @staticmethod
+    def of(h: Tensor) -> Elements:
+        """From the time steps (P, n), n even."""
+        return Elements(stiffness(h), places(h, dense=True))
 
 
 def add_gradient(gradient: Tensor, parts: Tensor) -> None:

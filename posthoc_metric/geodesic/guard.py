@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .._arrays import bad_rows
 from ..errors import DecoderError
 from ..metric import MetricParts
 from ..smooth_map import Pull, SmoothMap, pull_rows, value_and_pull
@@ -36,7 +37,7 @@ class GuardedMap:
         return pull_rows(self.embedding)
 
     def value_and_pull(self, z: Tensor) -> tuple[Tensor, Pull]:
-        if bool(torch.isfinite(z).all()):
+        if bad_rows(z) is None:
             try:
                 value, pull = value_and_pull(self.embedding, z)
                 return value, lambda u: self._pulled(pull, z, u)
@@ -46,7 +47,7 @@ class GuardedMap:
         return self(z), lambda u: self.vjp(z, u)[1]
 
     def _pulled(self, pull: Pull, z: Tensor, u: Tensor) -> Tensor:
-        if bool(torch.isfinite(u.sum())):
+        if bad_rows(u) is None:
             try:
                 return pull(u)
             except DecoderError as error:
@@ -62,7 +63,10 @@ class GuardedMap:
         self, call: Callable[..., tuple[Tensor, ...]], shape: tuple[int, ...], *rows: Tensor
     ) -> tuple[Tensor, ...]:
         """``call(*rows)``, asked again without the rows that have no value; ``shape`` is that of the last answer."""
-        bad = ~torch.stack([torch.isfinite(part).all(1) for part in rows]).all(0)
+        bad = torch.zeros(len(rows[0]), dtype=torch.bool, device=rows[0].device)
+        for part in map(bad_rows, rows):
+            if part is not None:
+                bad |= part
         answers: tuple[Tensor, ...] | None = None
         while answers is None and not bool(bad.all()):
             good = ~bad

@@ -16,7 +16,7 @@ from ..matrix_field import square
 from ..metric import MetricParts
 from ..smooth_map import SmoothMap, pull_rows, value_and_pull
 from .batch import Batch
-from .elements import Places, add_gradient, add_weight, places, stiffness
+from .elements import Elements, Places, Stiffness, add_gradient, add_weight
 from .energy import _CANCELLED, _precision
 from .field import FieldDerivative
 
@@ -54,44 +54,49 @@ class MatrixFreeEnergy:
         self.precision = _precision(self.embedding(probe[:: max(1, len(probe) // 16)]))
 
     def slope(self, nodes: Tensor, h: Tensor) -> Slope:
-        """At curves ``nodes`` (P, n+1, d) with time steps ``h`` (P, n), n even.
+        """At curves ``nodes`` (P, n+1, d) with time steps ``h`` (P, n), n even."""
+        return self.slope_on(Elements.of(h), nodes)
+
+    def slope_on(self, elements: Elements, nodes: Tensor) -> Slope:
+        """The same, of curves that keep their time steps from call to call.
 
         On a processor a curve never shares a call with another: matrix products sum in another order for other
         numbers of rows, and an iteration makes much of the last digit.
         """
         if nodes.device.type != "cpu" or len(nodes) <= 1:
-            return self._slope(nodes, h)
-        return Slope.join([self._slope(*one) for one in zip(nodes.split(1), h.split(1), strict=True)])
+            return self._slope(elements, nodes)
+        return Slope.join([self._slope(*one) for one in zip(elements.each(), nodes.split(1), strict=True)])
 
-    def _slope(self, nodes: Tensor, h: Tensor) -> Slope:
+    def _slope(self, elements: Elements, nodes: Tensor) -> Slope:
         count, total, dim = nodes.shape
         out = Slope(nodes.new_zeros(count), nodes.new_zeros(count, total - 2, dim), nodes.new_zeros(count))
         rows, at_once = max(5, self.memory_limit // (8 * _HELD * self.embedding.output_dim)), pull_rows(self.embedding)
         if at_once >= _WORTH:
             rows = min(rows, at_once)
-        curves = torch.arange(count, device=nodes.device)
         if total <= rows:
-            for some in curves.split(rows // total):
-                self._add_chords(out, nodes, h, some, 0, total - 1)
+            block = rows // total
+            for start in range(0, count, block):
+                self._add_chords(out, nodes, elements.form, slice(start, start + block), 0, total - 1)
         else:
             pieces = -(-(total - 1) // ((rows - 3) // 2 * 2))
             stretch = -(-(total - 1) // (2 * pieces)) * 2
-            for row in curves.split(1):
+            for start in range(count):
+                one = slice(start, start + 1)
                 for first in range(0, total - 1, stretch):
-                    self._add_chords(out, nodes, h, row, first, min(first + stretch, total - 1))
+                    self._add_chords(out, nodes, elements.form, one, first, min(first + stretch, total - 1))
         out.grain = 2 * self.precision * out.grain.sqrt()
         if self.weight is not None:
-            self._add_weight(out, nodes, places(h, dense=True))
+            self._add_weight(out, nodes, elements.where)
         if self.field is not None:
-            self._add_field(out, nodes, places(h, dense=True))
+            self._add_field(out, nodes, elements.where)
         return out
 
-    def _add_chords(self, out: Slope, nodes: Tensor, h: Tensor, rows: Tensor, first: int, last: int) -> None:
+    def _add_chords(self, out: Slope, nodes: Tensor, every: Stiffness, curves: slice, first: int, last: int) -> None:
         """The elements from node ``first`` to node ``last``, and the gradient at the inner nodes in [first, last)."""
         # the gradient at the first node needs the element before it
         begin = max(first - 2, 0)
-        some, dim = nodes[rows, begin : last + 1], nodes.shape[2]
-        form = stiffness(h[rows, begin:last])
+        some, dim = nodes[curves, begin : last + 1], nodes.shape[2]
+        form = every.between(curves, begin, last)
         flat = some.reshape(-1, dim)
         at_once = len(flat) <= pull_rows(self.embedding)
         values, pull = value_and_pull(self.embedding, flat) if at_once else (self.embedding(flat), None)
@@ -100,8 +105,8 @@ class MatrixFreeEnergy:
         flux = form.flux(chords)
         new = slice(first - begin, None)
         # errors of different chords have nothing to do with one another
-        grain = values[:, 0].norm(dim=-1).square() * flux[:, new].square().sum((1, 2))
-        out.grain[rows] += grain
+        grain = (values[:, 0].norm(dim=-1) * torch.linalg.vector_norm(flux[:, new], dim=(1, 2))).square()
+        out.grain[curves] += grain
         energy = (flux * chords)[:, new].sum((1, 2))
         close = 2 * self.precision * grain.sqrt() > _CANCELLED * energy
         if bool(close.any()):
@@ -109,18 +114,18 @@ class MatrixFreeEnergy:
             chords[close] = self._pushed_chords(some[close])
             flux = form.flux(chords)
             energy = (flux * chords)[:, new].sum((1, 2))
-        out.energy[rows] += energy
+        out.energy[curves] += energy
         low = max(first, 1)
         skip = low - begin
         if pull is None:
             inner = some[:, skip:-1].reshape(-1, dim)
             bend = flux[:, skip - 1 : -1] - flux[:, skip:]
-            pulled = self.embedding.vjp(inner, bend.reshape(len(inner), -1))[1].view(len(rows), -1, dim)
+            pulled = self.embedding.vjp(inner, bend.reshape(len(inner), -1))[1].view(len(some), -1, dim)
         else:
             bend = torch.zeros_like(values)
             torch.sub(flux[:, skip - 1 : -1], flux[:, skip:], out=bend[:, skip:-1])
             pulled = pull(bend.flatten(0, 1)).view_as(some)[:, skip:-1]
-        out.gradient[rows, low - 1 : last - 1] += 2 * pulled
+        out.gradient[curves, low - 1 : last - 1] += 2 * pulled
 
     def _pushed_chords(self, nodes: Tensor) -> Tensor:
         dim = nodes.shape[2]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
+from .elements import Elements
 from .matrix_free import MatrixFreeEnergy, Slope
 from .preconditioner import Preconditioner
 from .relaxation import STATUSES, Relaxed
@@ -43,7 +44,7 @@ class _Active(Batch):
 
     row: Tensor
     nodes: Tensor
-    h: Tensor
+    elements: Elements
     slope: Slope
     direction: Tensor
     descent: Tensor
@@ -71,8 +72,8 @@ def relax_matrix_free(
     steps to look at, only a residual of a fifth of that counts: along soft directions ``H`` is at first too small.
     """
     count, total, dim = nodes.shape
-    h = knots.diff(dim=1)
-    slope = energy.slope(nodes, h)
+    elements = Elements.of(knots.diff(dim=1))
+    slope = energy.slope_on(elements, nodes)
     row = torch.arange(count, device=nodes.device)
     final = Relaxed(
         nodes.clone(),
@@ -89,7 +90,7 @@ def relax_matrix_free(
     active = _Active(
         row,
         nodes.clone(),
-        h,
+        elements,
         slope,
         direction=torch.zeros_like(slope.gradient),
         descent=torch.zeros_like(slope.energy),
@@ -132,12 +133,13 @@ def _aim(active: _Active, preconditioner: Preconditioner) -> None:
     inner = (active.moves * active.bends).sum(2)
     weights = torch.where(inner > 0, 1 / inner.clamp_min(1e-300), 0.0)
     shares = []
-    for k in reversed(range(MEMORY)):
+    kept = (weights > 0).any(0).nonzero().flatten().tolist()
+    for k in reversed(kept):
         share = weights[:, k] * (active.moves[:, k] * q).sum(1)
         shares.append(share)
         q -= share[:, None] * active.bends[:, k]
     r = active.scale[:, None] * preconditioner.solve(q.view_as(active.slope.gradient)).flatten(1)
-    for k, share in enumerate(reversed(shares)):
+    for k, share in zip(kept, reversed(shares), strict=True):
         back = weights[:, k] * (active.bends[:, k] * r).sum(1)
         r += (share - back)[:, None] * active.moves[:, k]
     descent = (r * gradient).sum(1)
@@ -161,7 +163,7 @@ def _advance(energy: MatrixFreeEnergy, preconditioner: Preconditioner, active: _
     move = active.size[:, None, None] * active.direction
     moved = active.nodes.clone()
     moved[:, 1:-1] += move
-    there = energy.slope(moved, active.h)
+    there = energy.slope_on(active.elements, moved)
     final.steps[active.row] += 1
     final.evaluations[active.row] += moved.shape[1] - 2
     gain = here.energy - there.energy

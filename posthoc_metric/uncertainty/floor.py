@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -48,13 +49,12 @@ class Floor:
         """``ε(z)`` (B,) and ``∇ε(z)`` (B, d)."""
         if not bool(self.level > 0):
             return z.new_zeros(len(z)), torch.zeros_like(z)
-        square = self.bandwidth.square()
         shares = self._shares(z)
         mean = shares @ self.logs
         value = self.level * mean.exp()
-        # z itself cancels from the gradient of a weighted mean with Gaussian weights
-        gradient = ((shares * self.logs) @ self.centres - mean[:, None] * (shares @ self.centres)) / square
-        return value, value[:, None] * gradient
+        # z itself cancels from the gradient of a weighted mean with Gaussian weights: Σ_k p_k (l_k - l) c_k / h²
+        gradient = shares.mul_(self.logs - mean[:, None]) @ self.centres
+        return value, gradient * (value / self.bandwidth.square())[:, None]
 
     def value_gradient_hessian(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``ε(z)`` (B,), ``∇ε(z)`` (B, d) and its second derivatives (B, d, d)."""
@@ -79,10 +79,14 @@ class Floor:
 
     def _shares(self, z: Tensor) -> Tensor:
         """``p_k(z)``, (B, d) -> (B, K)."""
-        # -‖z - c_k‖² / 2h² without its part that is the same for all centres: one product of matrices
+        offset, directions = self._kernel
+        return torch.softmax(torch.addmm(offset, z - self.origin, directions), dim=1)
+
+    @cached_property
+    def _kernel(self) -> tuple[Tensor, Tensor]:
+        """``-‖z - c_k‖² / 2h²`` without its part that is the same for all centres: a number and a vector of each."""
         square = self.bandwidth.square()
-        offset = -self.centres.square().sum(1) / (2 * square)
-        return torch.softmax(torch.addmm(offset, z - self.origin, self.centres.T / square), dim=1)
+        return -self.centres.square().sum(1) / (2 * square), self.centres.T / square
 
     def state(self) -> dict[str, Tensor]:
         """The tensors that rebuild it."""

@@ -59,7 +59,7 @@ class RBF(UncertaintyModel):
             evidence = evidence / _cluster_residuals(decoder, latents, data, found.labels, len(found.points))
         evidence = evidence / evidence.median()
         self._log_evidence = evidence.clamp(1 / _EVIDENCE_RANGE, _EVIDENCE_RANGE).log()
-        self.fitted = True
+        self._settle()
         return self
 
     def held_out_scores(
@@ -104,16 +104,21 @@ class RBF(UncertaintyModel):
         if self._points is None:
             raise NotFittedError("this RBF model is not fitted; call fit(decoder, latents) first.")
         centred = z - self._origin
-        two = 2 * self._width.square()
-        # log a_k - ‖z - c_k‖² / 2h² without its part that is the same for all centres
-        offset = self._log_evidence - self._points.square().sum(1) / two
-        logits = torch.addmm(offset, centred, self._points.T * (2 / two))
+        logits = torch.addmm(self._offset, centred, self._directions)
         top = logits.amax(dim=1, keepdim=True)
         evidence = logits.sub_(top).exp_()
         log_sum = top[:, 0] + evidence.sum(1).log()
-        total = torch.logsumexp(self._log_evidence, dim=0)
-        square = two * (1 + total - log_sum) + centred.square().sum(1)
+        square = 2 * self._width.square() * (1 + self._total - log_sum) + centred.square().sum(1)
         return square.sqrt(), evidence, centred
+
+    def _settle(self) -> None:
+        """What every evaluation needs of ``log a_k - ‖z - c_k‖² / 2h²``: the part that is each centre's own."""
+        assert self._points is not None
+        two = 2 * self._width.square()
+        self._offset = self._log_evidence - self._points.square().sum(1) / two
+        self._directions = self._points.T * (2 / two)
+        self._total = torch.logsumexp(self._log_evidence, dim=0)
+        self.fitted = True
 
     def settings(self) -> dict[str, Any]:
         return {"centres": self.centres}
@@ -136,7 +141,7 @@ class RBF(UncertaintyModel):
         model._origin = state["origin"]
         model._width = state["width"]
         model._log_evidence = state["log_evidence"]
-        model.fitted = True
+        model._settle()
         return model
 
 
