@@ -10,7 +10,7 @@ from torch import Tensor
 from ..metric import MetricParts
 
 #: bytes beyond which arrays cost more to allocate than to compute
-_CACHED = 64 * 2**20
+_CACHED = 32 * 2**20
 
 
 @dataclass(frozen=True)
