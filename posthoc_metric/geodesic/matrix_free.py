@@ -122,7 +122,8 @@ class MatrixFreeEnergy:
             bend = flux[:, skip - 1 : -1] - flux[:, skip:]
             pulled = self.embedding.vjp(inner, bend.reshape(len(inner), -1))[1].view(len(some), -1, dim)
         else:
-            bend = torch.zeros_like(values)
+            bend = torch.empty_like(values)
+            bend[:, :skip], bend[:, -1] = 0, 0
             torch.sub(flux[:, skip - 1 : -1], flux[:, skip:], out=bend[:, skip:-1])
             pulled = pull(bend.flatten(0, 1)).view_as(some)[:, skip:-1]
         out.gradient[curves, low - 1 : last - 1] += 2 * pulled
