@@ -16,6 +16,8 @@ from torch.nn.functional import pad
 
 #: steps from a corner to its neighbours reach so many cells; with two the angles between them are half as wide
 _REACH = {1: 1, 2: 2}
+#: points whose cells' corners are held at once
+_ROWS = 16_384
 
 
 @dataclass(frozen=True)
@@ -96,33 +98,45 @@ class Cells:
     def _complete(self) -> bool:
         return bool(self.complete.all())
 
-    def holding(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Which cells hold ``points`` (B, d), and the coordinates of these in units of the finest cell."""
-        place = ((points - self.origin) / self.unit).clamp_min(0).minimum(self._ends.to(points))
-        return self._cells[0][(place.long().minimum(self._ends - 1) * self._strides).sum(1)], place
+    @cached_property
+    def _scales(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The box's lowest corner, sides and highest finest cell, each (d, 1); one over the cells' sizes (m,)."""
+        ends = self._ends.to(self.origin)[:, None]
+        return self.origin[:, None], ends, ends - 1, 1 / self._cells[2].to(self.origin)
 
-    def between(self, known: Tensor, points: Tensor) -> Tensor:
-        """``known`` (n, ...) at the corners, linearly along each axis in between, at ``points`` (B, d).
+    def holding(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Which cells hold ``points`` (B, d), and the coordinates of these in units of the finest cell (d, B)."""
+        origin, ends, last, _ = self._scales
+        # operations along many rows are quicker than along a few columns
+        place = (points.mT.contiguous() - origin).div_(self.unit).clamp_min_(0).minimum(ends)
+        finest = self._strides.to(place) @ place.minimum(last).floor_()
+        return self._cells[0].index_select(0, finest.long()), place
+
+    def table(self, known: Tensor) -> Tensor:
+        """What is known at the n corners (n, ...) as :meth:`at` reads it: of the corners of each cell (m, 2^d k)."""
+        number = self._cells[3]
+        corners = known.flatten(1)[number.clamp_min(0)]
+        return (corners if self._complete else corners.masked_fill((number < 0)[..., None], 0.0)).flatten(1)
+
+    def at(self, table: Tensor, cell: Tensor, place: Tensor) -> Tensor:
+        """Values (B, k) at points that ``cell`` (B,) hold at ``place`` (d, B), linearly along each axis of the cell.
 
         Corners that are not in use leave it to the others; NaN where a cell has none.
         """
-        cell, place = self.holding(points)
-        _, low, size, numbers = self._cells
-        share = (place - low[cell]) / size[cell, None]
-        number = numbers[cell]
-        flat = known.flatten(1)
-        total, weights = torch.zeros_like(flat[:1]).expand(len(points), -1).clone(), torch.zeros_like(share[:, 0])
-        for k, corner in enumerate(product((0, 1), repeat=points.shape[1])):
-            weight = torch.ones_like(weights)
-            for axis, upper in enumerate(corner):
-                weight = weight * (share[:, axis] if upper else 1 - share[:, axis])
-            if not self._complete:
-                weight = weight * (number[:, k] >= 0)
-                weights += weight
-            total.addcmul_(flat[number[:, k]], weight[:, None])
-        if not self._complete:
-            total /= weights[:, None]
-        return total.view(len(points), *known.shape[1:])
+        last, parts = self._scales[2], self._scales[3]
+        found = []
+        for cells, places in zip(cell.split(_ROWS), place.split(_ROWS, dim=1), strict=True):
+            part = parts.index_select(0, cells)
+            shares = places * part - (places.minimum(last) * part).floor_()
+            values = _lerped(table.index_select(0, cells), shares)
+            if not self._complete and not bool(self.complete.index_select(0, cells).all()):
+                values /= _lerped((self._cells[3].index_select(0, cells) >= 0).to(values), shares)
+            found.append(values)
+        return torch.cat(found) if len(found) > 1 else found[0]
+
+    def between(self, known: Tensor, points: Tensor) -> Tensor:
+        """``known`` (n, ...) at the corners, as :meth:`at` has it at ``points`` (B, d)."""
+        return self.at(self.table(known), *self.holding(points)).view(len(points), *known.shape[1:])
 
     def variation(self, matrices: Tensor) -> Tensor:
         """How far matrices (n, d, d) at the corners of each of the m cells are from their mean (m,).
@@ -202,6 +216,13 @@ class Cells:
         a, b = row[at], other[at, which]
         key = (torch.minimum(a, b) * len(self.places) + torch.maximum(a, b)).unique()
         return torch.div(key, len(self.places), rounding_mode="floor"), key % len(self.places)
+
+
+def _lerped(corners: Tensor, shares: Tensor) -> Tensor:
+    """Values (B, k) at ``shares`` (d, B) of the sides of cells, linearly between their ``corners`` (B, 2^d k)."""
+    for share in shares:
+        corners = torch.lerp(*corners.chunk(2, dim=1), share[:, None])
+    return corners
 
 
 def _strides(shape: Tensor) -> Tensor:

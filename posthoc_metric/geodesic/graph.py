@@ -13,7 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from .cells import Cells
-from .ruler import Ruler
+from .ruler import Ruler, forms
 
 #: starts that one call of the shortest-path search takes, so that its (starts, nodes) tables stay small
 _SOURCES = 256
@@ -53,6 +53,12 @@ class MetricGraph:
         """How much of the metric each of the grid's cells leaves unknown; see :meth:`Cells.variation`."""
         assert self.cells is not None
         return self.cells.variation(self.known)
+
+    @cached_property
+    def table(self) -> Tensor:
+        """The :func:`forms` of the grid's matrices, as :meth:`Cells.at` reads them."""
+        assert self.cells is not None
+        return self.cells.table(forms(self.known))
 
     def paths(self, start: Tensor, end: Tensor, most: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Shortest paths between the rows of ``start`` and ``end`` (B, d), which join the graph for this call.

@@ -71,31 +71,34 @@ class TensorRuler:
         weight_a: Tensor | None,
         weight_b: Tensor | None,
     ) -> Tensor:
-        step = b - a
-        first, last = (_square(known, step) for known in (known_a, known_b))
+        products = _products(b - a)
+        first, last = (_weighed(forms(known), products) for known in (known_a, known_b))
         middle = (first + last) / 2
         if weight_a is not None and weight_b is not None:
-            size = step.square().sum(1)
+            size = sum(products[k] for k in _diagonal(a.shape[1]))
             first, last = first + weight_a * size, last + weight_b * size
             middle = middle + self._weights((a + b) / 2) * size
-        speeds = (squares.clamp_min(0).sqrt() for squares in (first, middle, last))
-        return sum(speed * share for speed, share in zip(speeds, (1 / 6, 2 / 3, 1 / 6), strict=True))  # type: ignore
+        first, middle, last = (squares.clamp_min(0).sqrt() for squares in (first, middle, last))
+        return (first + last + 4 * middle) / 6
 
-    def along(self, curves: Tensor, known: Tensor) -> Tensor:
+    def along(self, curves: Tensor, forms: Tensor) -> Tensor:
         """Lengths (Q, m-1) of the pieces of many curves (Q, m, d) of close points, by the trapezoidal rule.
 
         Args:
-            known: matrices (Q, m, d, d) at the points.
+            forms: :func:`forms` of the matrices at the points (Q, m, d (d + 1) / 2).
         """
-        steps = curves.diff(dim=1)
+        products = _products(curves.diff(dim=1))
+        weight = None
+        if self.parts.weight is not None:
+            weight = self._weights(curves.flatten(0, 1)).view(curves.shape[:2])
+            size = sum(products[k] for k in _diagonal(curves.shape[-1]))
         speeds = []
-        weight = None if self.parts.weight is None else self._weights(curves.flatten(0, 1)).view(curves.shape[:2])
         for ends in (slice(None, -1), slice(1, None)):
-            squares = _square(known[:, ends], steps)
+            squares = _weighed(forms[:, ends], products)
             if weight is not None:
-                squares = squares + weight[:, ends] * steps.square().sum(-1)
-            speeds.append(squares.clamp_min(0).sqrt())
-        return (speeds[0] + speeds[1]) / 2
+                squares.addcmul_(weight[:, ends], size)
+            speeds.append(squares.clamp_min_(0).sqrt_())
+        return speeds[0].add_(speeds[1]).div_(2)
 
 
 class ChordRuler:
@@ -135,11 +138,27 @@ class ChordRuler:
         return total
 
 
-def _square(matrices: Tensor, vectors: Tensor) -> Tensor:
-    """``vᵀ M v`` (...) of small ``M`` (..., d, d) and ``v`` (..., d): products of single entries are the quickest."""
-    total = torch.zeros_like(vectors[..., 0])
+def forms(matrices: Tensor) -> Tensor:
+    """What each of the products ``v_i v_j``, ``j <= i``, counts in ``vᵀ M v``: (n, d, d) -> (n, d (d + 1) / 2)."""
+    dim = matrices.shape[-1]
+    entries = [matrices[:, i, j] * (1 if i == j else 2) for i in range(dim) for j in range(i + 1)]
+    return torch.stack(entries, dim=1)
+
+
+def _products(vectors: Tensor) -> list[Tensor]:
+    """The products ``v_i v_j``, ``j <= i``, of vectors (..., d), each (...)."""
     columns = vectors.unbind(-1)
-    for i, left in enumerate(columns):
-        for j, right in enumerate(columns[: i + 1]):
-            total = total + (1 if i == j else 2) * matrices[..., i, j] * (left * right)
+    return [left * right for i, left in enumerate(columns) for right in columns[: i + 1]]
+
+
+def _diagonal(dim: int) -> list[int]:
+    """Which of the products are squares."""
+    return [i * (i + 3) // 2 for i in range(dim)]
+
+
+def _weighed(coefficients: Tensor, products: list[Tensor]) -> Tensor:
+    """``vᵀ M v`` (...) from :func:`forms` (..., k) and the products: sums of single entries are the quickest."""
+    total = coefficients[..., 0] * products[0]
+    for k, product in enumerate(products[1:], 1):
+        total.addcmul_(coefficients[..., k], product)
     return total

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..metric import Metric, MetricParts
 from .batch import Batch
-from .curves import invert
 from .graph import MetricGraph, build_graph, subsample
 from .grid import build_grid
 from .options import START_NAMES
@@ -34,6 +33,8 @@ _BETWEEN = 5
 _HILL = 0.002
 #: where the metric varies by more inside a cell, the grid cannot tell hills
 _RESOLVED = 0.5
+#: share of the latent way in what a node is worth, beside that of the length
+_WAY = 0.4
 #: one that is longer than this many crosses what a geodesic avoids
 _HOPELESS = 2.0
 
@@ -100,9 +101,10 @@ def make_starts(
             grid = _grid(cache, parts, box, support) if len(rows) else None
             if grid is not None and len(grid.points):
                 line = lines.take(rows)
-                _estimate(grid, line)
+                cells = _estimate(grid, line)
                 # what a line costs beside points without a metric is not known, and no path is too long for it
-                line.length[~_within(grid, line.nodes)] = float("inf")
+                complete = grid.cells.complete.index_select(0, cells.flatten()).view(cells.shape).all(1)
+                line.length[~complete] = float("inf")
                 most = _ENOUGH * line.length if "straight" in names else None
                 curves = _through(grid, start, end, rows, START_NAMES.index("grid"), most)
                 curves = curves.take(torch.isfinite(curves.length))
@@ -125,13 +127,15 @@ def _merge(grid: MetricGraph, lines: StartCurves, curves: StartCurves) -> Tensor
     metric.  Where none does they run in one valley, and the shortest of them all is nearest its bottom.
     """
     lines = lines.take(torch.searchsorted(lines.pair, curves.pair))
-    rows = (_resolved(grid, lines.nodes[:, ::2]) & _resolved(grid, curves.nodes[:, ::2])).nonzero().flatten()
+    ends = torch.stack([lines.nodes[:, ::2], curves.nodes[:, ::2]], dim=1)
+    rows = _resolved(grid, grid.cells.holding(ends.flatten(0, 2))[0].view(ends.shape[:3])).all(1).nonzero().flatten()
     line, curve = lines.take(rows), curves.take(rows)
-    shares = torch.linspace(0, 1, _BETWEEN, dtype=line.nodes.dtype, device=line.nodes.device)
-    nodes = torch.lerp(line.nodes[:, None, ::2], curve.nodes[:, None, ::2], shares[:, None, None])
-    lengths = _pieces(grid, nodes.flatten(0, 1)).sum(1).view(-1, _BETWEEN)
+    shares = torch.linspace(0, 1, _BETWEEN, dtype=ends.dtype, device=ends.device)
+    nodes = torch.lerp(ends[rows, :1], ends[rows, 1:], shares[:, None, None])
+    lengths, cells = _pieces(grid, nodes.flatten(0, 1))
+    lengths = lengths.sum(1).view(-1, _BETWEEN)
     hill = lengths[:, 1:-1] > (1 + _HILL) * torch.maximum(lengths[:, :-2], lengths[:, 2:])
-    joined = ~hill.any(1) & _resolved(grid, nodes[:, 1:-1].flatten(1, 2))
+    joined = ~hill.any(1) & _resolved(grid, cells.view(nodes.shape[:3])).all(1)
     best = lengths.argmin(1)
     share = shares[best]
     between = StartCurves(
@@ -145,18 +149,9 @@ def _merge(grid: MetricGraph, lines: StartCurves, curves: StartCurves) -> Tensor
     return rows[joined]
 
 
-def _within(grid: MetricGraph, nodes: Tensor) -> Tensor:
-    """Whether curves of ``nodes`` (Q, m, d) stay in cells whose corners all have a metric (Q,)."""
-    assert grid.cells is not None
-    cells, _ = grid.cells.holding(nodes.flatten(0, 1))
-    return grid.cells.complete[cells].view(nodes.shape[:2]).all(1)
-
-
-def _resolved(grid: MetricGraph, nodes: Tensor) -> Tensor:
-    """Whether the metric varies little within every cell that a curve of ``nodes`` (Q, m, d) crosses (Q,)."""
-    assert grid.cells is not None
-    cells, _ = grid.cells.holding(nodes.flatten(0, 1))
-    return (grid.variation[cells] <= _RESOLVED).view(nodes.shape[:2]).all(1)
+def _resolved(grid: MetricGraph, cells: Tensor) -> Tensor:
+    """Whether the metric varies little within every one of ``cells`` (..., m), over the last axis."""
+    return (grid.variation <= _RESOLVED).index_select(0, cells.flatten()).view(cells.shape).all(-1)
 
 
 def _worth_relaxing(lines: StartCurves, found: list[StartCurves], merged: Tensor, asked: Tensor) -> StartCurves:
@@ -192,50 +187,52 @@ def _through(
     """Shortest paths for the pairs ``rows``, their corners rounded off; length ``inf`` where none is below ``most``."""
     corners, lengths = graph.paths(start[rows], end[rows], most)
     # a path padded by its end has spans of length zero there, which the tabulation skips
-    run = _run(corners.diff(dim=1).norm(dim=-1))
-    number = torch.arange(corners.shape[1], dtype=start.dtype, device=start.device).expand(len(rows), -1)
+    run = _run(_lengths(corners.diff(dim=1)))
     targets = torch.linspace(0, 1, _DENSE, dtype=start.dtype, device=start.device).expand(len(rows), -1).contiguous()
-    nodes = _smooth(_tabulated(corners, invert(number, run, targets)))
+    nodes = _smooth(_met(run, corners, targets))
     nodes[:, 0], nodes[:, -1] = start[rows], end[rows]
     return StartCurves(rows, torch.full_like(rows, kind), targets.clone(), nodes, lengths)
 
 
 def _smooth(nodes: Tensor, rounds: int = 8) -> Tensor:
     """Round off the corners of a tabulated path; the ends stay."""
+    nodes = nodes.clone()
     for _ in range(rounds):
-        inner = nodes[:, 1:-1] / 2 + (nodes[:, :-2] + nodes[:, 2:]) / 4
-        nodes = torch.cat([nodes[:, :1], inner, nodes[:, -1:]], dim=1)
+        middles = nodes[:, :-1] + nodes[:, 1:]
+        nodes[:, 1:-1] = (middles[:, :-1] + middles[:, 1:]).div_(4)
     return nodes
 
 
-def _estimate(grid: MetricGraph, curves: StartCurves) -> None:
+def _estimate(grid: MetricGraph, curves: StartCurves) -> Tensor:
     """Length of ``curves`` by what is known at the grid's corners, and nodes and knots to match, in place.
 
     A node is worth its share of the length and of the latent way; the knots are the share of the length, so that
     a curve starts out at nearly constant speed even where it runs up a wall.
+
+    Returns:
+        Cells (Q, m) that the curves run through.
     """
-    if len(curves.pair) == 0:
-        return
-    number = curves.nodes.shape[1]
-    pieces = _pieces(grid, curves.nodes)
+    pieces, cells = _pieces(grid, curves.nodes)
     length = pieces.sum(1)
     curves.length[:] = length.nan_to_num(nan=float("inf"))
-    steps = curves.nodes.diff(dim=1).norm(dim=-1)
-    fine = torch.isfinite(length) & (length > 0)
-    if not bool(fine.any()):
-        return
-    share, way = (part[fine] / part[fine].sum(1, keepdim=True) for part in (pieces, steps))
-    last = number - 1
-    place = torch.linspace(0, 1, number, dtype=length.dtype, device=length.device).expand(len(share), -1).contiguous()
-    at = last * invert(place, _run(0.6 * share + 0.4 * way), place)
-    curves.knots[fine] = _tabulated(_run(share)[..., None], at)[..., 0]
-    curves.nodes[fine] = _tabulated(curves.nodes[fine], at)
+    fine = (torch.isfinite(length) & (length > 0)).nonzero().flatten()
+    if len(fine) == 0:
+        return cells
+    share, nodes = pieces.index_select(0, fine), curves.nodes.index_select(0, fine)
+    run = _run(share)
+    way = _run(_lengths(nodes.diff(dim=1)))
+    place = torch.linspace(0, 1, run.shape[1], dtype=run.dtype, device=run.device).expand(len(run), -1).contiguous()
+    found = _met(torch.lerp(run, way, _WAY), torch.cat([run[..., None], nodes], dim=2), place)
+    curves.knots[fine], curves.nodes[fine] = found[..., 0], found[..., 1:]
+    return cells
 
 
-def _pieces(grid: MetricGraph, nodes: Tensor) -> Tensor:
-    """Lengths (Q, m-1) of the pieces of curves (Q, m, d) by what is known at the grid's corners."""
+def _pieces(grid: MetricGraph, nodes: Tensor) -> tuple[Tensor, Tensor]:
+    """Lengths (Q, m-1) of the pieces of curves (Q, m, d) by what is known at the grid's corners; their cells (Q, m)."""
     assert grid.cells is not None and isinstance(grid.ruler, TensorRuler)
-    return grid.ruler.along(nodes, grid.cells.between(grid.known, nodes.flatten(0, 1)).unflatten(0, nodes.shape[:2]))
+    cells, places = grid.cells.holding(nodes.flatten(0, 1))
+    known = grid.cells.at(grid.table, cells, places).unflatten(0, nodes.shape[:2])
+    return grid.ruler.along(nodes, known), cells.view(nodes.shape[:2])
 
 
 def _run(share: Tensor) -> Tensor:
@@ -244,12 +241,20 @@ def _run(share: Tensor) -> Tensor:
     return total / total[:, -1:].clamp_min(1e-300)
 
 
-def _tabulated(values: Tensor, place: Tensor) -> Tensor:
-    """Values (Q, m+1, k) tabulated at 0, 1, ..., m, between them linearly, at (Q, j)."""
-    left = place.floor().clamp(0, values.shape[1] - 2).long()
-    inside = (place - left)[..., None]
-    index = left[..., None].expand(-1, -1, values.shape[2])
-    return values.gather(1, index) * (1 - inside) + values.gather(1, index + 1) * inside
+def _lengths(vectors: Tensor) -> Tensor:
+    """Euclidean lengths (...) of vectors (..., d), d small."""
+    return sum(column.square() for column in vectors.unbind(-1)).sqrt()  # type: ignore[union-attr]
+
+
+def _met(run: Tensor, values: Tensor, targets: Tensor) -> Tensor:
+    """Values (Q, m+1, k), linearly between them, where the increasing ``run`` (Q, m+1) meets ``targets`` (Q, j)."""
+    count, number, width = values.shape
+    left = (torch.searchsorted(run, targets, right=True) - 1).clamp_(0, number - 2)
+    left += number * torch.arange(count, device=run.device)[:, None]
+    flat, index = torch.cat([run[..., None], values], dim=2).flatten(0, 1), left.flatten()
+    low, high = flat.index_select(0, index), flat.index_select(0, index + 1)
+    share = ((targets.flatten() - low[:, 0]) / (high[:, 0] - low[:, 0]).clamp_min_(1e-300)).clamp_(0, 1)
+    return torch.lerp(low[:, 1:], high[:, 1:], share[:, None]).view(*targets.shape, width)
 
 
 def _boxes(start: Tensor, end: Tensor, support: Tensor | None) -> dict[tuple[float, ...], Tensor]:
