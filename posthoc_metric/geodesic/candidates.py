@@ -57,24 +57,36 @@ class Curves(Batch):
 
 def contest(found: list[Curves], margin: float | None) -> list[Curves]:
     """The contenders among curves of different numbers of spans; without a margin the one most surely short."""
-    facts = [_facts(curves) for curves in found]
-    pair, lengths, shapes = (torch.cat(parts) for parts in zip(*facts, strict=True))
-    if margin is None:
-        lengths = lengths + torch.cat([curves.facts.length_error for curves in found])
-    keep = contenders(pair, lengths, shapes, -1.0 if margin is None else margin)
+    keep = _kept(found, -1.0 if margin is None else margin, margin is None)
     kept = zip(found, keep.split([len(curves.pair) for curves in found]), strict=True)
-    return [curves.take(mask) for curves, mask in kept if bool(mask.any())]
+    return [curves if bool(mask.all()) else curves.take(mask) for curves, mask in kept if bool(mask.any())]
 
 
 def rivals(curves: Curves, margin: float) -> Tensor:
     """Mask (P,) of the contenders among curves of equal numbers of spans."""
-    return contenders(*_facts(curves), margin)
+    return _kept([curves], margin, False)
 
 
-def _facts(curves: Curves) -> tuple[Tensor, Tensor, Tensor]:
+def _kept(found: list[Curves], margin: float, surely: bool) -> Tensor:
+    """Mask of the contenders among all curves of ``found``, by lengths with their errors added where ``surely``."""
+    pair = torch.cat([curves.pair for curves in found])
+    # most pairs have one curve, and nothing to compare it with
+    contested = torch.bincount(pair)[pair] > 1
+    keep = ~contested
+    if bool(contested.any()):
+        masks = contested.split([len(curves.pair) for curves in found])
+        some = [curves.take(mask) for curves, mask in zip(found, masks, strict=True)]
+        facts = [_facts(curves, surely) for curves in some if len(curves.pair)]
+        own, lengths, shapes = (torch.cat(parts) for parts in zip(*facts, strict=True))
+        keep[contested] = contenders(own, lengths, shapes, margin)
+    return keep
+
+
+def _facts(curves: Curves, surely: bool) -> tuple[Tensor, Tensor, Tensor]:
     like = curves.facts.length
     shares = torch.linspace(0, 1, _COMPARED, dtype=like.dtype, device=like.device).expand(len(like), -1)
-    return curves.pair, like, curves.spline.at(curves.clock.at(shares))[0]
+    lengths = like + curves.facts.length_error if surely else like
+    return curves.pair, lengths, curves.spline.at(curves.clock.at(shares))[0]
 
 
 def contenders(pair: Tensor, lengths: Tensor, shapes: Tensor, margin: float) -> Tensor:

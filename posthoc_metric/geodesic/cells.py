@@ -221,7 +221,8 @@ class Cells:
 def _lerped(corners: Tensor, shares: Tensor) -> Tensor:
     """Values (B, k) at ``shares`` (d, B) of the sides of cells, linearly between their ``corners`` (B, 2^d k)."""
     for share in shares:
-        corners = torch.lerp(*corners.chunk(2, dim=1), share[:, None])
+        lower, upper = corners.chunk(2, dim=1)
+        corners = torch.lerp(lower, upper, share[:, None])
     return corners
 
 

@@ -51,50 +51,45 @@ class TensorRuler:
 
     def lengths(self, a: Tensor, b: Tensor, known_a: Tensor, known_b: Tensor) -> Tensor:
         weights = [None if self.parts.weight is None else self._weights(ends) for ends in (a, b)]
-        return self._lengths(a, b, known_a, known_b, *weights)
+        return self._lengths(a, b, forms(known_a), forms(known_b), *weights)
 
     def between(self, points: Tensor, known: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        weights = None if self.parts.weight is None else self._weights(points)
-        ends = [None if weights is None else weights[side] for side in (a, b)]
-        return self._lengths(points[a], points[b], known[a], known[b], *ends)
+        weights, known = None if self.parts.weight is None else self._weights(points), forms(known)
+        ends = [None if weights is None else weights.index_select(0, side) for side in (a, b)]
+        rows = [values.index_select(0, side) for values in (points, known) for side in (a, b)]
+        return self._lengths(*rows, *ends)
 
     def _weights(self, points: Tensor) -> Tensor:
         assert self.parts.weight is not None
         return torch.cat([self.parts.weight(part) for part in points.split(_POINTS)])
 
     def _lengths(
-        self,
-        a: Tensor,
-        b: Tensor,
-        known_a: Tensor,
-        known_b: Tensor,
-        weight_a: Tensor | None,
-        weight_b: Tensor | None,
+        self, a: Tensor, b: Tensor, known_a: Tensor, known_b: Tensor, weight_a: Tensor | None, weight_b: Tensor | None
     ) -> Tensor:
+        """Of segments, with the :func:`forms` of the matrices at their ends."""
         products = _products(b - a)
-        first, last = (_weighed(forms(known), products) for known in (known_a, known_b))
+        first, last = (_weighed(known, products) for known in (known_a, known_b))
         middle = (first + last) / 2
         if weight_a is not None and weight_b is not None:
-            size = sum(products[k] for k in _diagonal(a.shape[1]))
+            size = _size(products, a.shape[1])
             first, last = first + weight_a * size, last + weight_b * size
             middle = middle + self._weights((a + b) / 2) * size
         first, middle, last = (squares.clamp_min(0).sqrt() for squares in (first, middle, last))
         return (first + last + 4 * middle) / 6
 
-    def along(self, curves: Tensor, forms: Tensor) -> Tensor:
+    def along(self, curves: Tensor, known: Tensor) -> Tensor:
         """Lengths (Q, m-1) of the pieces of many curves (Q, m, d) of close points, by the trapezoidal rule.
 
         Args:
-            forms: :func:`forms` of the matrices at the points (Q, m, d (d + 1) / 2).
+            known: :func:`forms` of the matrices at the points (Q, m, d (d + 1) / 2).
         """
         products = _products(curves.diff(dim=1))
-        weight = None
-        if self.parts.weight is not None:
-            weight = self._weights(curves.flatten(0, 1)).view(curves.shape[:2])
-            size = sum(products[k] for k in _diagonal(curves.shape[-1]))
+        weight = None if self.parts.weight is None else self._weights(curves.flatten(0, 1)).view(curves.shape[:2])
+        if weight is not None:
+            size = _size(products, curves.shape[-1])
         speeds = []
         for ends in (slice(None, -1), slice(1, None)):
-            squares = _weighed(forms[:, ends], products)
+            squares = _weighed(known[:, ends], products)
             if weight is not None:
                 squares.addcmul_(weight[:, ends], size)
             speeds.append(squares.clamp_min_(0).sqrt_())
@@ -151,9 +146,9 @@ def _products(vectors: Tensor) -> list[Tensor]:
     return [left * right for i, left in enumerate(columns) for right in columns[: i + 1]]
 
 
-def _diagonal(dim: int) -> list[int]:
-    """Which of the products are squares."""
-    return [i * (i + 3) // 2 for i in range(dim)]
+def _size(products: list[Tensor], dim: int) -> Tensor:
+    """``‖v‖²`` (...) from the products."""
+    return torch.stack([products[i * (i + 3) // 2] for i in range(dim)]).sum(0)
 
 
 def _weighed(coefficients: Tensor, products: list[Tensor]) -> Tensor:

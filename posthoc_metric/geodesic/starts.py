@@ -99,7 +99,7 @@ def make_starts(
         for box, rows in _boxes(start, end, support).items():
             rows = rows[distinct[rows]]
             grid = _grid(cache, parts, box, support) if len(rows) else None
-            if grid is not None and len(grid.points):
+            if grid is not None and grid.cells is not None and len(grid.points):
                 line = lines.take(rows)
                 cells = _estimate(grid, line)
                 # what a line costs beside points without a metric is not known, and no path is too long for it
@@ -126,6 +126,7 @@ def _merge(grid: MetricGraph, lines: StartCurves, curves: StartCurves) -> Tensor
     The curves between the two, in equal steps, tell whether a hill parts them, where the grid has resolved the
     metric.  Where none does they run in one valley, and the shortest of them all is nearest its bottom.
     """
+    assert grid.cells is not None
     lines = lines.take(torch.searchsorted(lines.pair, curves.pair))
     ends = torch.stack([lines.nodes[:, ::2], curves.nodes[:, ::2]], dim=1)
     rows = _resolved(grid, grid.cells.holding(ends.flatten(0, 2))[0].view(ends.shape[:3])).all(1).nonzero().flatten()
