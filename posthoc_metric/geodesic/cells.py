@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .spread import spread
+
 #: steps from a corner to its neighbours reach so many cells; with two the angles between them are half as wide
 _REACH = {1: 1, 2: 2}
 #: points whose cells' corners are held at once
@@ -75,15 +77,16 @@ class Cells:
     @cached_property
     def _cells(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Which cell holds each finest one, in a flat table; the lowest corners, sizes and corners of the cells."""
-        count, axes = len(self._flat_sizes), self._strides.tolist()
-        finest = torch.arange(count, device=self.sizes.device)
-        place = torch.zeros_like(finest)
-        for stride, end in zip(axes, self.sizes.shape, strict=True):
-            # sizes are powers of two
-            place += (torch.div(finest, stride, rounding_mode="floor") % end & -self._flat_sizes) * stride
-        own = place == finest
+        axes, sizes = self._strides.tolist(), self.sizes.long()
+        # sizes are powers of two
+        place = torch.zeros_like(sizes)
+        for axis, (stride, end) in enumerate(zip(axes, sizes.shape, strict=True)):
+            along = torch.arange(end, device=sizes.device).view(-1, *[1] * (sizes.ndim - 1 - axis))
+            place += (along & -sizes) * stride
+        place = place.flatten()
+        own = place == torch.arange(len(place), device=place.device)
         first = own.nonzero().flatten()
-        low = torch.stack([first // stride % end for stride, end in zip(axes, self.sizes.shape, strict=True)], dim=1)
+        low = torch.stack([first // stride % end for stride, end in zip(axes, sizes.shape, strict=True)], dim=1)
         size = self._flat_sizes[first]
         corner = low.new_tensor(list(product((0, 1), repeat=len(axes))))
         numbers = self._numbers[self._flat(low)[:, None] + size[:, None] * (corner * self._wide[1]).sum(1)]
@@ -145,12 +148,8 @@ class Cells:
         corner is missing or the mean is singular.
         """
         number = self._cells[3]
-        at = matrices[number]
-        mean = at.mean(1)
-        inverse, failed = torch.linalg.inv_ex(mean)
-        change = inverse[:, None] @ (at - mean[:, None])
-        apart = (change * change.mT).sum((-1, -2)).amax(1).sqrt()
-        return apart.masked_fill((number < 0).any(1) | (failed != 0) | ~torch.isfinite(apart), float("inf"))
+        apart = spread(matrices[number])
+        return apart.masked_fill((number < 0).any(1) | ~torch.isfinite(apart), float("inf"))
 
     def around(self, points: Tensor) -> Tensor:
         """Numbers (B, m) of the corners of the cells that hold ``points`` (B, d), and of their neighbours of that size.

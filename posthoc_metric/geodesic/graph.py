@@ -19,6 +19,8 @@ from .ruler import Ruler, forms
 _SOURCES = 256
 #: one search serves starts whose limits differ by no more than this factor
 _GROWTH = 1.5
+#: where the metric varies by more inside a cell, the grid cannot tell hills
+_RESOLVED = 0.5
 #: an explicit zero is no edge to csgraph; equal points are joined by a length too small to matter
 _NOTHING = 1e-300
 
@@ -49,10 +51,10 @@ class MetricGraph:
         return NearestNeighbors(n_neighbors=max(1, self.k)).fit(self.points.cpu().numpy())
 
     @cached_property
-    def variation(self) -> Tensor:
-        """How much of the metric each of the grid's cells leaves unknown; see :meth:`Cells.variation`."""
+    def resolved(self) -> Tensor:
+        """In which of the grid's cells (m,) the metric varies little; see :meth:`Cells.variation`."""
         assert self.cells is not None
-        return self.cells.variation(self.known)
+        return self.cells.variation(self.known) <= _RESOLVED
 
     @cached_property
     def table(self) -> Tensor:

@@ -78,21 +78,18 @@ class TensorRuler:
         return (first + last + 4 * middle) / 6
 
     def along(self, curves: Tensor, known: Tensor) -> Tensor:
-        """Lengths (Q, m-1) of the pieces of many curves (Q, m, d) of close points, by the trapezoidal rule.
+        """Lengths (..., m-1) of the pieces of many curves (..., m, d) of close points, by the trapezoidal rule.
 
         Args:
-            known: :func:`forms` of the matrices at the points (Q, m, d (d + 1) / 2).
+            known: :func:`forms` of the matrices at the points (..., m, d (d + 1) / 2).
         """
-        products = _products(curves.diff(dim=1))
-        weight = None if self.parts.weight is None else self._weights(curves.flatten(0, 1)).view(curves.shape[:2])
-        if weight is not None:
+        products = _products(curves.diff(dim=-2))
+        squares = [_weighed(known[..., ends, :], products) for ends in (slice(None, -1), slice(1, None))]
+        if self.parts.weight is not None:
+            weight = self._weights(curves.flatten(0, -2)).view(curves.shape[:-1])
             size = _size(products, curves.shape[-1])
-        speeds = []
-        for ends in (slice(None, -1), slice(1, None)):
-            squares = _weighed(known[:, ends], products)
-            if weight is not None:
-                squares.addcmul_(weight[:, ends], size)
-            speeds.append(squares.clamp_min_(0).sqrt_())
+            squares = [squares[0] + weight[..., :-1] * size, squares[1] + weight[..., 1:] * size]
+        speeds = [square.clamp_min_(0).sqrt_() for square in squares]
         return speeds[0].add_(speeds[1]).div_(2)
 
 

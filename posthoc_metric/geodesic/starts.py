@@ -31,8 +31,8 @@ _ENOUGH = 1.25
 _BETWEEN = 5
 #: a curve between two that is longer than its neighbours by this share of them is a hill
 _HILL = 0.002
-#: where the metric varies by more inside a cell, the grid cannot tell hills
-_RESOLVED = 0.5
+#: of the points of a curve in resolved cells so many stand for one
+_THIN = 4
 #: share of the latent way in what a node is worth, beside that of the length
 _WAY = 0.4
 #: one that is longer than this many crosses what a geodesic avoids
@@ -103,8 +103,7 @@ def make_starts(
                 line = lines.take(rows)
                 cells = _estimate(grid, line)
                 # what a line costs beside points without a metric is not known, and no path is too long for it
-                complete = grid.cells.complete.index_select(0, cells.flatten()).view(cells.shape).all(1)
-                line.length[~complete] = float("inf")
+                line.length[~_all(grid.cells.complete, cells)] = float("inf")
                 most = _ENOUGH * line.length if "straight" in names else None
                 curves = _through(grid, start, end, rows, START_NAMES.index("grid"), most)
                 curves = curves.take(torch.isfinite(curves.length))
@@ -126,17 +125,16 @@ def _merge(grid: MetricGraph, lines: StartCurves, curves: StartCurves) -> Tensor
     The curves between the two, in equal steps, tell whether a hill parts them, where the grid has resolved the
     metric.  Where none does they run in one valley, and the shortest of them all is nearest its bottom.
     """
-    assert grid.cells is not None
     lines = lines.take(torch.searchsorted(lines.pair, curves.pair))
     ends = torch.stack([lines.nodes[:, ::2], curves.nodes[:, ::2]], dim=1)
-    rows = _resolved(grid, grid.cells.holding(ends.flatten(0, 2))[0].view(ends.shape[:3])).all(1).nonzero().flatten()
+    rows = _all(grid.resolved, _held(grid, ends)[0]).all(1).nonzero().flatten()
     line, curve = lines.take(rows), curves.take(rows)
     shares = torch.linspace(0, 1, _BETWEEN, dtype=ends.dtype, device=ends.device)
     nodes = torch.lerp(ends[rows, :1], ends[rows, 1:], shares[:, None, None])
-    lengths, cells = _pieces(grid, nodes.flatten(0, 1))
-    lengths = lengths.sum(1).view(-1, _BETWEEN)
+    cells, places = _held(grid, nodes)
+    lengths = _pieces(grid, nodes[:, :, ::2], cells[:, :, ::2], places[:, :, :, ::2]).sum(2)
     hill = lengths[:, 1:-1] > (1 + _HILL) * torch.maximum(lengths[:, :-2], lengths[:, 2:])
-    joined = ~hill.any(1) & _resolved(grid, cells.view(nodes.shape[:3])).all(1)
+    joined = ~hill.any(1) & _all(grid.resolved, cells).all(1)
     best = lengths.argmin(1)
     share = shares[best]
     between = StartCurves(
@@ -150,9 +148,16 @@ def _merge(grid: MetricGraph, lines: StartCurves, curves: StartCurves) -> Tensor
     return rows[joined]
 
 
-def _resolved(grid: MetricGraph, cells: Tensor) -> Tensor:
-    """Whether the metric varies little within every one of ``cells`` (..., m), over the last axis."""
-    return (grid.variation <= _RESOLVED).index_select(0, cells.flatten()).view(cells.shape).all(-1)
+def _held(grid: MetricGraph, nodes: Tensor) -> tuple[Tensor, Tensor]:
+    """The cells (..., m) that hold the nodes of curves (..., m, d), and where (d, ..., m)."""
+    assert grid.cells is not None
+    cells, places = grid.cells.holding(nodes.flatten(0, -2))
+    return cells.view(nodes.shape[:-1]), places.unflatten(1, nodes.shape[:-1])
+
+
+def _all(facts: Tensor, cells: Tensor) -> Tensor:
+    """Whether what is known of cells holds for every one of ``cells`` (..., m), over the last axis."""
+    return facts.index_select(0, cells.flatten()).view(cells.shape).all(-1)
 
 
 def _worth_relaxing(lines: StartCurves, found: list[StartCurves], merged: Tensor, asked: Tensor) -> StartCurves:
@@ -176,10 +181,15 @@ def _worth_relaxing(lines: StartCurves, found: list[StartCurves], merged: Tensor
 
 def _straight(start: Tensor, end: Tensor) -> StartCurves:
     count = len(start)
-    knots = torch.linspace(0, 1, _DENSE, dtype=start.dtype, device=start.device).expand(count, -1).contiguous()
+    knots = _even(count, start)
     nodes = start[:, None] + knots[..., None] * (end - start)[:, None]
     pair = torch.arange(count, device=start.device)
     return StartCurves(pair, torch.zeros_like(pair), knots, nodes, torch.full_like(start[:, 0], float("inf")))
+
+
+def _even(count: int, like: Tensor) -> Tensor:
+    """Times (count, 129) in equal steps from 0 to 1."""
+    return torch.linspace(0, 1, _DENSE, dtype=like.dtype, device=like.device).repeat(count, 1)
 
 
 def _through(
@@ -189,7 +199,7 @@ def _through(
     corners, lengths = graph.paths(start[rows], end[rows], most)
     # a path padded by its end has spans of length zero there, which the tabulation skips
     run = _run(_lengths(corners.diff(dim=1)))
-    targets = torch.linspace(0, 1, _DENSE, dtype=start.dtype, device=start.device).expand(len(rows), -1).contiguous()
+    targets = _even(len(rows), start)
     nodes = _smooth(_met(run, corners, targets))
     nodes[:, 0], nodes[:, -1] = start[rows], end[rows]
     return StartCurves(rows, torch.full_like(rows, kind), targets.clone(), nodes, lengths)
@@ -213,27 +223,31 @@ def _estimate(grid: MetricGraph, curves: StartCurves) -> Tensor:
     Returns:
         Cells (Q, m) that the curves run through.
     """
-    pieces, cells = _pieces(grid, curves.nodes)
-    length = pieces.sum(1)
-    curves.length[:] = length.nan_to_num(nan=float("inf"))
-    fine = (torch.isfinite(length) & (length > 0)).nonzero().flatten()
-    if len(fine) == 0:
-        return cells
-    share, nodes = pieces.index_select(0, fine), curves.nodes.index_select(0, fine)
-    run = _run(share)
-    way = _run(_lengths(nodes.diff(dim=1)))
-    place = torch.linspace(0, 1, run.shape[1], dtype=run.dtype, device=run.device).expand(len(run), -1).contiguous()
-    found = _met(torch.lerp(run, way, _WAY), torch.cat([run[..., None], nodes], dim=2), place)
-    curves.knots[fine], curves.nodes[fine] = found[..., 0], found[..., 1:]
+    cells, places = _held(grid, curves.nodes)
+    smooth = _all(grid.resolved, cells)
+    curves.length[:] = float("inf")
+    # where the metric varies little within every cell, fewer points tell as much
+    for among, stride in ((smooth, _THIN), (~smooth, 1)):
+        if bool(among.any()):
+            rows = among.nonzero().flatten()
+            nodes = curves.nodes[rows, ::stride]
+            pieces = _pieces(grid, nodes, cells[rows, ::stride], places[:, rows, ::stride])
+            length = pieces.sum(1)
+            fine = torch.isfinite(length) & (length > 0)
+            if not bool(fine.all()):
+                rows, nodes, pieces, length = rows[fine], nodes[fine], pieces[fine], length[fine]
+            run = _run(pieces)
+            way = torch.lerp(run, _run(_lengths(nodes.diff(dim=1))), _WAY)
+            found = _met(way, torch.cat([run[..., None], nodes], dim=2), _even(len(rows), nodes))
+            curves.length[rows], curves.knots[rows], curves.nodes[rows] = length, found[..., 0], found[..., 1:]
     return cells
 
 
-def _pieces(grid: MetricGraph, nodes: Tensor) -> tuple[Tensor, Tensor]:
-    """Lengths (Q, m-1) of the pieces of curves (Q, m, d) by what is known at the grid's corners; their cells (Q, m)."""
+def _pieces(grid: MetricGraph, nodes: Tensor, cells: Tensor, places: Tensor) -> Tensor:
+    """Lengths (..., m-1) of the pieces of curves (..., m, d) by what is known at the corners of the cells they are in."""
     assert grid.cells is not None and isinstance(grid.ruler, TensorRuler)
-    cells, places = grid.cells.holding(nodes.flatten(0, 1))
-    known = grid.cells.at(grid.table, cells, places).unflatten(0, nodes.shape[:2])
-    return grid.ruler.along(nodes, known), cells.view(nodes.shape[:2])
+    known = grid.cells.at(grid.table, cells.flatten(), places.flatten(1)).unflatten(0, nodes.shape[:-1])
+    return grid.ruler.along(nodes, known)
 
 
 def _run(share: Tensor) -> Tensor:
