@@ -89,8 +89,8 @@ class Cells:
         low = torch.stack([first // stride % end for stride, end in zip(axes, sizes.shape, strict=True)], dim=1)
         size = self._flat_sizes[first]
         corner = low.new_tensor(list(product((0, 1), repeat=len(axes))))
-        numbers = self._numbers[self._flat(low)[:, None] + size[:, None] * (corner * self._wide[1]).sum(1)]
-        return (own.cumsum(0) - 1)[place], low, size, numbers
+        numbers = _picked(self._numbers, self._flat(low)[:, None] + size[:, None] * (corner * self._wide[1]).sum(1))
+        return (own.cumsum(0) - 1).index_select(0, place), low, size, numbers
 
     @cached_property
     def complete(self) -> Tensor:
@@ -160,7 +160,7 @@ class Cells:
         low, size = self._cells[1][cell], self._cells[2][cell, None]
         reach = range(-1, 3) if points.shape[1] < 3 else range(2)
         steps = torch.tensor(list(product(reach, repeat=points.shape[1])), device=low.device)
-        return self._numbers[self._flat(low)[:, None] + size * (steps * self._wide[1]).sum(1)]
+        return _picked(self._numbers, self._flat(low)[:, None] + size * (steps * self._wide[1]).sum(1))
 
     def edges(self) -> tuple[Tensor, Tensor]:
         """Numbers (E,), (E,) of the corners that are neighbours, each pair once.
@@ -175,23 +175,28 @@ class Cells:
         margin, strides = self._wide
         box = [margin, margin + 1] * dim
         flat = self._flat(self.places)
-        sizes = pad(self.sizes.long(), box).flatten()[flat[:, None] + (beside * strides).sum(1)]
+        sizes = _picked(pad(self.sizes, box).flatten(), flat[:, None] + (beside * strides).sum(1)).long()
         inside = sizes > 0
         steps = self.places.new_tensor(_steps(dim))
         # which of the cells around a corner an edge enters, by direction
         enters = ((2 * beside + 1) * steps[:, None] >= 0).all(-1).mT.float()
+        number, stepped = len(steps), (steps * strides).sum(1)
+        every = torch.arange(number, device=steps.device)
         pairs = []
-        for size in sizes[inside].unique().tolist():
+        levels = [size for size in sizes.unique().tolist() if size > 0]
+        for size in levels:
             free = (inside & (sizes < size)).float() @ enters == 0
             touches = (sizes == size).any(1)
             touch = touches.nonzero().flatten()
-            other = self._numbers[flat[touch][:, None] + size * (steps * strides).sum(1)]
+            other = _picked(self._numbers, flat[touch][:, None] + size * stepped)
+            near = other.clamp_min(0)
             # steps are listed so that the last is the opposite of the first
-            back = free.flip(1).gather(0, other.clamp_min(0))
-            once = (touch[:, None] < other) | ~touches[other]
+            back = _picked(free.flatten(), near * number + every.flip(0))
+            once = (touch[:, None] < other) | ~_picked(touches, near)
             row, step = ((other >= 0) & free[touch] & back & once).nonzero(as_tuple=True)
             pairs.append((touch[row], other[row, step]))
-        pairs.append(self._hanging(self.places[:, None] + beside, sizes, beside + 1))
+        if len(levels) > 1:
+            pairs.append(self._hanging(self.places[:, None] + beside, sizes, beside + 1))
         a, b = (torch.cat(side) for side in zip(*pairs, strict=True))
         return a, b
 
@@ -199,12 +204,13 @@ class Cells:
         """Edges from corners on the side of a cell of ``sizes`` (n, 2^d) to its corners on other sides."""
         side = sizes.clamp_min(1)[..., None]
         low = touching & -side
-        row, cell = ((sizes > 0) & ((self.places[:, None] - low) % side != 0).any(-1)).nonzero(as_tuple=True)
+        # sides are powers of two
+        row, cell = ((sizes > 0) & (((self.places[:, None] - low) & (side - 1)) != 0).any(-1)).nonzero(as_tuple=True)
         low, side, here = low[row, cell][:, None], side[row, cell][:, None], self.places[row][:, None]
         corners = low + side * corner
         way = corners - here
         other = self._numbers[self._flat(corners)]
-        along = ((way == 0) & ((here - low) % side == 0)).any(-1)
+        along = ((way == 0) & ((here - low) & (side - 1) == 0)).any(-1)
         # those that steps of the corner's other cells take already
         step = torch.gcd(way[..., 0], way[..., 1]) if way.shape[-1] > 1 else way[..., 0].abs()
         for axis in range(2, way.shape[-1]):
@@ -215,6 +221,11 @@ class Cells:
         a, b = row[at], other[at, which]
         key = (torch.minimum(a, b) * len(self.places) + torch.maximum(a, b)).unique()
         return torch.div(key, len(self.places), rounding_mode="floor"), key % len(self.places)
+
+
+def _picked(table: Tensor, index: Tensor) -> Tensor:
+    """Entries (...) of a flat table."""
+    return table.index_select(0, index.flatten()).view(index.shape)
 
 
 def _lerped(corners: Tensor, shares: Tensor) -> Tensor:

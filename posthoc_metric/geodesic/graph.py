@@ -194,8 +194,12 @@ def _sparse(a: Tensor, b: Tensor, lengths: Tensor, size: int) -> csr_matrix:
     usable = torch.isfinite(lengths)
     values = lengths[usable].clamp_min(_NOTHING).cpu().numpy()
     rows, columns = (ends[usable].cpu().numpy() for ends in (a, b))
-    both = (np.concatenate([rows, columns]), np.concatenate([columns, rows]))
-    return coo_matrix((np.concatenate([values, values]), both), shape=(size, size)).tocsr()
+    # every edge comes once, so that there is nothing to be summed and the rows need only be put in order
+    order = np.argsort(np.concatenate([rows, columns]).astype(np.min_scalar_type(size)), kind="stable")
+    counts = np.bincount(rows, minlength=size) + np.bincount(columns, minlength=size)
+    ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    both = np.concatenate([columns, rows]).astype(np.int32)[order]
+    return csr_matrix((np.concatenate([values, values])[order], both, ends), shape=(size, size))
 
 
 def _join(array: np.ndarray, edges: np.ndarray) -> np.ndarray:
