@@ -16,6 +16,7 @@ from .batch import Batch
 from .graph import MetricGraph, build_graph, subsample
 from .grid import build_grid
 from .options import START_NAMES
+from .polygons import met, norms, run_along, smoothed
 from .ruler import TensorRuler, make_ruler
 
 #: points at which a start curve is tabulated; a power of two and one
@@ -198,20 +199,11 @@ def _through(
     """Shortest paths for the pairs ``rows``, their corners rounded off; length ``inf`` where none is below ``most``."""
     corners, lengths = graph.paths(start[rows], end[rows], most)
     # a path padded by its end has spans of length zero there, which the tabulation skips
-    run = _run(_lengths(corners.diff(dim=1)))
+    run = run_along(norms(corners.diff(dim=1)))
     targets = _even(len(rows), start)
-    nodes = _smooth(_met(run, corners, targets))
+    nodes = smoothed(met(run, corners, targets))
     nodes[:, 0], nodes[:, -1] = start[rows], end[rows]
     return StartCurves(rows, torch.full_like(rows, kind), targets.clone(), nodes, lengths)
-
-
-def _smooth(nodes: Tensor, rounds: int = 8) -> Tensor:
-    """Round off the corners of a tabulated path; the ends stay."""
-    nodes = nodes.clone()
-    for _ in range(rounds):
-        middles = nodes[:, :-1] + nodes[:, 1:]
-        nodes[:, 1:-1] = (middles[:, :-1] + middles[:, 1:]).div_(4)
-    return nodes
 
 
 def _estimate(grid: MetricGraph, curves: StartCurves) -> Tensor:
@@ -236,40 +228,18 @@ def _estimate(grid: MetricGraph, curves: StartCurves) -> Tensor:
             fine = torch.isfinite(length) & (length > 0)
             if not bool(fine.all()):
                 rows, nodes, pieces, length = rows[fine], nodes[fine], pieces[fine], length[fine]
-            run = _run(pieces)
-            way = torch.lerp(run, _run(_lengths(nodes.diff(dim=1))), _WAY)
-            found = _met(way, torch.cat([run[..., None], nodes], dim=2), _even(len(rows), nodes))
+            run = run_along(pieces)
+            way = torch.lerp(run, run_along(norms(nodes.diff(dim=1))), _WAY)
+            found = met(way, torch.cat([run[..., None], nodes], dim=2), _even(len(rows), nodes))
             curves.length[rows], curves.knots[rows], curves.nodes[rows] = length, found[..., 0], found[..., 1:]
     return cells
 
 
 def _pieces(grid: MetricGraph, nodes: Tensor, cells: Tensor, places: Tensor) -> Tensor:
-    """Lengths (..., m-1) of the pieces of curves (..., m, d) by what is known at the corners of the cells they are in."""
+    """Lengths (..., m-1) of the pieces of curves (..., m, d) by what is known at the corners of their cells."""
     assert grid.cells is not None and isinstance(grid.ruler, TensorRuler)
     known = grid.cells.at(grid.table, cells.flatten(), places.flatten(1)).unflatten(0, nodes.shape[:-1])
     return grid.ruler.along(nodes, known)
-
-
-def _run(share: Tensor) -> Tensor:
-    """Running sums (Q, m+1) from 0 to 1 of shares (Q, m)."""
-    total = torch.cat([torch.zeros_like(share[:, :1]), share.cumsum(1)], dim=1)
-    return total / total[:, -1:].clamp_min(1e-300)
-
-
-def _lengths(vectors: Tensor) -> Tensor:
-    """Euclidean lengths (...) of vectors (..., d), d small."""
-    return sum(column.square() for column in vectors.unbind(-1)).sqrt()  # type: ignore[union-attr]
-
-
-def _met(run: Tensor, values: Tensor, targets: Tensor) -> Tensor:
-    """Values (Q, m+1, k), linearly between them, where the increasing ``run`` (Q, m+1) meets ``targets`` (Q, j)."""
-    count, number, width = values.shape
-    left = (torch.searchsorted(run, targets, right=True) - 1).clamp_(0, number - 2)
-    left += number * torch.arange(count, device=run.device)[:, None]
-    flat, index = torch.cat([run[..., None], values], dim=2).flatten(0, 1), left.flatten()
-    low, high = flat.index_select(0, index), flat.index_select(0, index + 1)
-    share = ((targets.flatten() - low[:, 0]) / (high[:, 0] - low[:, 0]).clamp_min_(1e-300)).clamp_(0, 1)
-    return torch.lerp(low[:, 1:], high[:, 1:], share[:, None]).view(*targets.shape, width)
 
 
 def _boxes(start: Tensor, end: Tensor, support: Tensor | None) -> dict[tuple[float, ...], Tensor]:
