@@ -8,16 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from math import gcd
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from .grid_edges import grid_edges
 from .spread import spread
 
-#: steps from a corner to its neighbours reach so many cells; with two the angles between them are half as wide
-_REACH = {1: 1, 2: 2}
 #: points whose cells' corners are held at once
 _ROWS = 16_384
 
@@ -163,64 +160,9 @@ class Cells:
         return _picked(self._numbers, self._flat(low)[:, None] + size * (steps * self._wide[1]).sum(1))
 
     def edges(self) -> tuple[Tensor, Tensor]:
-        """Numbers (E,), (E,) of the corners that are neighbours, each pair once.
-
-        An edge crosses no cell that is smaller than its steps, so that it skips nothing that the grid has resolved.
-        A corner on the side of a larger cell is joined to that one's corners on its other sides.
-        """
-        count, dim = self.places.shape
-        if count == 0:
-            return self.places.new_zeros(0), self.places.new_zeros(0)
-        beside = self.places.new_tensor(list(product((-1, 0), repeat=dim)))
-        margin, strides = self._wide
-        box = [margin, margin + 1] * dim
-        flat = self._flat(self.places)
-        sizes = _picked(pad(self.sizes, box).flatten(), flat[:, None] + (beside * strides).sum(1)).long()
-        inside = sizes > 0
-        steps = self.places.new_tensor(_steps(dim))
-        # which of the cells around a corner an edge enters, by direction
-        enters = ((2 * beside + 1) * steps[:, None] >= 0).all(-1).mT.float()
-        number, stepped = len(steps), (steps * strides).sum(1)
-        every = torch.arange(number, device=steps.device)
-        pairs = []
-        levels = [size for size in sizes.unique().tolist() if size > 0]
-        for size in levels:
-            free = (inside & (sizes < size)).float() @ enters == 0
-            touches = (sizes == size).any(1)
-            touch = touches.nonzero().flatten()
-            other = _picked(self._numbers, flat[touch][:, None] + size * stepped)
-            near = other.clamp_min(0)
-            # steps are listed so that the last is the opposite of the first
-            back = _picked(free.flatten(), near * number + every.flip(0))
-            once = (touch[:, None] < other) | ~_picked(touches, near)
-            row, step = ((other >= 0) & free[touch] & back & once).nonzero(as_tuple=True)
-            pairs.append((touch[row], other[row, step]))
-        if len(levels) > 1:
-            pairs.append(self._hanging(self.places[:, None] + beside, sizes, beside + 1))
-        a, b = (torch.cat(side) for side in zip(*pairs, strict=True))
-        return a, b
-
-    def _hanging(self, touching: Tensor, sizes: Tensor, corner: Tensor) -> tuple[Tensor, Tensor]:
-        """Edges from corners on the side of a cell of ``sizes`` (n, 2^d) to its corners on other sides."""
-        side = sizes.clamp_min(1)[..., None]
-        low = touching & -side
-        # sides are powers of two
-        row, cell = ((sizes > 0) & (((self.places[:, None] - low) & (side - 1)) != 0).any(-1)).nonzero(as_tuple=True)
-        low, side, here = low[row, cell][:, None], side[row, cell][:, None], self.places[row][:, None]
-        corners = low + side * corner
-        way = corners - here
-        other = self._numbers[self._flat(corners)]
-        along = ((way == 0) & ((here - low) & (side - 1) == 0)).any(-1)
-        # those that steps of the corner's other cells take already
-        step = torch.gcd(way[..., 0], way[..., 1]) if way.shape[-1] > 1 else way[..., 0].abs()
-        for axis in range(2, way.shape[-1]):
-            step = torch.gcd(step, way[..., axis])
-        short = way.abs().amax(-1) <= _REACH.get(way.shape[-1], 1) * step
-        met = (sizes[row][:, None] == step[..., None]).any(-1) | (sizes[other] == step[..., None]).any(-1)
-        at, which = ((other >= 0) & ~along & ~(short & met)).nonzero(as_tuple=True)
-        a, b = row[at], other[at, which]
-        key = (torch.minimum(a, b) * len(self.places) + torch.maximum(a, b)).unique()
-        return torch.div(key, len(self.places), rounding_mode="floor"), key % len(self.places)
+        """Numbers (E,), (E,) of the corners that are neighbours, each pair once; see :func:`grid_edges`."""
+        a, b = grid_edges(self.places.cpu().numpy(), self.sizes.cpu().numpy())
+        return torch.from_numpy(a).to(self.places.device), torch.from_numpy(b).to(self.places.device)
 
 
 def _picked(table: Tensor, index: Tensor) -> Tensor:
@@ -238,9 +180,3 @@ def _lerped(corners: Tensor, shares: Tensor) -> Tensor:
 
 def _strides(shape: Tensor) -> Tensor:
     return torch.cat([shape[1:].flip(0).cumprod(0).flip(0), shape.new_ones(1)])
-
-
-def _steps(dim: int) -> list[tuple[int, ...]]:
-    """Steps to neighbours, none that another one takes twice."""
-    reach = _REACH.get(dim, 1)
-    return [step for step in product(range(-reach, reach + 1), repeat=dim) if gcd(*step) == 1]

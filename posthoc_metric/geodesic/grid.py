@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import product
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,46 +41,55 @@ def _divide(ruler: TensorRuler, low: Tensor, high: Tensor, data: Tensor | None) 
     shape = [max(1, math.ceil(float(length) / side)) for length in high - low]
     finest = 2 ** _DEPTH[dim]
     unit = side / finest
-    corner = torch.tensor(list(product((0, 1), repeat=dim)))
-    sizes = torch.full([number * finest for number in shape], finest, dtype=torch.int16)
+    # bookkeeping in NumPy: many operations on small arrays of integers, whose number is what costs
+    corner = np.array(list(product((0, 1), repeat=dim)))
+    sizes = np.full([number * finest for number in shape], finest, dtype=np.int16)
     origin = (low + high) / 2 - unit * finest * torch.tensor(shape, dtype=low.dtype, device=low.device) / 2
-    usual = None if data is None else _cost(ruler, data, ruler.know(data)).nanmedian().cpu().log()
+    usual = None if data is None else float(_cost(ruler, data, ruler.know(data)).nanmedian().log())
     # a corner's row in the flat table of all that there could be
     ends = [number * finest + 1 for number in shape]
-    strides = torch.tensor([math.prod(ends[axis + 1 :]) for axis in range(dim)])
-    numbers = torch.full((math.prod(ends),), -1)
-    places, known = torch.zeros(0, dim, dtype=torch.long), low.new_zeros(0, dim, dim)
-    cost = torch.zeros(0, dtype=low.dtype)
-    cells = torch.cartesian_prod(*(torch.arange(number) for number in shape)).view(-1, dim) * finest
-    size = finest
+    strides = np.array([math.prod(ends[axis + 1 :]) for axis in range(dim)])
+    numbers = np.full(math.prod(ends), -1, dtype=np.int32)
+    places, known, costs = [np.zeros((0, dim), dtype=np.int64)], [low.new_zeros(0, dim, dim)], [np.zeros(0)]
+    cells = np.indices(shape).reshape(dim, -1).T * finest
+    size, count = finest, 0
     while True:
         corners = (cells[:, None] + size * corner) @ strides
-        wanted = torch.zeros_like(numbers, dtype=torch.bool)
-        wanted[corners] = True
-        fresh = (wanted & (numbers < 0)).nonzero().flatten()
-        if len(places) + len(fresh) > MOST_POINTS[dim] and len(places):
+        fresh = np.unique(corners[numbers[corners] < 0])
+        if count and count + len(fresh) > MOST_POINTS[dim]:
             break
-        numbers[fresh] = len(places) + torch.arange(len(fresh))
-        where = torch.stack([fresh // stride % end for stride, end in zip(strides.tolist(), ends, strict=True)], dim=1)
-        points = origin + unit * where.to(low)
-        found = ruler.know(points)
-        places, known = torch.cat([places, where]), torch.cat([known, found])
+        numbers[fresh] = count + np.arange(len(fresh))
+        count += len(fresh)
+        places.append(np.stack(np.unravel_index(fresh, ends), axis=1))
+        points = origin + unit * torch.from_numpy(places[-1]).to(low)
+        known.append(ruler.know(points))
         if size < finest:
-            inside = torch.cartesian_prod(*[torch.arange(size)] * dim).view(-1, dim)
-            sizes[(cells[:, None] + inside).reshape(-1, dim).unbind(1)] = size
+            inside = np.indices([size] * dim).reshape(dim, -1).T
+            sizes[tuple((cells[:, None] + inside).reshape(-1, dim).T)] = size
         if size == 1:
             break
-        cost = torch.cat([cost, _cost(ruler, points, found).log().cpu()])
-        typical = cost[torch.isfinite(cost)].median() if usual is None else usual
-        at = cost[numbers[corners]].nan_to_num(nan=math.inf)
-        varied = ~(at.amax(1) - at.amin(1) <= math.log(_VARIATION)) & (at.amin(1) < typical + math.log(_TOO_COSTLY))
+        costs.append(_cost(ruler, points, known[-1]).log().cpu().numpy())
+        cost = np.concatenate(costs)
+        typical = _median(cost[np.isfinite(cost)]) if usual is None else usual
+        at = np.nan_to_num(cost[numbers[corners]], nan=math.inf, posinf=math.inf, neginf=-math.inf)
+        least, most = at.min(1), at.max(1)
+        with np.errstate(invalid="ignore"):
+            varied = ~(most - least <= math.log(_VARIATION)) & (least < typical + math.log(_TOO_COSTLY))
         cells = cells[varied]
         if len(cells) == 0:
             break
         size //= 2
         cells = (cells[:, None] + size * corner).reshape(-1, dim)
-    usable = torch.isfinite(known).flatten(1).all(1)
-    return Cells(origin, unit, places.to(low.device)[usable], sizes.to(low.device)), known[usable]
+    found = torch.cat(known)
+    usable = torch.isfinite(found).flatten(1).all(1)
+    where = torch.from_numpy(np.concatenate(places)).to(low.device)
+    return Cells(origin, unit, where[usable], torch.from_numpy(sizes).to(low.device)), found[usable]
+
+
+def _median(values: np.ndarray) -> float:
+    """The middle one of the values, the lower of two; NaN where there are none."""
+    middle = (len(values) - 1) // 2
+    return float(np.partition(values, middle)[middle]) if len(values) else math.nan
 
 
 def _cost(ruler: TensorRuler, points: Tensor, known: Tensor) -> Tensor:
