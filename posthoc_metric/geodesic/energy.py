@@ -59,6 +59,8 @@ class Linearisation(Batch):
         pull: ``J_Fᵀ b``, ``b`` half the energy's derivative by ``F``, at the inner nodes (P, n-1, d).
         pull_before: the same ``b`` under the Jacobians of the nodes before (P, n-1, d).
         grain: rounding error of the energy that comes from the precision of ``F`` (P,).
+        where: quadrature points, as the time steps place them.
+        coupled: :func:`~.elements.couplings` of these.
     """
 
     nodes: Tensor
@@ -72,6 +74,8 @@ class Linearisation(Batch):
     pull: Tensor | None = None
     pull_before: Tensor | None = None
     grain: Tensor | None = None
+    where: Places | None = None
+    coupled: Tensor | None = None
 
 
 class CurveEnergy:
@@ -110,10 +114,16 @@ class CurveEnergy:
             self._add_chords_leanly(out, stiffness(h))
         elif self.embedding is not None:
             self._add_chords(out, h, before)
+        if self.weight is not None or self.field is not None:
+            if before is not None and before.where is not None:
+                out.where, out.coupled = before.where, before.coupled
+            else:
+                out.where = places(h, dense=dim > _FEW)
+                out.coupled = couplings(out.where)
         if self.weight is not None:
-            self._add_weight(out, places(h, dense=dim > _FEW))
+            self._add_weight(out)
         if self.field is not None:
-            self._add_field(out, places(h, dense=dim > _FEW))
+            self._add_field(out)
         return out
 
     def lean(self, nodes: int, dim: int) -> bool:
@@ -217,8 +227,9 @@ class CurveEnergy:
         out.convex.near[some] += near * _products(wide, 1)
         out.convex.far[some] += far * _products(wide, 2)[:, 1::2]
 
-    def _add_weight(self, out: Linearisation, where: Places) -> None:
-        assert self.weight is not None
+    def _add_weight(self, out: Linearisation) -> None:
+        assert self.weight is not None and out.where is not None and out.coupled is not None
+        where, coupled = out.where, out.coupled
         v, square, w, slope, bend = add_weight(out.energy, out.gradient, self.weight, out.nodes, where, curved=True)
         share = where.weights
         mixed = (share[..., None] * slope)[..., None] * v[..., None, :]
@@ -226,15 +237,20 @@ class CurveEnergy:
         # log w is linear, as it nearly is on the flank of a wall
         steep = (slope * (share * square / w.clamp_min(1e-300) / 2)[..., None])[..., None] * slope[..., None, :]
         eye = torch.eye(v.shape[3], dtype=v.dtype, device=v.device)
-        coupled = couplings(where)
         add_blocks(out.convex, coupled, steep, mixed, (2 * share * w)[..., None, None] * eye)
         exact = steep if bend is None else (share * square)[..., None, None] * bend - steep
         add_blocks(out.rest, coupled, exact, mixed)
 
-    def _add_field(self, out: Linearisation, where: Places) -> None:
-        assert self.field is not None
+    def _add_field(self, out: Linearisation) -> None:
+        assert self.field is not None and out.where is not None and out.coupled is not None
+        where, coupled = out.where, out.coupled
         points, v = where.points(out.nodes)
-        tensors, pushed = self.field(points.flatten(0, 2), v.flatten(0, 2))
+        # beside a decoder, whose own second derivatives are learnt from its Jacobians, those of a field are worth less
+        # than they cost
+        at, along = points.flatten(0, 2), v.flatten(0, 2)
+        tensors, pushed, exact = (
+            self.field.curved(at, along) if self.embedding is None else (*self.field(at, along), None)
+        )
         share = where.weights[..., None, None]
         tensors, pushed = share * tensors.view(*v.shape, -1), share * pushed.reshape(*v.shape, -1)
         along = (tensors @ v[..., None])[..., 0]
@@ -242,11 +258,7 @@ class CurveEnergy:
         by_place = (pushed.mT @ v[..., None])[..., 0]
         add_gradient(out.gradient, where.shapes.mT @ by_place + where.slopes.mT @ (2 * along))
         curved = pushed.mT @ torch.linalg.solve_ex(tensors, pushed)[0]
-        coupled = couplings(where)
         add_blocks(out.convex, coupled, curved / 2, pushed.mT, 2 * tensors)
-        # beside a decoder, whose own second derivatives are learnt from its Jacobians, those of a field are worth less
-        # than they cost
-        exact = None if self.embedding is not None else self.field.curvature(points.flatten(0, 2), v.flatten(0, 2))
         exact = curved / 2 if exact is None else share * exact.view_as(curved) - curved / 2
         add_blocks(out.rest, coupled, exact, pushed.mT)
 

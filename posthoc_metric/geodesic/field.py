@@ -38,21 +38,21 @@ class FieldDerivative:
         self.step = 5e-3 if single else 1e-5
         self.by_autograd = self._agrees(probe[finite][:16], 1e-2 if single else 1e-4)
 
-    def curvature(self, z: Tensor, v: Tensor) -> Tensor | None:
-        """Second derivatives of ``vᵀ U(z) v`` by ``z`` (N, d, d), where autograd gives them at a bearable price."""
+    def curved(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What a call gives, and the second derivatives of ``vᵀ U(z) v`` by ``z`` (N, d, d), or ``None``.
+
+        They are known where autograd gives them at a bearable price.
+        """
         if not self.by_autograd or z.shape[1] > _MOST_CURVED:
-            return None
+            return *self(z, v), None
         with torch.enable_grad():
             points = z.detach().clone().requires_grad_(True)
-            square = torch.einsum("na,nab,nb->n", v, self.field(points), v)
-            (slope,) = torch.autograd.grad(square.sum(), points, create_graph=True)
-            if not slope.requires_grad:
-                return torch.zeros(*z.shape, z.shape[1], dtype=z.dtype, device=z.device)
-            rows = [
-                torch.autograd.grad(slope[:, a].sum(), points, retain_graph=True, allow_unused=True)[0]
-                for a in range(z.shape[1])
-            ]
-        return torch.stack([torch.zeros_like(z) if row is None else row for row in rows], dim=1)
+            matrices = self.field(points)
+            pushed = (matrices @ v[..., None])[..., 0]
+            first = _rows(pushed, points, again=True)
+            slope = (first * v[..., None]).sum(1)
+            second = _rows(slope, points, again=False) if slope.requires_grad else torch.zeros_like(first)
+        return matrices.detach().to(z.dtype), first.detach(), second
 
     def __call__(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """``U(z)`` (N, d, d), and ``P[n, a, i] = ∂_i (U(z_n) v_n)_a`` (N, d, d)."""
@@ -86,13 +86,8 @@ class FieldDerivative:
             points = z.detach().clone().requires_grad_(True)
             matrices = self.field(points)
             pushed = (matrices @ v[..., None])[..., 0]
-            rows = []
-            for a in range(v.shape[1]):
-                grad = torch.autograd.grad(
-                    pushed[:, a].sum(), points, retain_graph=a + 1 < v.shape[1], allow_unused=True
-                )[0]
-                rows.append(torch.zeros_like(points) if grad is None else grad)
-        return matrices.detach().to(z.dtype), torch.stack(rows, dim=1)
+            rows = _rows(pushed, points, again=False)
+        return matrices.detach().to(z.dtype), rows
 
     def _difference(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         count, dim = z.shape
@@ -105,6 +100,20 @@ class FieldDerivative:
         pushed = (matrices @ v[..., None])[..., 0]
         slope = (pushed[1 : dim + 1] - pushed[dim + 1 :]) / (2 * step)[:, None]
         return matrices[0], slope.permute(1, 2, 0)
+
+
+def _rows(values: Tensor, points: Tensor, *, again: bool) -> Tensor:
+    """The derivatives of each of the columns of ``values`` (N, d) by ``points`` (N, d): (N, d, d).
+
+    With ``again`` they can be differentiated themselves.
+    """
+    rows, last = [], values.shape[1] - 1
+    for a, way in enumerate(torch.eye(last + 1, dtype=values.dtype, device=values.device)):
+        (grad,) = torch.autograd.grad(
+            values, points, way.expand_as(values), retain_graph=again or a < last, create_graph=again, allow_unused=True
+        )
+        rows.append(torch.zeros_like(points) if grad is None else grad)
+    return torch.stack(rows, dim=1)
 
 
 def _checked(matrices: Tensor, z: Tensor) -> Tensor:

@@ -54,8 +54,10 @@ def _divide(ruler: TensorRuler, low: Tensor, high: Tensor, data: Tensor | None) 
     cells = np.indices(shape).reshape(dim, -1).T * finest
     size, count = finest, 0
     while True:
-        corners = (cells[:, None] + size * corner) @ strides
-        fresh = np.unique(corners[numbers[corners] < 0])
+        corners = (cells @ strides)[:, None] + size * (corner @ strides)
+        wanted = np.zeros(len(numbers), dtype=bool)
+        wanted[corners] = True
+        fresh = np.flatnonzero(wanted & (numbers < 0))
         if count and count + len(fresh) > MOST_POINTS[dim]:
             break
         numbers[fresh] = count + np.arange(len(fresh))
@@ -72,7 +74,7 @@ def _divide(ruler: TensorRuler, low: Tensor, high: Tensor, data: Tensor | None) 
         cost = np.concatenate(costs)
         typical = _median(cost[np.isfinite(cost)]) if usual is None else usual
         at = np.nan_to_num(cost[numbers[corners]], nan=math.inf, posinf=math.inf, neginf=-math.inf)
-        least, most = at.min(1), at.max(1)
+        least, most = at.T.min(0), at.T.max(0)
         with np.errstate(invalid="ignore"):
             varied = ~(most - least <= math.log(_VARIATION)) & (least < typical + math.log(_TOO_COSTLY))
         cells = cells[varied]
@@ -99,5 +101,10 @@ def _cost(ruler: TensorRuler, points: Tensor, known: Tensor) -> Tensor:
     if ruler.parts.weight is not None:
         matrices = matrices + ruler.parts.weight(points)[:, None, None] * eye
     bad = ~torch.isfinite(matrices).flatten(1).all(1)
-    values = torch.linalg.eigvalsh(torch.where(bad[:, None, None], eye, matrices))[:, -1].clamp_min(1e-300).sqrt()
-    return values.masked_fill(bad, float("nan"))
+    if points.shape[1] == 2:
+        # LAPACK takes longer for a call than this for thousands of matrices
+        a, b, c = matrices[:, 0, 0], matrices[:, 1, 0], matrices[:, 1, 1]
+        values = (a + c + torch.hypot(a - c, 2 * b)) / 2
+    else:
+        values = torch.linalg.eigvalsh(torch.where(bad[:, None, None], eye, matrices))[:, -1]
+    return values.clamp_min(1e-300).sqrt().masked_fill(bad, float("nan"))
