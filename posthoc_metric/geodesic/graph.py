@@ -74,7 +74,9 @@ class MetricGraph:
         """
         if most is None:
             most = torch.full_like(start[:, 0], float("inf"))
-        whole, (near, last_steps), limits = self._with(start), self.attach(end), most.cpu().numpy()
+        near, steps = self.attach(torch.cat([start, end]))
+        whole, limits = self._with(near[: len(start)], steps[: len(start)]), most.cpu().numpy()
+        near, last_steps = near[len(start) :], steps[len(start) :]
         lengths, trails = np.full(len(start), np.inf), []
         for rows in _alike(limits):
             found, trail = self._search(whole, near[rows], last_steps[rows], rows, limits[rows])
@@ -136,11 +138,10 @@ class MetricGraph:
         lengths = lengths.clamp_min(_NOTHING).masked_fill(~usable, float("inf"))
         return near.view(count, k).cpu().numpy(), lengths.view(count, k).cpu().numpy()
 
-    def _with(self, start: Tensor) -> csr_matrix:
-        """The graph's edges, and after its points the starts (B, d), which only lead out."""
-        near, lengths = self.attach(start)
+    def _with(self, near: np.ndarray, lengths: np.ndarray) -> csr_matrix:
+        """The graph's edges, and after its points B starts, which only lead out: to points ``near`` (B, k)."""
         usable = np.isfinite(lengths)
-        graph, size = self.lengths, len(self.points) + len(start)
+        graph, size = self.lengths, len(self.points) + len(near)
         ends = np.cumsum(usable.sum(1), dtype=graph.indptr.dtype)
         parts = (
             np.concatenate([graph.data, lengths[usable]]),
