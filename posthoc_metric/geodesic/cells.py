@@ -74,14 +74,14 @@ class Cells:
     @cached_property
     def _cells(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Which cell holds each finest one, in a flat table; the lowest corners, sizes and corners of the cells."""
-        axes, sizes = self._strides.tolist(), self.sizes.long()
+        axes, sizes = self._strides.tolist(), self.sizes.int()
         # sizes are powers of two
         place = torch.zeros_like(sizes)
         for axis, (stride, end) in enumerate(zip(axes, sizes.shape, strict=True)):
-            along = torch.arange(end, device=sizes.device).view(-1, *[1] * (sizes.ndim - 1 - axis))
+            along = torch.arange(end, dtype=sizes.dtype, device=sizes.device).view(-1, *[1] * (sizes.ndim - 1 - axis))
             place += (along & -sizes) * stride
         place = place.flatten()
-        own = place == torch.arange(len(place), device=place.device)
+        own = place == torch.arange(len(place), dtype=place.dtype, device=place.device)
         first = own.nonzero().flatten()
         low = torch.stack([first // stride % end for stride, end in zip(axes, sizes.shape, strict=True)], dim=1)
         size = self._flat_sizes[first]

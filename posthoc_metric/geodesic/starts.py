@@ -102,15 +102,16 @@ def make_starts(
             grid = _grid(cache, parts, box, support) if len(rows) else None
             if grid is not None and grid.cells is not None and len(grid.points):
                 line = lines.take(rows)
-                cells = _estimate(grid, line)
+                cells, smooth = _estimate(grid, line)
                 # what a line costs beside points without a metric is not known, and no path is too long for it
                 line.length[~_all(grid.cells.complete, cells)] = float("inf")
                 most = _ENOUGH * line.length if "straight" in names else None
                 curves = _through(grid, start, end, rows, START_NAMES.index("grid"), most)
-                curves = curves.take(torch.isfinite(curves.length))
-                _estimate(grid, curves)
+                there = torch.isfinite(curves.length).nonzero().flatten()
+                curves = curves.take(there)
+                _, smooth_too = _estimate(grid, curves)
                 if "straight" in names:
-                    merged[curves.pair[_merge(grid, line, curves)]] = True
+                    merged[curves.pair[_merge(grid, line.take(there), curves, smooth[there] & smooth_too)]] = True
                 found.append(curves)
                 lines.put_rows(rows, line)
     elif "graph" in names and support is not None and len(support) > 1:
@@ -120,18 +121,18 @@ def make_starts(
     return _worth_relaxing(lines, found, merged, ~distinct if "straight" not in names else torch.ones_like(distinct))
 
 
-def _merge(grid: MetricGraph, lines: StartCurves, curves: StartCurves) -> Tensor:
+def _merge(grid: MetricGraph, lines: StartCurves, curves: StartCurves, smooth: Tensor) -> Tensor:
     """Which of ``curves`` (numbers) stand for their pair's straight line, too; they become a curve between, in place.
 
     The curves between the two, in equal steps, tell whether a hill parts them, where the grid has resolved the
-    metric.  Where none does they run in one valley, and the shortest of them all is nearest its bottom.
+    metric, as it has along those that are ``smooth`` (Q,).  Where none does they run in one valley, and the shortest
+    of them all is nearest its bottom.
     """
-    lines = lines.take(torch.searchsorted(lines.pair, curves.pair))
-    ends = torch.stack([lines.nodes[:, ::2], curves.nodes[:, ::2]], dim=1)
-    rows = _all(grid.resolved, _held(grid, ends)[0]).all(1).nonzero().flatten()
+    rows = smooth.nonzero().flatten()
     line, curve = lines.take(rows), curves.take(rows)
+    ends = torch.stack([line.nodes[:, ::2], curve.nodes[:, ::2]], dim=1)
     shares = torch.linspace(0, 1, _BETWEEN, dtype=ends.dtype, device=ends.device)
-    nodes = torch.lerp(ends[rows, :1], ends[rows, 1:], shares[:, None, None])
+    nodes = torch.lerp(ends[:, :1], ends[:, 1:], shares[:, None, None])
     cells, places = _held(grid, nodes)
     lengths = _pieces(grid, nodes[:, :, ::2], cells[:, :, ::2], places[:, :, :, ::2]).sum(2)
     hill = lengths[:, 1:-1] > (1 + _HILL) * torch.maximum(lengths[:, :-2], lengths[:, 2:])
@@ -206,14 +207,14 @@ def _through(
     return StartCurves(rows, torch.full_like(rows, kind), targets.clone(), nodes, lengths)
 
 
-def _estimate(grid: MetricGraph, curves: StartCurves) -> Tensor:
+def _estimate(grid: MetricGraph, curves: StartCurves) -> tuple[Tensor, Tensor]:
     """Length of ``curves`` by what is known at the grid's corners, and nodes and knots to match, in place.
 
     A node is worth its share of the length and of the latent way; the knots are the share of the length, so that
     a curve starts out at nearly constant speed even where it runs up a wall.
 
     Returns:
-        Cells (Q, m) that the curves run through.
+        Cells (Q, m) that the curves run through, and whether the grid has resolved the metric in all of them (Q,).
     """
     cells, places = _held(grid, curves.nodes)
     smooth = _all(grid.resolved, cells)
@@ -221,18 +222,20 @@ def _estimate(grid: MetricGraph, curves: StartCurves) -> Tensor:
     # where the metric varies little within every cell, fewer points tell as much
     for among, stride in ((smooth, _THIN), (~smooth, 1)):
         if bool(among.any()):
-            rows = among.nonzero().flatten()
+            # slices copy nothing
+            rows = slice(None) if bool(among.all()) else among.nonzero().flatten()
             nodes = curves.nodes[rows, ::stride]
             pieces = _pieces(grid, nodes, cells[rows, ::stride], places[:, rows, ::stride])
             length = pieces.sum(1)
             fine = torch.isfinite(length) & (length > 0)
             if not bool(fine.all()):
-                rows, nodes, pieces, length = rows[fine], nodes[fine], pieces[fine], length[fine]
+                rows = among.nonzero().flatten()[fine]
+                nodes, pieces, length = nodes[fine], pieces[fine], length[fine]
             run = run_along(pieces)
             way = torch.lerp(run, run_along(norms(nodes.diff(dim=1))), _WAY)
-            found = met(way, torch.cat([run[..., None], nodes], dim=2), _even(len(rows), nodes))
+            found = met(way, torch.cat([run[..., None], nodes], dim=2), _even(len(nodes), nodes))
             curves.length[rows], curves.knots[rows], curves.nodes[rows] = length, found[..., 0], found[..., 1:]
-    return cells
+    return cells, smooth
 
 
 def _pieces(grid: MetricGraph, nodes: Tensor, cells: Tensor, places: Tensor) -> Tensor:
