@@ -44,7 +44,7 @@ class Batch:
             value[rows] = getattr(other, name)
 
     def _items(self) -> list[tuple[str, Any]]:
-        return [(field.name, getattr(self, field.name)) for field in fields(self)]  # type: ignore[arg-type]
+        return [(name, getattr(self, name)) for name in self.__dataclass_fields__]  # type: ignore[attr-defined]
 
 
 def _join(values: list[Any]) -> Any:

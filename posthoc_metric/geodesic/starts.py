@@ -28,6 +28,8 @@ _GRAPH_NODES = 2000
 _SAME = 0.8
 #: a graph path longer than the straight line by this factor is none that could be worth it when rounded off
 _ENOUGH = 1.25
+#: the same where the grid has resolved the metric everywhere: its paths are no more than a few percent too long
+_ENOUGH_RESOLVED = 1.1
 #: curves between two, these included, that tell whether a hill parts them
 _BETWEEN = 5
 #: a curve between two that is longer than its neighbours by this share of them is a hill
@@ -105,7 +107,8 @@ def make_starts(
                 cells, smooth = _estimate(grid, line)
                 # what a line costs beside points without a metric is not known, and no path is too long for it
                 line.length[~_all(grid.cells.complete, cells)] = float("inf")
-                most = _ENOUGH * line.length if "straight" in names else None
+                enough = _ENOUGH_RESOLVED if bool(grid.resolved.all()) else _ENOUGH
+                most = enough * line.length if "straight" in names else None
                 curves = _through(grid, start, end, rows, START_NAMES.index("grid"), most)
                 there = torch.isfinite(curves.length).nonzero().flatten()
                 curves = curves.take(there)
