@@ -9,6 +9,7 @@ from scipy.sparse.csgraph import connected_components, dijkstra
 from posthoc_metric.geodesic.grid import build_grid
 from posthoc_metric.geodesic.guard import guard
 from posthoc_metric.geodesic.ruler import TensorRuler
+from posthoc_metric.geodesic.spread import spread
 from posthoc_metric.geodesic.start_graphs import graphs_state, restore_graphs
 from posthoc_metric.geodesic.starts import cache_of, make_starts
 from posthoc_metric.metric import FunctionMetric
@@ -35,6 +36,22 @@ def grid_of(metric, half=1.0):
 def points(count, dim, seed, half=0.9):
     generator = torch.Generator().manual_seed(seed)
     return half * (2 * torch.rand(count, dim, generator=generator, dtype=torch.float64) - 1)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_the_spread_of_matrices_is_that_of_whitened_ones(dim):
+    generator = torch.Generator().manual_seed(dim)
+    roots = torch.randn(20, 4, 5, dim, generator=generator, dtype=torch.float64)
+    matrices = roots.mT @ roots
+    mean = matrices.mean(1)
+    values, vectors = torch.linalg.eigh(mean)
+    whiten = vectors @ torch.diag_embed(values.rsqrt()) @ vectors.mT
+    expected = (whiten[:, None] @ (matrices - mean[:, None]) @ whiten[:, None]).flatten(2).norm(dim=2).amax(1)
+    torch.testing.assert_close(spread(matrices), expected, rtol=1e-10, atol=0)
+    # a mean without an inverse has no spread, and takes none from its neighbours
+    matrices[3] = 0
+    found = spread(matrices)
+    assert found.isfinite().tolist() == [row != 3 for row in range(20)]
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])
