@@ -16,6 +16,8 @@ from .spline import Spline
 
 #: points at which two curves are compared
 _COMPARED = 9
+#: share of its length by which a curve may turn out shorter with more nodes than the energy of those it has says
+_UNSURE = 0.005
 #: curves that come nearer than this share of their extent everywhere are in the same valley
 _SAME = 0.01
 
@@ -77,19 +79,21 @@ def _kept(found: list[Curves], margin: float, surely: bool) -> Tensor:
         masks = contested.split([len(curves.pair) for curves in found])
         some = [curves.take(mask) for curves, mask in zip(found, masks, strict=True)]
         facts = [_facts(curves, surely) for curves in some if len(curves.pair)]
-        own, lengths, shapes = (torch.cat(parts) for parts in zip(*facts, strict=True))
-        keep[contested] = contenders(own, lengths, shapes, margin)
+        own, lengths, shapes, least = (torch.cat(parts) for parts in zip(*facts, strict=True))
+        keep[contested] = contenders(own, lengths, shapes, margin, least)
     return keep
 
 
-def _facts(curves: Curves, surely: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _facts(curves: Curves, surely: bool) -> tuple[Tensor, ...]:
+    facts = curves.facts
+    least = (1 - _UNSURE) * facts.chord_length * (1 - facts.residual.square())
     like = curves.facts.length
     shares = torch.linspace(0, 1, _COMPARED, dtype=like.dtype, device=like.device).expand(len(like), -1)
     lengths = like + curves.facts.length_error if surely else like
-    return curves.pair, lengths, curves.spline.at(curves.clock.at(shares))[0]
+    return curves.pair, lengths, curves.spline.at(curves.clock.at(shares))[0], least
 
 
-def contenders(pair: Tensor, lengths: Tensor, shapes: Tensor, margin: float) -> Tensor:
+def contenders(pair: Tensor, lengths: Tensor, shapes: Tensor, margin: float, least: Tensor | None = None) -> Tensor:
     """Of every pair its shortest curve, and those that are longer by less than ``margin`` and run elsewhere.
 
     Equal lengths, and curves that have none, go to the first that came.
@@ -98,19 +102,23 @@ def contenders(pair: Tensor, lengths: Tensor, shapes: Tensor, margin: float) -> 
         pair: which pair each of Q curves belongs to (Q,).
         lengths: (Q,); NaN is longer than all.
         shapes: points at equal shares of the length (Q, m, d).
+        least: what each may come to with more nodes (Q,): one that stays longer than the shortest is none.
 
     Returns:
         Mask (Q,).
     """
     keep = torch.zeros_like(pair, dtype=torch.bool)
     sizes = lengths.nan_to_num(nan=float("inf")).tolist()
+    hopes = [0.0] * len(sizes) if least is None else least.nan_to_num(nan=0.0).tolist()
     rivals: dict[int, list[int]] = {}
     for row, owner in enumerate(pair.tolist()):
         rivals.setdefault(owner, []).append(row)
     for rows in rivals.values():
         kept: list[int] = []
         for row in sorted(rows, key=lambda row: sizes[row]):
-            if not kept or (sizes[row] <= (1 + margin) * sizes[kept[0]] and _elsewhere(shapes, row, kept)):
+            if kept and (sizes[row] > (1 + margin) * sizes[kept[0]] or hopes[row] > sizes[kept[0]]):
+                continue
+            if not kept or _elsewhere(shapes, row, kept):
                 kept.append(row)
         keep[kept] = True
     return keep

@@ -134,6 +134,18 @@ class Cells:
             found.append(values)
         return torch.cat(found) if len(found) > 1 else found[0]
 
+    def shares(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Corners of the cells of ``points`` (B, d), -1 where one is not in use, and their shares in it, (B, 2^d).
+
+        The shares are those of what is linear along each axis.
+        """
+        cell, place = self.holding(points)
+        part = self._scales[3].index_select(0, cell)
+        weights = torch.ones_like(part)[:, None]
+        for share in place * part - (place.minimum(self._scales[2]) * part).floor_():
+            weights = (weights[..., None] * torch.stack([1 - share, share], dim=1)[:, None]).flatten(1)
+        return self._cells[3].index_select(0, cell), weights
+
     def between(self, known: Tensor, points: Tensor) -> Tensor:
         """``known`` (n, ...) at the corners, as :meth:`at` has it at ``points`` (B, d)."""
         return self.at(self.table(known), *self.holding(points)).view(len(points), *known.shape[1:])

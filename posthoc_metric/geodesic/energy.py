@@ -40,7 +40,7 @@ _FEW = 3
 #: share of the energy that may be rounding error before chords are taken from Jacobians
 _CANCELLED = 1e-4
 #: bytes of Jacobians, in double precision, that are worked on at once
-_CACHED = 16 * 2**20
+_CACHED = 4 * 2**20
 
 
 @dataclass

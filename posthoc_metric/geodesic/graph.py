@@ -75,20 +75,24 @@ class MetricGraph:
         if most is None:
             most = torch.full_like(start[:, 0], float("inf"))
         near, steps = self.attach(torch.cat([start, end]))
-        whole, limits = self._with(near[: len(start)], steps[: len(start)]), most.cpu().numpy()
+        whole, limits = self.leaving(near[: len(start)], steps[: len(start)]), most.cpu().numpy()
         near, last_steps = near[len(start) :], steps[len(start) :]
-        lengths, trails = np.full(len(start), np.inf), []
-        for rows in _alike(limits):
+        lengths, found_trails = np.full(len(start), np.inf), []
+        for rows in alike(limits):
             found, trail = self._search(whole, near[rows], last_steps[rows], rows, limits[rows])
             lengths[rows] = found
-            trails.append((rows, trail))
-        number = np.full((len(start), max((trail.shape[1] for _, trail in trails), default=0)), -1)
-        for rows, trail in trails:
+            found_trails.append((rows, trail))
+        number = np.full((len(start), max((trail.shape[1] for _, trail in found_trails), default=0)), -1)
+        for rows, trail in found_trails:
             number[rows, : trail.shape[1]] = trail
+        return self.corners(start, end, number), torch.from_numpy(lengths).to(start)
+
+    def corners(self, start: Tensor, end: Tensor, number: np.ndarray) -> Tensor:
+        """Paths (B, m + 2, d) from ``start`` to ``end`` (B, d) through the points ``number`` (B, m), -1 for the end."""
         inner = self.points[torch.from_numpy(np.maximum(number, 0)).to(self.points.device)]
         beyond = torch.from_numpy(number < 0).to(start.device)
         inner = torch.where(beyond[..., None], end[:, None], inner)
-        return torch.cat([start[:, None], inner, end[:, None]], dim=1), torch.from_numpy(lengths).to(start)
+        return torch.cat([start[:, None], inner, end[:, None]], dim=1)
 
     def _search(
         self, whole: csr_matrix, near: np.ndarray, last_steps: np.ndarray, rows: np.ndarray, limits: np.ndarray
@@ -106,15 +110,7 @@ class MetricGraph:
         lengths, last = total[pairs, best], near[pairs, best]
         unknown = ~np.isfinite(lengths) | (lengths > limits)
         lengths[unknown], last[unknown] = np.inf, -1
-        trail = []
-        while bool((last >= 0).any()):
-            trail.append(last)
-            following = before[pairs, np.maximum(last, 0)]
-            last = np.where((last >= 0) & (following < size), following, -1)
-        number = np.stack(trail, axis=1) if trail else np.zeros((len(rows), 0), dtype=np.int64)
-        # from the start on
-        place = (number >= 0).sum(1, keepdims=True) - 1 - np.arange(number.shape[1])
-        return lengths, np.where(place >= 0, np.take_along_axis(number, np.maximum(place, 0), axis=1), -1)
+        return lengths, trails(before, pairs, last, size)
 
     def attach(self, others: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Numbers (B, k) of points near each of ``others`` (B, d), and lengths of the edges to them.
@@ -138,7 +134,7 @@ class MetricGraph:
         lengths = lengths.clamp_min(_NOTHING).masked_fill(~usable, float("inf"))
         return near.view(count, k).cpu().numpy(), lengths.view(count, k).cpu().numpy()
 
-    def _with(self, near: np.ndarray, lengths: np.ndarray) -> csr_matrix:
+    def leaving(self, near: np.ndarray, lengths: np.ndarray) -> csr_matrix:
         """The graph's edges, and after its points B starts, which only lead out: to points ``near`` (B, k)."""
         usable = np.isfinite(lengths)
         graph, size = self.lengths, len(self.points) + len(near)
@@ -151,7 +147,24 @@ class MetricGraph:
         return csr_matrix(parts, shape=(size, size))
 
 
-def _alike(limits: np.ndarray) -> list[np.ndarray]:
+def trails(before: np.ndarray, rows: np.ndarray, last: np.ndarray, size: int) -> np.ndarray:
+    """Points (k, m) from each search's start on to ``last`` (k,), -1 after it; none where that is negative.
+
+    Args:
+        before: the point before each, by search; ``size`` or more, or negative, at the start.
+        rows: whose search each is (k,).
+    """
+    trail = []
+    while bool((last >= 0).any()):
+        trail.append(last)
+        following = before[rows, np.maximum(last, 0)]
+        last = np.where((last >= 0) & (following < size), following, -1)
+    number = np.stack(trail, axis=1) if trail else np.zeros((len(rows), 0), dtype=np.int64)
+    place = (number >= 0).sum(1, keepdims=True) - 1 - np.arange(number.shape[1])
+    return np.where(place >= 0, np.take_along_axis(number, np.maximum(place, 0), axis=1), -1)
+
+
+def alike(limits: np.ndarray) -> list[np.ndarray]:
     """Rows in groups of like limits (B,), as one search goes as far for all of its starts as for any."""
     order, groups, first = np.argsort(limits, kind="stable"), [], 0
     ascending = limits[order].tolist()

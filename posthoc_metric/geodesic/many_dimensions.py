@@ -15,7 +15,7 @@ from .quasi_newton import MEMORY, relax_matrix_free
 from .relaxation import Relaxed
 from .rows import few_rows
 from .spline import Spline
-from .starts import StartCurves
+from .start_curves import StartCurves
 
 #: quasi-Newton steps for one Gauss-Newton step, which costs that many times as much or more
 _STEPS = 6

@@ -12,10 +12,10 @@ from .candidates import Curves, Facts, contest, rivals
 from .curves import Clock, density, make_clock, pad, respace
 from .options import RelaxationOptions
 from .quadrature import Measured, chorded, confirm, measure
-from .relaxation import STATUSES
-from .routes import MOST_COARSE, Routes
+from .relaxation import STATUSES, Relaxed
+from .routes import COARSE_TOL, MOST_COARSE, Routes
 from .spline import Spline, interpolate
-from .starts import StartCurves
+from .start_curves import StartCurves
 from .status import Status
 
 #: how much longer than a pair's shortest curve another may be and still turn out shorter with more nodes
@@ -90,7 +90,16 @@ class Refiner:
         spans = min(max(1 << (int(self.options.spans) - 1).bit_length(), 8), 256) // 2
         while len(pending.pair):
             knots, nodes = pending.sample(spans)
-            curves = self._relax(knots, nodes, pending.pair, pending.kind, self.routes.coarse_tol)
+            relaxed, stubborn = self._relax(knots, nodes, pending.pair, COARSE_TOL, None)
+            if relaxed.doubled is not None and bool(relaxed.doubled.any()):
+                single = (~relaxed.doubled).nonzero().flatten()
+                relaxed, pending, knots, stubborn = (
+                    relaxed.take(single),
+                    pending.take(single),
+                    knots[single],
+                    stubborn[single],
+                )
+            curves = self._measure(knots, relaxed, stubborn, pending.pair, pending.kind)
             # nothing coarse is final: should no refinement be better, it is this that is said of it
             broken = curves.facts.status == _CODE[Status.NOT_FINITE]
             curves.facts.status[~broken] = _CODE[Status.UNRESOLVED]
@@ -108,7 +117,8 @@ class Refiner:
     def _refine(self, base: Curves, spans: int) -> tuple[Curves, Tensor, Tensor]:
         """Curves of ``spans`` spans from ``base``; which of them are final; which went wrong."""
         knots, nodes = respace(base.spline, base.density, spans)
-        better = self._relax(knots, nodes, base.pair, base.kind, self.options.tol, base)
+        relaxed, stubborn = self._relax(knots, nodes, base.pair, self.options.tol, base)
+        better = self._measure(knots, relaxed, stubborn, base.pair, base.kind, base)
         facts, rtol = better.facts, self.options.rtol
         # the length of the interpolated curve errs with the fourth power of the spacing, or where there are kinks
         # with the first: then as much is still to come as came by the last doubling, and the model of the energy,
@@ -136,10 +146,25 @@ class Refiner:
         return better, ((converged & confirmed) | broken) & ~rejected, rejected
 
     def _relax(
-        self, knots: Tensor, nodes: Tensor, pair: Tensor, kind: Tensor, tol: float, base: Curves | None = None
+        self, knots: Tensor, nodes: Tensor, pair: Tensor, tol: float, base: Curves | None
+    ) -> tuple[Relaxed, Tensor]:
+        """Curves relaxed from ``nodes``, and which of them Newton steps did not bring on; start curves have no base."""
+        relaxed, stubborn = self.routes.relax(nodes, knots, tol, base, pair if base is None else None)
+        self.steps.index_add_(0, pair, relaxed.steps)
+        self.evaluations.index_add_(0, pair, relaxed.evaluations)
+        return relaxed, stubborn
+
+    def _measure(
+        self,
+        knots: Tensor,
+        relaxed: Relaxed,
+        stubborn: Tensor,
+        pair: Tensor,
+        kind: Tensor,
+        base: Curves | None = None,
     ) -> Curves:
+        """What there is to say of relaxed curves, confirmed where they can be final."""
         spans = knots.shape[1] - 1
-        relaxed, stubborn = self.routes.relax(nodes, knots, tol, base)
         spline = interpolate(knots, relaxed.nodes)
         everyone = torch.arange(len(pair), device=pair.device)
         measured = Measured.join(
@@ -148,8 +173,7 @@ class Refiner:
                 for rows in everyone.split(self._rows_of_values(spans))
             ]
         )
-        self.steps.index_add_(0, pair, relaxed.steps)
-        self.evaluations.index_add_(0, pair, relaxed.evaluations + spans)
+        self.evaluations.index_add_(0, pair, torch.full_like(pair, spans))
         status = relaxed.status
         # the chords of a curve fall short of it by a share of order h², its discretisation error by the square of that
         chords = relaxed.energy.clamp_min(0).sqrt()

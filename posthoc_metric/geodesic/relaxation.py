@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
+from .doubles import couples_of, doubles
 from .elements import Model, node_masses
 from .energy import CurveEnergy, Linearisation
 from .saddle import escapes
@@ -50,6 +51,8 @@ class Relaxed(Batch):
         status: indices into ``STATUSES`` (P,).
         steps: accepted and rejected steps (P,).
         evaluations: points at which the metric was linearised (P,).
+        doubled: which curves left because another of their pair had come as near as makes no difference (P,),
+            where that was asked for.
     """
 
     nodes: Tensor
@@ -61,6 +64,7 @@ class Relaxed(Batch):
     status: Tensor
     steps: Tensor
     evaluations: Tensor
+    doubled: Tensor | None = None
 
 
 @dataclass
@@ -88,6 +92,7 @@ def relax(
     max_steps: int,
     rate: Tensor | None = None,
     secant: Tensor | None = None,
+    pair: Tensor | None = None,
 ) -> Relaxed:
     """Minimise the discrete energy over the inner nodes.
 
@@ -97,6 +102,7 @@ def relax(
         tol: residual at which a curve is done.
         max_steps: steps for each curve.
         rate, secant: of :class:`Relaxed`, from the same curves with fewer nodes.
+        pair: whose curve each is (P,), where of several in one valley one is enough.
     """
     count, total, _ = nodes.shape
     h = knots.diff(dim=1)
@@ -112,7 +118,9 @@ def relax(
         torch.full_like(row, STATUSES.index(Status.STEP_LIMIT)),
         torch.zeros_like(row),
         torch.full_like(row, total),
+        None if pair is None else torch.zeros_like(row, dtype=torch.bool),
     )
+    couples = None if pair is None else couples_of(pair)
     radius = torch.full_like(here.energy, float("inf"))
     mass = node_masses(h)[:, :, None, None]
     secant = torch.zeros_like(here.convex.diagonal) if secant is None else secant * mass
@@ -147,6 +155,8 @@ def relax(
             active, step = active.take(~done & ~stuck), step.take(~done & ~stuck)
         if len(active.row):
             active = _advance(energy, active, step, final)
+            if couples is not None:
+                active = _single(active, final, couples)
     final.secant /= mass
     return final
 
@@ -217,6 +227,16 @@ def _advance(energy: CurveEnergy, active: _Active, step: Step, final: Relaxed) -
     else:
         here.put(accept, there)
     return active
+
+
+def _single(active: _Active, final: Relaxed, couples: Tensor) -> _Active:
+    """The curves at work without those that have come near a shorter one of their pair."""
+    assert final.doubled is not None
+    final.nodes[active.row], final.energy[active.row] = active.here.nodes, active.here.energy
+    alive = couples[:, ~final.doubled[couples].any(0)]
+    final.doubled[doubles(final.nodes, final.energy, alive)] = True
+    double = final.doubled[active.row]
+    return active.take(~double) if bool(double.any()) else active
 
 
 def _leave(final: Relaxed, active: _Active, which: Tensor, why: Status) -> None:

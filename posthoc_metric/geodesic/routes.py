@@ -18,7 +18,7 @@ from .many_dimensions import ManyDimensions
 from .matrix_free import matrix_free
 from .options import RelaxationOptions
 from .relaxation import STATUSES, Relaxed, relax
-from .starts import StartCurves
+from .start_curves import StartCurves
 from .status import Status
 
 #: dimensions up to which Newton's method keeps every curve
@@ -30,9 +30,8 @@ _STEPS_A_LEVEL = 25
 #: the same in few dimensions up to MOST_COARSE, where steps of few curves cost nearly as much as those of all
 _STEPS_IN_FEW = 10
 _STEPS_A_COARSE_LEVEL = 80
-#: coarse curves are compared before they are stationary to the tolerance asked for; in few dimensions their steps are
-#: cheap beside those that they save with more nodes
-_COARSE_TOL, _COARSE_TOL_IN_FEW = 5e-2, 2e-2
+#: residual to which coarse curves are relaxed: they are compared before they are stationary to the tolerance asked for
+COARSE_TOL = 5e-2
 #: spans above which steps are dear, and a curve with kinks has had nodes enough to be told from a smooth one
 MOST_COARSE = 64
 
@@ -45,7 +44,6 @@ class Routes:
     Attributes:
         parts: the metric as it may be asked within the memory limit.
         many: the way by gradients alone, where all curves take it.
-        coarse_tol: residual to which coarse curves are relaxed.
     """
 
     def __init__(self, parts: MetricParts, starts: StartCurves, options: RelaxationOptions):
@@ -57,13 +55,14 @@ class Routes:
             self.rest = ManyDimensions(parts, starts, options)
             if matrix_free(parts, self.dim):
                 self.many = self.rest
-        self.coarse_tol = _COARSE_TOL if self.dim > _FEW else _COARSE_TOL_IN_FEW
         self.parts = parts if self.many is None else self.many.parts
         probe = starts.nodes[:, ::16].flatten(0, 1)
         self.energy = CurveEnergy(self.parts, probe[torch.isfinite(probe).all(1)][:512], options.memory_limit)
 
-    def relax(self, nodes: Tensor, knots: Tensor, tol: float, base: Curves | None) -> tuple[Relaxed, Tensor]:
-        """Relax curves ``nodes`` (P, n+1, d), which come from ``base`` unless they are start curves.
+    def relax(
+        self, nodes: Tensor, knots: Tensor, tol: float, base: Curves | None, pair: Tensor | None = None
+    ) -> tuple[Relaxed, Tensor]:
+        """Relax curves ``nodes`` (P, n+1, d), which come from ``base`` unless they are start curves, of each ``pair``.
 
         Returns:
             The curves, and which of them Newton steps did not bring on (P,).
@@ -79,7 +78,7 @@ class Routes:
         if self.many is not None:
             return self.many.relax(nodes, knots, tol, steps), stubborn
         if self.rest is None:
-            return self._in_blocks(nodes, knots, tol, steps, base), stubborn
+            return self._in_blocks(nodes, knots, tol, steps, base, pair), stubborn
         pieces, order, spent = [], [], torch.zeros(2, len(nodes), dtype=torch.long, device=nodes.device)
         easy = (~stubborn).nonzero().flatten()
         if len(easy):
@@ -101,15 +100,17 @@ class Routes:
             pieces, order = [*pieces, other], [*order, rows]
         return Relaxed.join(pieces).take(torch.cat(order).argsort()), stubborn
 
-    def _in_blocks(self, nodes: Tensor, knots: Tensor, tol: float, steps: int, base: Curves | None) -> Relaxed:
+    def _in_blocks(
+        self, nodes: Tensor, knots: Tensor, tol: float, steps: int, base: Curves | None, pair: Tensor | None = None
+    ) -> Relaxed:
         """By Newton steps, as many curves at once as the memory limit lets."""
         width = 0 if self.parts.embedding is None else self.parts.embedding.output_dim
         # the Jacobians of this step and of the last, in single precision, and copies between them
         held = 0 if self.energy.lean(nodes.shape[1], self.dim) else 2 * width * self.dim
         numbers = nodes.shape[1] * (held + 60 * self.dim**2)
         block = max(1, self.options.memory_limit // (8 * numbers))
-        pieces = []
-        for rows in torch.arange(len(nodes), device=nodes.device).split(block):
+        pieces, order = [], _blocks(torch.arange(len(nodes), device=nodes.device) if pair is None else pair, block)
+        for rows in order:
             known = None if base is None else base.take(rows)
             pieces.append(
                 relax(
@@ -120,6 +121,15 @@ class Routes:
                     max_steps=steps,
                     rate=None if known is None else known.rate,
                     secant=None if known is None else between(known.spline.knots, known.secant, knots[rows]),
+                    pair=None if pair is None else pair[rows],
                 )
             )
-        return Relaxed.join(pieces)
+        return Relaxed.join(pieces).take(torch.cat(order).argsort())
+
+
+def _blocks(pair: Tensor, block: int) -> list[Tensor]:
+    """The curves (P,) in blocks of about so many, those of a pair together: what it gets depends on itself alone."""
+    order = pair.argsort(stable=True)
+    first = torch.searchsorted(pair[order], pair[order])
+    sizes = torch.unique_consecutive(torch.div(first, block, rounding_mode="floor"), return_counts=True)[1]
+    return list(order.split(sizes.tolist()))

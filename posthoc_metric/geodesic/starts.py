@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 from ..metric import Metric, MetricParts
-from .batch import Batch
 from .graph import MetricGraph, build_graph, subsample
 from .grid import build_grid
 from .options import START_NAMES
-from .polygons import met, norms, run_along, smoothed
+from .polygons import met, norms, run_along
 from .ruler import TensorRuler, make_ruler
+from .start_curves import StartCurves, even, rounded, straight
+from .valleys import detours
 
-#: points at which a start curve is tabulated; a power of two and one
-_DENSE = 129
 _GRID_MOST_DIM = 3
 _GRAPH_K = 10
 _GRAPH_NODES = 2000
@@ -38,32 +37,8 @@ _HILL = 0.002
 _THIN = 4
 #: share of the latent way in what a node is worth, beside that of the length
 _WAY = 0.4
-#: one that is longer than this many crosses what a geodesic avoids
-_HOPELESS = 2.0
-
-
-@dataclass
-class StartCurves(Batch):
-    """Q start curves, any number of them for a pair.
-
-    Attributes:
-        pair: which pair each belongs to (Q,).
-        kind: index into ``START_NAMES`` (Q,).
-        knots: share of the length run, as far as is known (Q, 129).
-        nodes: (Q, 129, d).
-        length: estimated length (Q,), ``inf`` where nothing is known.
-    """
-
-    pair: Tensor
-    kind: Tensor
-    knots: Tensor
-    nodes: Tensor
-    length: Tensor
-
-    def sample(self, spans: int) -> tuple[Tensor, Tensor]:
-        """Knots (Q, n+1) and nodes (Q, n+1, d) of n spans, n a divisor of 128."""
-        stride = (_DENSE - 1) // spans
-        return self.knots[:, ::stride].contiguous(), self.nodes[:, ::stride].contiguous()
+#: one that is longer than this many runs through another valley, and paths through those are found by themselves
+_HOPELESS = 1.02
 
 
 @dataclass
@@ -91,7 +66,7 @@ def make_starts(
 ) -> StartCurves:
     """Start curves worth relaxing for each pair of rows of ``start`` and ``end`` (B, d)."""
     dim = start.shape[1]
-    lines = _straight(start, end)
+    lines = straight(start, end)
     found = []
     merged = torch.zeros(len(start), dtype=torch.bool, device=start.device)
     cache = cache_of(metric)
@@ -112,10 +87,12 @@ def make_starts(
                 curves = _through(grid, start, end, rows, START_NAMES.index("grid"), most)
                 there = torch.isfinite(curves.length).nonzero().flatten()
                 curves = curves.take(there)
+                shortest = curves.length.clone()
                 _, smooth_too = _estimate(grid, curves)
                 if "straight" in names:
                     merged[curves.pair[_merge(grid, line.take(there), curves, smooth[there] & smooth_too)]] = True
-                found.append(curves)
+                alone = ~merged[curves.pair]
+                found += [curves, _others(grid, start, end, curves.take(alone), shortest[alone])]
                 lines.put_rows(rows, line)
     elif "graph" in names and support is not None and len(support) > 1:
         graph = _support_graph(cache, parts, support)
@@ -184,30 +161,21 @@ def _worth_relaxing(lines: StartCurves, found: list[StartCurves], merged: Tensor
     return chosen if not bool(missing.any()) else StartCurves.join([chosen, lines.take(missing[lines.pair])])
 
 
-def _straight(start: Tensor, end: Tensor) -> StartCurves:
-    count = len(start)
-    knots = _even(count, start)
-    nodes = start[:, None] + knots[..., None] * (end - start)[:, None]
-    pair = torch.arange(count, device=start.device)
-    return StartCurves(pair, torch.zeros_like(pair), knots, nodes, torch.full_like(start[:, 0], float("inf")))
-
-
-def _even(count: int, like: Tensor) -> Tensor:
-    """Times (count, 129) in equal steps from 0 to 1."""
-    return torch.linspace(0, 1, _DENSE, dtype=like.dtype, device=like.device).repeat(count, 1)
-
-
 def _through(
     graph: MetricGraph, start: Tensor, end: Tensor, rows: Tensor, kind: int, most: Tensor | None = None
 ) -> StartCurves:
     """Shortest paths for the pairs ``rows``, their corners rounded off; length ``inf`` where none is below ``most``."""
     corners, lengths = graph.paths(start[rows], end[rows], most)
-    # a path padded by its end has spans of length zero there, which the tabulation skips
-    run = run_along(norms(corners.diff(dim=1)))
-    targets = _even(len(rows), start)
-    nodes = smoothed(met(run, corners, targets))
-    nodes[:, 0], nodes[:, -1] = start[rows], end[rows]
-    return StartCurves(rows, torch.full_like(rows, kind), targets.clone(), nodes, lengths)
+    return rounded(corners, lengths, rows, kind)
+
+
+def _others(grid: MetricGraph, start: Tensor, end: Tensor, curves: StartCurves, shortest: Tensor) -> StartCurves:
+    """Paths through other valleys for the pairs of the paths ``curves``, which in the grid are so long (Q,)."""
+    pair = curves.pair
+    which, corners, lengths = detours(grid, start[pair], end[pair], curves.nodes, shortest)
+    others = rounded(corners, lengths, pair[which], START_NAMES.index("grid"))
+    _estimate(grid, others)
+    return others
 
 
 def _estimate(grid: MetricGraph, curves: StartCurves) -> tuple[Tensor, Tensor]:
@@ -236,7 +204,7 @@ def _estimate(grid: MetricGraph, curves: StartCurves) -> tuple[Tensor, Tensor]:
                 nodes, pieces, length = nodes[fine], pieces[fine], length[fine]
             run = run_along(pieces)
             way = torch.lerp(run, run_along(norms(nodes.diff(dim=1))), _WAY)
-            found = met(way, torch.cat([run[..., None], nodes], dim=2), _even(len(nodes), nodes))
+            found = met(way, torch.cat([run[..., None], nodes], dim=2), even(len(nodes), nodes))
             curves.length[rows], curves.knots[rows], curves.nodes[rows] = length, found[..., 0], found[..., 1:]
     return cells, smooth
 

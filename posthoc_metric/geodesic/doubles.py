@@ -1,0 +1,30 @@
+"""Curves of one pair that are on their way to the same geodesic, of which one is enough."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: curves whose nodes are nearer to one another than this share of their extent, will end as one
+_NEAR = 0.01
+
+
+def couples_of(pair: Tensor) -> Tensor:
+    """Any two of the curves (P,) that are of one pair: numbers (2, k)."""
+    order = pair.argsort(stable=True)
+    sizes = torch.unique_consecutive(pair[order], return_counts=True)[1]
+    found = [order.new_zeros(2, 0)]
+    # the curves of one pair stand side by side
+    for apart in range(1, int(sizes.max()) if len(sizes) else 0):
+        one, other = order[:-apart], order[apart:]
+        same = pair[one] == pair[other]
+        found.append(torch.stack([one[same], other[same]]))
+    return torch.cat(found, dim=1)
+
+
+def doubles(nodes: Tensor, energy: Tensor, couples: Tensor) -> Tensor:
+    """Of the ``couples`` (2, k) of curves (P, n+1, d) that are as good as one, that of more energy: numbers (m,)."""
+    one, other = couples
+    extent = (nodes[one].amax(1) - nodes[one].amin(1)).norm(dim=-1)
+    near = (nodes[one] - nodes[other]).norm(dim=-1).amax(1) <= _NEAR * extent
+    return torch.where(energy[one] <= energy[other], other, one)[near]

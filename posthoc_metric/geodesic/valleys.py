@@ -1,0 +1,117 @@
+"""Paths through other valleys than the shortest path's.
+
+With the distances from the start and to the end, every point of a grid knows how long the shortest way through it is.
+Runs of edges that both trees of shortest paths share are plateaus of that length: ways that no small change makes
+shorter (Abraham, Delling, Goldberg & Werneck 2013, Alternative routes in road networks, section 4.3).  One that
+longer ways part from the shortest path lies in a valley of its own, and as the grid's lengths err by some percent,
+it may be the geodesic's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.sparse.csgraph import dijkstra
+from torch import Tensor
+
+from .graph import MetricGraph, alike, trails
+
+#: how much longer than the shortest path, relative to it: about what the grid's lengths err by
+_MARGIN = 0.1
+#: other paths of a pair
+_MOST = 3
+#: share of the shortest path that a plateau must make up
+_LEAST = 0.1
+#: a rise of the length on the way across, relative to it, that is a hill and no roughness of the grid's
+_HILL = 0.005
+#: points at which the way across is looked at
+_ACROSS = 13
+
+
+def detours(grid: MetricGraph, start: Tensor, end: Tensor, paths: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+    """For pairs ``start`` and ``end`` (B, d) whose shortest ``paths`` (B, m, d) have ``lengths`` (B,), the next ones.
+
+    Returns:
+        Which pair each belongs to (R,), its corners (R, k, d) and its length (R,).
+    """
+    size = len(grid.points)
+    near, steps = grid.attach(torch.cat([start, end]))
+    ahead, behind = (grid.leaving(near[some], steps[some]) for some in (slice(len(start)), slice(len(start), None)))
+    limits = (1 + _MARGIN) * lengths.cpu().numpy()
+    pair, length, numbers = [np.zeros(0, dtype=np.int64)], [np.zeros(0)], []
+    for rows in alike(limits):
+        limit = float(limits[rows].max())
+        there, before = dijkstra(ahead, indices=size + rows, return_predecessors=True, limit=limit)
+        back, after = dijkstra(behind, indices=size + rows, return_predecessors=True, limit=limit)
+        total = there[:, :size] + back[:, :size]
+        found = [
+            _plateaus(total[i], there[i], before[i, :size], after[i, :size], float(limits[row]))
+            for i, row in enumerate(rows)
+        ]
+        point, owner = np.concatenate(found), np.repeat(np.arange(len(rows)), [len(part) for part in found])
+        parted = _parted(grid, total, owner, point, paths[rows])
+        point, owner = point[parted], owner[parted]
+        order = np.lexsort((total[owner, point], owner))
+        point, owner = point[order], owner[order]
+        number = np.arange(len(owner)) - np.searchsorted(owner, owner)
+        point, owner = point[number < _MOST], owner[number < _MOST]
+        pair.append(rows[owner])
+        length.append(total[owner, point])
+        ways = zip(trails(before, owner, point, size), trails(after, owner, point, size), strict=True)
+        numbers += [np.concatenate([one[one >= 0], other[other >= 0][-2::-1]]) for one, other in ways]
+    which = np.concatenate(pair)
+    corners = np.full((len(which), max(map(len, numbers), default=0)), -1)
+    for row, trail in enumerate(numbers):
+        corners[row, : len(trail)] = trail
+    index = torch.from_numpy(which).to(start.device)
+    return index, grid.corners(start[index], end[index], corners), torch.from_numpy(np.concatenate(length)).to(start)
+
+
+def _plateaus(
+    total: np.ndarray, distance: np.ndarray, before: np.ndarray, after: np.ndarray, most: float
+) -> np.ndarray:
+    """Points (k,) in the middle of the plateaus that are no longer than ``most``.
+
+    Args:
+        total: length of the shortest way through each of n points (n,).
+        distance: from the start (n,) and more.
+        before, after: the point before and after it on that way (n,); n or more, or negative, at the ends.
+    """
+    point = np.flatnonzero(total <= most)
+    earlier = before[point]
+    inside = (earlier >= 0) & (earlier < len(total))
+    point, earlier = point[inside], earlier[inside]
+    shared = after[earlier] == point
+    point, earlier = point[shared], earlier[shared]
+    if len(point) == 0:
+        return point
+    # the way through all points of a plateau is equally long
+    shortest = total[point].min()
+    _, group = np.unique(np.round(total[point] / (1e-8 * shortest)).astype(np.int64), return_inverse=True)
+    run = np.bincount(group, distance[point] - distance[earlier])
+    middle = np.bincount(group, distance[point]) / np.bincount(group)
+    order = np.lexsort((np.abs(distance[point] - middle[group]), group))
+    first = order[np.diff(group[order], prepend=-1) > 0]
+    return point[first[run >= _LEAST * shortest]]
+
+
+def _parted(grid: MetricGraph, total: np.ndarray, owner: np.ndarray, point: np.ndarray, paths: Tensor) -> np.ndarray:
+    """Whether longer ways part each ``point`` (k,) of pair ``owner`` (k,) from that pair's shortest path (k,).
+
+    Args:
+        total: lengths of the shortest ways through all points, pair by pair (B, n).
+        paths: (B, m, d).
+    """
+    assert grid.cells is not None
+    here = grid.points[torch.from_numpy(point).to(paths.device)]
+    path = paths[torch.from_numpy(owner).to(paths.device)]
+    nearest = (path - here[:, None]).norm(dim=-1).argmin(1)
+    foot = path[torch.arange(len(path), device=path.device), nearest]
+    shares = torch.linspace(0, 1, _ACROSS, dtype=path.dtype, device=path.device)[:, None]
+    corners, weights = grid.cells.shares(torch.lerp(here[:, None], foot[:, None], shares).flatten(0, 1))
+    corner, weight = corners.cpu().numpy(), weights.cpu().numpy()
+    lengths = total[np.repeat(owner, _ACROSS)[:, None], corner]
+    lengths[corner < 0] = np.inf
+    # where no way is short enough its length is not known
+    across = (weight * np.where(weight > 0, lengths, 0.0)).sum(1).reshape(-1, _ACROSS)
+    return across.max(1, initial=0.0) > (1 + _HILL) * total[owner, point]

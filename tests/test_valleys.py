@@ -1,0 +1,101 @@
+"""Start curves through every valley that may hold the geodesic, and curves of one pair that turn out to be the same."""
+
+import pytest
+import torch
+
+from posthoc_metric.geodesic.doubles import couples_of, doubles
+from posthoc_metric.geodesic.energy import CurveEnergy
+from posthoc_metric.geodesic.guard import guard
+from posthoc_metric.geodesic.relaxation import relax
+from posthoc_metric.geodesic.starts import make_starts
+from posthoc_metric.metric import FunctionMetric
+
+
+def gates(*heights):
+    """A wall across the plane at x = 0 with narrow gates."""
+
+    def tensor(z):
+        wall = torch.exp(-(z[:, 0] ** 2) / 0.02)
+        for height in heights:
+            wall = wall * (1 - torch.exp(-((z[:, 1] - height) ** 2) / 0.09))
+        return (1 + 400 * wall)[:, None, None] * torch.eye(2, dtype=z.dtype)
+
+    return FunctionMetric(tensor, 2)
+
+
+def crossings(metric, a, b, names=("straight", "grid")):
+    """Heights at which the start curves of one pair cross x = 0, the shortest curve's first."""
+    starts = make_starts(metric, guard(metric.parts()), a, b, None, names)
+    starts = starts.take(starts.length.argsort())
+    rows = starts.nodes[..., 0].abs().argmin(1)
+    return starts.nodes[torch.arange(len(rows)), rows, 1].tolist()
+
+
+A, B = torch.tensor([[-0.9, 0.05]]).double(), torch.tensor([[0.9, 0.05]]).double()
+
+
+def test_a_way_through_every_gate_that_is_not_much_farther():
+    found = crossings(gates(0.6, -0.6), A, B)
+    assert any(abs(height - 0.6) < 0.1 for height in found) and any(abs(height + 0.6) < 0.1 for height in found)
+    assert abs(found[0] - 0.6) < 0.1
+
+
+def test_no_way_through_gates_that_are_far_off_and_none_beside_a_gate():
+    found = crossings(gates(0.3, -0.9), A, B)
+    assert len(found) == 1 and abs(found[0] - 0.3) < 0.1
+
+
+def test_the_shorter_of_two_ways_whatever_the_grid_takes_for_it():
+    metric = gates(0.6, -0.58)
+    a, b = torch.tensor([[-0.9, 0.0], [0.9, 0.0]]).double(), torch.tensor([[0.9, 0.0], [-0.9, 0.0]]).double()
+    solution = metric.geodesic(a, b)
+    assert bool(solution.converged.all())
+    assert bool((solution.points[:, 16, 1] < 0).all())
+    # whichever gate a curve is sent through, only one of them is the shortest
+    held = [gates(0.6).geodesic(a, b).length, gates(-0.58).geodesic(a, b).length]
+    assert torch.allclose(solution.length, torch.minimum(*held), rtol=1e-3)
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_other_dimensions_have_other_ways_or_none(dim):
+    def tensor(z):
+        hill = 60 * torch.exp(-z.square().sum(1) / 0.1)
+        return (1 + hill)[:, None, None] * torch.eye(dim, dtype=z.dtype)
+
+    metric = FunctionMetric(tensor, dim)
+    a, b = torch.full((1, dim), -0.05).double(), torch.full((1, dim), -0.05).double()
+    a[:, 0], b[:, 0] = -0.9, 0.9
+    starts = make_starts(metric, guard(metric.parts()), a, b, None, ("straight", "grid"))
+    assert len(starts.pair) >= 1 and bool(torch.isfinite(starts.nodes).all())
+    assert bool(metric.geodesic(a, b).converged.all())
+
+
+def test_couples_are_any_two_of_a_pair():
+    pair = torch.tensor([3, 0, 3, 1, 3, 0])
+    couples = {tuple(sorted(couple)) for couple in couples_of(pair).T.tolist()}
+    assert couples == {(0, 2), (0, 4), (2, 4), (1, 5)}
+    assert couples_of(pair[:0]).shape == (2, 0)
+
+
+def test_of_two_curves_that_come_together_the_shorter_stays():
+    flat = FunctionMetric(lambda z: torch.eye(2, dtype=z.dtype).expand(len(z), 2, 2), 2)
+    knots = torch.linspace(0, 1, 9, dtype=torch.float64).expand(3, -1).contiguous()
+    line = torch.stack([knots, torch.zeros_like(knots)], dim=2)
+    bow = torch.sin(torch.pi * knots)[..., None] * torch.tensor([0.0, 1.0], dtype=torch.float64)
+    nodes = line + bow * torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)[:, None, None]
+    energy = CurveEnergy(flat.parts(), nodes.flatten(0, 1))
+    pair = torch.tensor([0, 0, 1])
+    found = relax(energy, nodes, knots, tol=1e-6, max_steps=20, pair=pair)
+    assert found.doubled.tolist().count(True) == 1 and not bool(found.doubled[2])
+    stays = ~found.doubled
+    assert torch.allclose(found.energy[stays], torch.ones(2, dtype=torch.float64), atol=1e-9)
+    apart = relax(energy, nodes, knots, tol=1e-6, max_steps=20)
+    assert apart.doubled is None
+    assert doubles(nodes, found.energy, couples_of(pair)).numel() == 0
+
+
+def test_every_pair_keeps_a_curve_when_all_of_its_curves_are_alike():
+    pair = torch.zeros(5, dtype=torch.long)
+    nodes = torch.linspace(0, 1, 9, dtype=torch.float64)[None, :, None].expand(5, 9, 2).clone()
+    gone = doubles(nodes, torch.tensor([3.0, 1.0, 2.0, 1.0, float("nan")]).double(), couples_of(pair))
+    assert set(gone.tolist()) < set(range(5)) and len(set(gone.tolist())) == 4
