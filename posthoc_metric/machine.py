@@ -9,6 +9,8 @@ from pathlib import Path
 _CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _UNKNOWN = 2**36
 _SHARE, _MOST = 16, 512 * 2**20
+#: bytes of temporaries that are worked on at once: larger ones cost more to allocate than to compute
+AT_ONCE = 32 * 2**20
 
 
 def physical_memory() -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..machine import AT_ONCE
 from ..metric import MetricParts
 from .quadrature import Measured
 from .spline import Spline
@@ -21,8 +22,6 @@ _SMOOTH, _ROUGHEST = 0.25, 0.6
 _LUCKY = 0.2
 #: arrays of D numbers a point that are held at once
 _HELD = 4
-#: bytes beyond which they cost more to allocate than to compute
-_CACHED = 32 * 2**20
 
 
 def halved(
@@ -66,7 +65,7 @@ def _sums(parts: MetricParts, spline: Spline, chords: int, memory_limit: int) ->
     fractions = torch.arange(chords, dtype=torch.float64, device=spline.nodes.device) / chords
     points, _ = spline.inside(fractions)
     points = torch.cat([points.reshape(-1, dim), spline.nodes[:, -1]])
-    block = max(1, min(memory_limit, _CACHED) // (8 * _HELD * width * chords))
+    block = max(1, min(memory_limit, AT_ONCE) // (8 * _HELD * width * chords))
     sums: list[list[Tensor]] = [[], [], []]
     for first in range(0, spans, block):
         last = min(first + block, spans)

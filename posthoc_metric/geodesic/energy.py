@@ -245,12 +245,14 @@ class CurveEnergy:
         assert self.field is not None and out.where is not None and out.coupled is not None
         where, coupled = out.where, out.coupled
         points, v = where.points(out.nodes)
-        # beside a decoder, whose own second derivatives are learnt from its Jacobians, those of a field are worth less
-        # than they cost
-        at, along = points.flatten(0, 2), v.flatten(0, 2)
-        tensors, pushed, exact = (
-            self.field.curved(at, along) if self.embedding is None else (*self.field(at, along), None)
-        )
+        flat = points.flatten(0, 2), v.flatten(0, 2)
+        exact = None
+        if self.embedding is None:
+            tensors, pushed, exact = self.field.curved(*flat)
+        else:
+            # a decoder's own second derivatives are learnt from its Jacobians; a field's beside them are worth less
+            # than they cost
+            tensors, pushed = self.field(*flat)
         share = where.weights[..., None, None]
         tensors, pushed = share * tensors.view(*v.shape, -1), share * pushed.reshape(*v.shape, -1)
         along = (tensors @ v[..., None])[..., 0]

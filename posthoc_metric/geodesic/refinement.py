@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..machine import AT_ONCE
 from ..metric import MetricParts
 from .candidates import Curves, Facts, contest, rivals
 from .curves import Clock, density, make_clock, pad, respace
@@ -29,8 +30,6 @@ _SMOOTH = 0.2
 _ROUGH_RESIDUAL = 5e-2
 #: share of the error asked for that the quadrature may take before chords are asked as well
 _SURE = 0.3
-#: bytes of decoded points that are worked on at once; larger temporaries cost more to allocate than to compute
-_CACHED = 32 * 2**20
 
 _CODE = {status: code for code, status in enumerate(STATUSES)}
 
@@ -228,7 +227,7 @@ class Refiner:
         if self.many is not None:
             return 1
         width = 1 if self.parts.embedding is None else self.parts.embedding.output_dim
-        return max(1, min(self.options.memory_limit, _CACHED) // (48 * width * points))
+        return max(1, min(self.options.memory_limit, AT_ONCE) // (48 * width * points))
 
     def _assemble(self, done: list[Curves]) -> Refined:
         rows = [curves.pair for curves in done]

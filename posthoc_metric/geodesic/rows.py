@@ -7,10 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..machine import AT_ONCE
 from ..metric import MetricParts
-
-#: bytes beyond which arrays cost more to allocate than to compute
-_CACHED = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -30,5 +28,5 @@ def few_rows(parts: MetricParts, memory_limit: int) -> FewRows:
     """``parts`` with the arrays of width D that their products take under ``memory_limit``."""
     width = 1 if parts.embedding is None else parts.embedding.output_dim
     # values and what is pushed forward, in the decoder's precision and in double, and copies of the last rows
-    most = max(1, min(memory_limit, _CACHED) // (8 * 6 * width))
+    most = max(1, min(memory_limit, AT_ONCE) // (8 * 6 * width))
     return FewRows(parts.embedding, parts.weight, parts.field, most)
