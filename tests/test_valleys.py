@@ -70,6 +70,25 @@ def test_other_dimensions_have_other_ways_or_none(dim):
     assert bool(metric.geodesic(a, b).converged.all())
 
 
+def test_no_curve_is_done_that_is_far_longer_than_its_discrete_counterpart():
+    """Curves that settle beside a bend which they do not see are stationary, and their own length is confirmed."""
+    centres = torch.rand(40, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 - 1
+
+    def tensor(z):
+        hills = torch.exp(-torch.cdist(z, centres.to(z)).square() / 0.01).sum(1)
+        return (1 + 10 * hills)[:, None, None] * torch.eye(2, dtype=z.dtype)
+
+    metric = FunctionMetric(tensor, 2)
+    a, b = torch.rand(2, 40, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 2 - 1
+    solution = metric.geodesic(a, b)
+    energy = CurveEnergy(guard(metric.parts()), a)
+    assert float(solution.converged.double().mean()) > 0.9
+    for row in solution.converged.nonzero().flatten().tolist():
+        spline, nodes = solution._spline.take(torch.tensor([row])), int(solution.spans[row]) + 1
+        found = energy.linearise(spline.nodes[:, :nodes], spline.knots[:, :nodes].diff(dim=1))
+        assert float(1 - found.energy.sqrt() / solution.length[row]) <= 3.1e-4
+
+
 def test_couples_are_any_two_of_a_pair():
     pair = torch.tensor([3, 0, 3, 1, 3, 0])
     couples = {tuple(sorted(couple)) for couple in couples_of(pair).T.tolist()}

@@ -127,7 +127,9 @@ class Refiner:
             change = change.maximum(self.many.excess(facts.length, facts.chord_length, base.facts.chord_length))
         rough_error = facts.length_error + change + facts.residual.square() * facts.length
         error = torch.where(better.roughness <= _SMOOTH, facts.length_error + change / 15, rough_error)
-        confirmed = error <= rtol * facts.length
+        # the geodesic is hardly shorter than its discrete counterpart, and no longer than the curve: where the two are
+        # apart, a curve that has settled beside a bend it does not see is as stationary as any
+        confirmed = error.maximum(facts.length - facts.chord_length) <= rtol * facts.length
         facts.length_error = torch.where(confirmed, error, rough_error)
         broken = facts.status == _CODE[Status.NOT_FINITE]
         rough = (facts.length_error <= self.options.rough_rtol * facts.length) & (spans >= MOST_COARSE)
