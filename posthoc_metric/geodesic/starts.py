@@ -79,26 +79,43 @@ def make_starts(
             grid = _grid(cache, parts, box, support) if len(rows) else None
             if grid is not None and grid.cells is not None and len(grid.points):
                 line = lines.take(rows)
-                cells, smooth = _estimate(grid, line)
-                # what a line costs beside points without a metric is not known, and no path is too long for it
-                line.length[~_all(grid.cells.complete, cells)] = float("inf")
-                enough = _ENOUGH_RESOLVED if bool(grid.resolved.all()) else _ENOUGH
-                most = enough * line.length if "straight" in names else None
-                curves = _through(grid, start, end, rows, START_NAMES.index("grid"), most)
-                there = torch.isfinite(curves.length).nonzero().flatten()
-                curves = curves.take(there)
-                shortest = curves.length.clone()
-                _, smooth_too = _estimate(grid, curves)
-                if "straight" in names:
-                    merged[curves.pair[_merge(grid, line.take(there), curves, smooth[there] & smooth_too)]] = True
-                alone = ~merged[curves.pair]
-                found += [curves, _others(grid, start, end, curves.take(alone), shortest[alone])]
+                curves, joined = _on_grid(grid, line, start, end, "straight" in names)
+                found += curves
+                merged[joined] = True
                 lines.put_rows(rows, line)
     elif "graph" in names and support is not None and len(support) > 1:
         graph = _support_graph(cache, parts, support)
         rows = distinct.nonzero().flatten()
         found.append(_through(graph, start, end, rows, START_NAMES.index("graph")))
     return _worth_relaxing(lines, found, merged, ~distinct if "straight" not in names else torch.ones_like(distinct))
+
+
+def _on_grid(
+    grid: MetricGraph, line: StartCurves, start: Tensor, end: Tensor, with_lines: bool
+) -> tuple[list[StartCurves], Tensor]:
+    """Curves through a grid for the pairs of the straight lines ``line``, which are measured in place.
+
+    Returns:
+        The curves, and the pairs (m,) whose line is one with a curve, where lines are asked for.
+    """
+    assert grid.cells is not None
+    cells, smooth = _estimate(grid, line)
+    # what a line costs beside points without a metric is not known, and no path is too long for it
+    line.length[~_all(grid.cells.complete, cells)] = float("inf")
+    enough = _ENOUGH_RESOLVED if bool(grid.resolved.all()) else _ENOUGH
+    most = enough * line.length if with_lines else None
+    curves = _through(grid, start, end, line.pair, START_NAMES.index("grid"), most)
+    there = torch.isfinite(curves.length).nonzero().flatten()
+    curves = curves.take(there)
+    shortest = curves.length.clone()
+    _, smooth_too = _estimate(grid, curves)
+    joined = torch.zeros_like(smooth_too)
+    if with_lines:
+        joined[_merge(grid, line.take(there), curves, smooth[there] & smooth_too)] = True
+    found = [curves]
+    if not bool(joined.all()):
+        found.append(_others(grid, start, end, curves.take(~joined), shortest[~joined]))
+    return found, curves.pair[joined]
 
 
 def _merge(grid: MetricGraph, lines: StartCurves, curves: StartCurves, smooth: Tensor) -> Tensor:
