@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from posthoc_metric.geodesic.candidates import contenders
 from posthoc_metric.geodesic.doubles import couples_of, doubles
 from posthoc_metric.geodesic.energy import CurveEnergy
 from posthoc_metric.geodesic.guard import guard
@@ -87,6 +88,18 @@ def test_no_curve_is_done_that_is_far_longer_than_its_discrete_counterpart():
         spline, nodes = solution._spline.take(torch.tensor([row])), int(solution.spans[row]) + 1
         found = energy.linearise(spline.nodes[:, :nodes], spline.knots[:, :nodes].diff(dim=1))
         assert float(1 - found.energy.sqrt() / solution.length[row]) <= 3.1e-4
+
+
+def test_one_curve_is_left_of_several_without_a_length():
+    shapes = torch.rand(4, 9, 2, generator=torch.Generator().manual_seed(3))
+    pair, nan = torch.tensor([0, 0, 1, 1]), float("nan")
+    lengths, least = torch.tensor([nan, nan, 2.0, nan]), torch.tensor([nan, nan, 1.0, nan])
+    for margin in (-1.0, 0.05):
+        assert contenders(pair, lengths, shapes, margin, least).tolist() == [True, False, True, False]
+    # one that is within the margin, and can come to less than the shortest, or cannot
+    lengths = torch.tensor([1.0, 1.01, 2.0, 2.02])
+    least = torch.tensor([0.9, 0.99, 1.9, 2.01])
+    assert contenders(pair, lengths, shapes, 0.05, least).tolist() == [True, True, True, False]
 
 
 def test_couples_are_any_two_of_a_pair():

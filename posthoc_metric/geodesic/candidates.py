@@ -116,9 +116,9 @@ def contenders(pair: Tensor, lengths: Tensor, shapes: Tensor, margin: float, lea
     for rows in rivals.values():
         kept: list[int] = []
         for row in sorted(rows, key=lambda row: sizes[row]):
-            if kept and (sizes[row] > (1 + margin) * sizes[kept[0]] or hopes[row] > sizes[kept[0]]):
-                continue
-            if not kept or _elsewhere(shapes, row, kept):
+            # of curves without a length, which is infinite here, none is near another
+            near = not kept or (sizes[row] <= (1 + margin) * sizes[kept[0]] and hopes[row] <= sizes[kept[0]])
+            if near and (not kept or _elsewhere(shapes, row, kept)):
                 kept.append(row)
         keep[kept] = True
     return keep
