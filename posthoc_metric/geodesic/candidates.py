@@ -116,7 +116,7 @@ def contenders(pair: Tensor, lengths: Tensor, shapes: Tensor, margin: float, lea
     for rows in rivals.values():
         kept: list[int] = []
         for row in sorted(rows, key=lambda row: sizes[row]):
-            # of curves without a length, which is infinite here, none is near another
+            # compared so that of curves without a length, infinite here, a margin of -1 leaves one
             near = not kept or (sizes[row] <= (1 + margin) * sizes[kept[0]] and hopes[row] <= sizes[kept[0]])
             if near and (not kept or _elsewhere(shapes, row, kept)):
                 kept.append(row)
