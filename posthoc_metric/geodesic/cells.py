@@ -123,16 +123,19 @@ class Cells:
 
         Corners that are not in use leave it to the others; NaN where a cell has none.
         """
-        last, parts = self._scales[2], self._scales[3]
         found = []
         for cells, places in zip(cell.split(_ROWS), place.split(_ROWS, dim=1), strict=True):
-            part = parts.index_select(0, cells)
-            shares = places * part - (places.minimum(last) * part).floor_()
+            shares = self._inside(cells, places)
             values = _lerped(table.index_select(0, cells), shares)
             if not self._complete and not bool(self.complete.index_select(0, cells).all()):
                 values /= _lerped((self._cells[3].index_select(0, cells) >= 0).to(values), shares)
             found.append(values)
         return torch.cat(found) if len(found) > 1 else found[0]
+
+    def _inside(self, cell: Tensor, place: Tensor) -> Tensor:
+        """How far along the sides of ``cell`` (B,) the points at ``place`` (d, B) are, from 0 to 1 (d, B)."""
+        part = self._scales[3].index_select(0, cell)
+        return place * part - (place.minimum(self._scales[2]) * part).floor_()
 
     def shares(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Corners of the cells of ``points`` (B, d), -1 where one is not in use, and their shares in it, (B, 2^d).
@@ -140,9 +143,8 @@ class Cells:
         The shares are those of what is linear along each axis.
         """
         cell, place = self.holding(points)
-        part = self._scales[3].index_select(0, cell)
-        weights = torch.ones_like(part)[:, None]
-        for share in place * part - (place.minimum(self._scales[2]) * part).floor_():
+        weights = place.new_ones(len(points), 1)
+        for share in self._inside(cell, place):
             weights = (weights[..., None] * torch.stack([1 - share, share], dim=1)[:, None]).flatten(1)
         return self._cells[3].index_select(0, cell), weights
 

@@ -109,7 +109,8 @@ class Routes:
         held = 0 if self.energy.lean(nodes.shape[1], self.dim) else 2 * width * self.dim
         numbers = nodes.shape[1] * (held + 60 * self.dim**2)
         block = max(1, self.options.memory_limit // (8 * numbers))
-        pieces, order = [], _blocks(torch.arange(len(nodes), device=nodes.device) if pair is None else pair, block)
+        everyone = torch.arange(len(nodes), device=nodes.device)
+        pieces, order = [], list(everyone.split(block)) if pair is None else _blocks(pair, block)
         for rows in order:
             known = None if base is None else base.take(rows)
             pieces.append(
@@ -124,7 +125,8 @@ class Routes:
                     pair=None if pair is None else pair[rows],
                 )
             )
-        return Relaxed.join(pieces).take(torch.cat(order).argsort())
+        found = Relaxed.join(pieces)
+        return found if pair is None else found.take(torch.cat(order).argsort())
 
 
 def _blocks(pair: Tensor, block: int) -> list[Tensor]:

@@ -59,4 +59,4 @@ def rounded(corners: Tensor, lengths: Tensor, rows: Tensor, kind: int) -> StartC
     targets = even(len(rows), corners)
     nodes = smoothed(met(run, corners, targets))
     nodes[:, 0], nodes[:, -1] = corners[:, 0], corners[:, -1]
-    return StartCurves(rows, torch.full_like(rows, kind), targets.clone(), nodes, lengths)
+    return StartCurves(rows, torch.full_like(rows, kind), targets, nodes, lengths)
