@@ -19,6 +19,8 @@ _MOST_DIRECT_DIM = 8
 _EVIDENCE_RANGE = 4.0
 _RESIDUAL_ROWS = 20_000
 _FOLDS = 10
+#: exponents below this add nothing to a sum with 1 in double precision, not even a million times
+_NOTHING = -80.0
 
 
 class RBF(UncertaintyModel):
@@ -106,7 +108,8 @@ class RBF(UncertaintyModel):
         centred = z - self._origin
         logits = torch.addmm(self._offset, centred, self._directions)
         top = logits.amax(dim=1, keepdim=True)
-        evidence = logits.sub_(top).exp_()
+        # exp of what underflows takes five times as long, and products with what nearly does even longer
+        evidence = logits.sub_(top).clamp_min_(_NOTHING).exp_()
         log_sum = top[:, 0] + evidence.sum(1).log()
         square = 2 * self._width.square() * (1 + self._total - log_sum) + centred.square().sum(1)
         return square.sqrt(), evidence, centred
