@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.linalg import cho_solve_banded, cholesky_banded, solve_banded
+from scipy.linalg import solve_banded
+from scipy.linalg.lapack import dpbtrf, dpbtrs
 from torch import Tensor
 
 from .elements import Model
-
-#: curves that are solved together once some are not positive definite
-_FEW = 8
 
 
 def solve_model(model: Model, rhs: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,51 +29,49 @@ def solve_model(model: Model, rhs: Tensor) -> tuple[Tensor, Tensor]:
     count, nodes, dim = rhs.shape
     band = _lower_band(model)
     right = rhs.reshape(count, nodes * dim).cpu().numpy().copy()
-    good = np.isfinite(band).all(axis=(0, 2)) & np.isfinite(right).all(axis=1)
-    if not _solve(band, right, good, once=True):
-        # every failure is found by starting anew, from no farther back than a few curves
-        for first in range(0, count, _FEW):
-            few = slice(first, first + _FEW)
-            _solve(band[:, few], right[few], good[few], once=False)
+    # a sum is not finite where a term is not, nor where terms are too large to be factored
+    good = np.isfinite(band.sum(axis=(1, 2))) & np.isfinite(right.sum(axis=1))
+    if not good.all():
+        # the identity does not touch its neighbours
+        band[~good], right[~good] = 0.0, 0.0
+        band[~good, :, 0] = 1.0
+    _solve(band, right, good)
     return torch.from_numpy(right).view(rhs.shape).to(rhs.device), torch.from_numpy(good).to(rhs.device)
 
 
-def _solve(band: np.ndarray, right: np.ndarray, good: np.ndarray, *, once: bool) -> bool:
-    """Put solutions (P, m), zero where ``good`` (P,) is not, in the place of ``right``.
-
-    ``good`` loses the curves that are not positive definite.  With ``once`` the first of them ends it, unsolved.
-    """
-    while True:
-        # a curve that fails becomes the identity, so that it cannot touch its neighbours
-        band[:, ~good] = 0.0
-        band[0, ~good] = 1.0
-        right[~good] = 0.0
-        try:
-            factor = cholesky_banded(band.reshape(len(band), -1), lower=True, check_finite=False)
-            right[:] = cho_solve_banded((factor, True), right.reshape(-1), check_finite=False).reshape(right.shape)
-            return True
-        except np.linalg.LinAlgError as error:
-            good[_leading_minor(error) // right.shape[1]] = False
-            if once:
-                return False
+def _solve(band: np.ndarray, right: np.ndarray, good: np.ndarray) -> None:
+    """Put solutions (P, m) in the place of ``right``; ``good`` (P,) loses the curves that are not positive definite."""
+    first, size = 0, right.shape[1]
+    while first < len(right):
+        factor, minor = dpbtrf(_columns(band[first:]), lower=1)
+        stop = len(right)
+        if minor:
+            # the order of the first minor that is not positive definite: those before it are without its curve
+            stop = first + (minor - 1) // size
+            good[stop], right[stop] = False, 0.0
+            factor, _ = dpbtrf(_columns(band[first:stop]), lower=1)
+        if stop > first:
+            solved, _ = dpbtrs(factor, right[first:stop].reshape(-1), lower=1)
+            right[first:stop] = solved.reshape(-1, size)
+        first = stop + 1
 
 
-def _leading_minor(error: np.linalg.LinAlgError) -> int:
-    """LAPACK names the order of the first minor that is not positive definite; SciPy says it first in its words."""
-    return int(str(error).split("-th")[0]) - 1
+def _columns(band: np.ndarray) -> np.ndarray:
+    """LAPACK's band storage (3d, P m) of curves (P, m, 3d), in Fortran's order and so without a copy."""
+    return band.reshape(-1, band.shape[2]).T
 
 
 def _lower_band(model: Model) -> np.ndarray:
-    """LAPACK's lower band storage ``band[i - j, j] = H[i, j]`` of every curve: (3d, P, (n-1) d)."""
+    """Of every curve ``band[j, i - j] = H[i, j]``: (P, (n-1) d, 3d)."""
     blocks, near, far = (part.cpu().numpy() for part in (model.diagonal, model.near, model.far))
     count, nodes, dim, _ = blocks.shape
-    band = np.zeros((3 * dim, count, nodes, dim))
+    band = np.zeros((count, nodes, dim, 3 * dim))
     for j in range(dim):
-        band[: dim - j, :, :, j] = np.moveaxis(blocks[:, :, j:, j], 2, 0)
+        band[:, :, j, : dim - j] = blocks[:, :, j:, j]
         # H[(k+1) d + i, k d + j] is the transpose of the coupling of k with k+1
-        band[dim - j : 2 * dim - j, :, :-1, j] = np.moveaxis(near[:, :, j, :], 2, 0)
-        band[2 * dim - j : 3 * dim - j, :, 1:-2:2, j] = np.moveaxis(far[:, :, j, :], 2, 0)
-    return band.reshape(3 * dim, count, nodes * dim)
+        band[:, :-1, j, dim - j : 2 * dim - j] = near[:, :, j, :]
+        band[:, 1:-2:2, j, 2 * dim - j : 3 * dim - j] = far[:, :, j, :]
+    return band.reshape(count, nodes * dim, 3 * dim)
 
 
 def solve_tridiagonal(lower: Tensor, diagonal: Tensor, upper: Tensor, rhs: Tensor) -> Tensor:
