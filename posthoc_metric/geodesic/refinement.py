@@ -71,7 +71,8 @@ class Refiner:
             else:
                 waiting.setdefault((spans, curves.span_count), []).append(curves)
 
-        for curves in contest(self._coarse(), _COARSE_MARGIN):
+        coarse, *jumped = self._coarse()
+        for curves in (*contest([coarse], _COARSE_MARGIN), *jumped):
             queue(curves, 2 * curves.span_count)
         while waiting:
             key = min(waiting)
@@ -85,32 +86,27 @@ class Refiner:
         return self._assemble(contest([curves for curves in done if len(curves.pair)], None))
 
     def _coarse(self) -> list[Curves]:
-        pending, found = self.starts, []
+        """The starts relaxed with few spans; and as they were, those whose chords jumped over something on the way."""
+        starts = self.starts
         spans = min(max(1 << (int(self.options.spans) - 1).bit_length(), 8), 256) // 2
-        while len(pending.pair):
-            knots, nodes = pending.sample(spans)
-            relaxed, stubborn = self._relax(knots, nodes, pending.pair, COARSE_TOL, None)
-            if relaxed.doubled is not None and bool(relaxed.doubled.any()):
-                single = (~relaxed.doubled).nonzero().flatten()
-                relaxed, pending, knots, stubborn = (
-                    relaxed.take(single),
-                    pending.take(single),
-                    knots[single],
-                    stubborn[single],
-                )
-            curves = self._measure(knots, relaxed, stubborn, pending.pair, pending.kind)
+        knots, nodes = starts.sample(spans)
+        relaxed, stubborn = self._relax(knots, nodes, starts.pair, COARSE_TOL, None)
+        if relaxed.doubled is not None and bool(relaxed.doubled.any()):
+            single = (~relaxed.doubled).nonzero().flatten()
+            relaxed, starts, stubborn = relaxed.take(single), starts.take(single), stubborn[single]
+            knots, nodes = knots[single], nodes[single]
+        found = [self._measure(knots, relaxed, stubborn, starts.pair, starts.kind)]
+        jumped = _jumped(found[0].facts)
+        if bool(jumped.any()):
+            again = starts.take(jumped)
+            untouched, stubborn = self._relax(knots[jumped], nodes[jumped], again.pair, float("inf"), None)
+            anew = self._measure(knots[jumped], untouched, stubborn, again.pair, again.kind)
+            found = [found[0].take(~jumped), anew]
+        for curves in found:
             # nothing coarse is final: should no refinement be better, it is this that is said of it
-            broken = curves.facts.status == _CODE[Status.NOT_FINITE]
-            curves.facts.status[~broken] = _CODE[Status.UNRESOLVED]
-            curves.facts.length_error = torch.maximum(
-                curves.facts.length_error, (curves.facts.length - curves.facts.chord_length).abs()
-            )
-            jumped = curves.facts.chord_length < _CHORD_SHARE * curves.facts.length
-            if 2 * spans > min(MOST_COARSE, self.options.max_spans):
-                jumped = torch.zeros_like(jumped)
-            found.append(curves.take(~jumped))
-            pending = pending.take(jumped)
-            spans *= 2
+            facts = curves.facts
+            facts.status[facts.status != _CODE[Status.NOT_FINITE]] = _CODE[Status.UNRESOLVED]
+            facts.length_error = facts.length_error.maximum((facts.length - facts.chord_length).abs())
         return found
 
     def _refine(self, base: Curves, spans: int) -> tuple[Curves, Tensor, Tensor]:
@@ -141,8 +137,7 @@ class Refiner:
         facts.status[~confirmed & ~broken] = _CODE[Status.UNRESOLVED]
         converged = facts.status == _CODE[Status.CONVERGED]
         # no curve is given up for one whose chords have jumped over what its interpolation crosses
-        jumped = facts.chord_length < _CHORD_SHARE * facts.length
-        rejected = ~torch.isfinite(facts.length) | (jumped & (facts.length > base.facts.length))
+        rejected = ~torch.isfinite(facts.length) | (_jumped(facts) & (facts.length > base.facts.length))
         rejected &= torch.isfinite(base.facts.length)
         return better, ((converged & confirmed) | broken) & ~rejected, rejected
 
@@ -182,6 +177,8 @@ class Refiner:
         enough = self.options.rtol if spans < MOST_COARSE else max(self.options.rtol, self.options.rough_rtol)
         # what cannot be final need not be confirmed
         worth = torch.isfinite(measured.length) & (shortfall <= enough)
+        if spans < MOST_COARSE:
+            worth &= measured.length - chords <= 2 * enough * measured.length
         worth &= False if base is None else (measured.length - base.facts.length).abs() / 15 <= enough * measured.length
         error = measured.length * shortfall
         if bool(worth.any()):
@@ -238,6 +235,11 @@ class Refiner:
         facts = Facts.join([curves.facts for curves in done]).take(order)
         kind = torch.cat([curves.kind for curves in done])[order]
         return Refined(facts, kind, spline, clock, self.steps, self.evaluations)
+
+
+def _jumped(facts: Facts) -> Tensor:
+    """Whose chords have jumped over what the interpolation crosses (P,)."""
+    return facts.chord_length < _CHORD_SHARE * facts.length
 
 
 def joined(blocks: list[Refined]) -> Refined:

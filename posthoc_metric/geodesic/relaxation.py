@@ -222,10 +222,10 @@ def _advance(energy: CurveEnergy, active: _Active, step: Step, final: Relaxed) -
         torch.maximum(active.radius, 2.5 * step.size),
         torch.where(accept & (ratio > 0.25), active.radius, shrink * step.size),
     )
-    if bool(accept.all()):
-        active.here = there
-    else:
-        here.put(accept, there)
+    if not bool(accept.all()):
+        # most steps are taken, and copies of the few others cost less
+        there.put(~accept, here)
+    active.here = there
     return active
 
 
