@@ -14,10 +14,9 @@ import pytest
 import torch
 
 from posthoc_metric.distances import distances, neighbours
-from posthoc_metric.distances.blocks import cut, run_blocks
-from posthoc_metric.distances.progress import progress_bars
 from posthoc_metric.distances.store import Store
 from posthoc_metric.errors import CheckpointError, InvalidArgumentError, OutputError, WorkerError
+from posthoc_metric.parallel import cut, progress_bars, run_blocks
 from posthoc_metric.spaces import Sphere
 
 from test_spaces import points  # isort: skip
@@ -112,7 +111,7 @@ def test_a_local_worker_killed_midway_changes_nothing(tmp_path):
 
 
 def test_workers_that_keep_dying_are_an_error(monkeypatch):
-    monkeypatch.setattr("posthoc_metric.distances.blocks._FRUITLESS_ROUNDS", 1)
+    monkeypatch.setattr("posthoc_metric.parallel.blocks._FRUITLESS_ROUNDS", 1)
     with pytest.raises(WorkerError, match="memory"):
         list(run_blocks(die, None, range(2), n_jobs=2))
 

@@ -79,11 +79,11 @@ def test_no_pair_ends_the_others_where_the_metric_fades_away():
 
 
 def test_blocks_of_pairs_are_joined(monkeypatch):
-    from posthoc_metric.geodesic import solve
+    from posthoc_metric.geodesic import pairs
 
     sphere, a, b = Sphere(), points(20, 2), points(20, 2, 1)
     whole = geodesic(sphere, a, b)
-    monkeypatch.setattr(solve, "_PAIRS", 7)
+    monkeypatch.setattr(pairs, "_PAIRS", 7)
     pieces = geodesic(sphere, a, b)
     torch.testing.assert_close(pieces.length, whole.length, rtol=1e-9, atol=0)
     torch.testing.assert_close(pieces(0.3), whole(0.3), rtol=1e-7, atol=1e-9)

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from ..geodesic.graph import _join
 from ..metric import Metric
-from .blocks import cut, run_blocks
+from ..parallel import Progress, cut, run_blocks
 from .edges import segment_lengths
-from .progress import Progress
 from .shortest import ROW_BLOCK, rows
 from .store import open_results
 

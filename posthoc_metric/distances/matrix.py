@@ -12,12 +12,11 @@ from torch import Tensor
 from .._arrays import ArrayLike, check_count, check_seed
 from ..errors import InvalidArgumentError
 from ..metric import Metric
+from ..parallel import Progress, cut, progress_bars, run_blocks
 from . import shortest
-from .blocks import cut, run_blocks
 from .graph import build_distance_graph, default_neighbours
 from .job import as_points, below, check_metric, check_solver, fingerprint, make_nodes, warn
 from .pairs import AllPairs, Pairs, SomePairs, draw, solve, solved_shapes
-from .progress import Progress, progress_bars
 from .report import DistanceReport, ErrorEstimate, compare, stages_of
 from .store import Results, open_results
 

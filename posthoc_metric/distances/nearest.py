@@ -10,13 +10,12 @@ from scipy.sparse import csr_matrix
 
 from .._arrays import ArrayLike, check_count, check_seed
 from ..metric import Metric
+from ..parallel import cut, progress_bars, run_blocks
 from . import shortest
-from .blocks import cut, run_blocks
 from .graph import build_distance_graph
 from .job import as_points, below, check_metric, check_solver, fingerprint, make_nodes, warn
 from .matrix import _largest
 from .pairs import SomePairs, draw, solve, solved_shapes
-from .progress import progress_bars
 from .report import DistanceReport, compare, stages_of
 from .store import open_results
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ..geodesic import Status, geodesic
 from ..metric import Metric
-from .blocks import cut, run_blocks
-from .progress import Progress
+from ..parallel import Progress, cut, run_blocks
 from .store import Results
 
 #: pairs of one block

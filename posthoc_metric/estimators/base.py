@@ -12,13 +12,13 @@ from sklearn.metrics import euclidean_distances
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ..distances.blocks import cut, run_blocks
 from ..distances.graph import DistanceGraph, build_distance_graph, default_neighbours
 from ..distances.job import make_nodes
 from ..distances.matrix import METHODS, MOST_SOLVED, distances
 from ..distances.shortest import ROW_BLOCK, rows
 from ..errors import InvalidArgumentError, NotFittedError
 from ..metric import Metric
+from ..parallel import cut, run_blocks
 from ..repair import repair
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..machine import AT_ONCE
 from ..metric import MetricParts
+from .batch import Batch
 from .candidates import Curves, Facts, contest, rivals
 from .curves import Clock, density, make_clock, pad, respace
 from .options import RelaxationOptions
@@ -35,7 +36,7 @@ _CODE = {status: code for code, status in enumerate(STATUSES)}
 
 
 @dataclass
-class Refined:
+class Refined(Batch):
     """B geodesics with their facts, and the work done on each pair."""
 
     facts: Facts

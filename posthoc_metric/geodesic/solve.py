@@ -11,21 +11,16 @@ from .._arrays import ArrayLike, Restore, describe, to_points
 from ..errors import InvalidArgumentError, NumericalError
 from ..metric import Metric, MetricParts
 from .curves import Clock
-from .fixed_point import solve_fixed_point
 from .guard import guard
 from .options import START_NAMES, FixedPointOptions, RelaxationOptions, make_options
-from .refinement import Refined, Refiner, joined
+from .pairs import spread_pairs
+from .refinement import Refined
 from .relaxation import STATUSES
 from .solution import Solution
 from .spline import Spline
-from .starts import make_starts
 from .status import Status
 
 _OPTIONS: dict[str, type] = {"relaxation": RelaxationOptions, "fixed-point": FixedPointOptions}
-
-
-#: pairs that are on their way at once: start curves and candidates take far more memory than what is handed back
-_PAIRS = 8192
 
 
 def geodesic(
@@ -35,6 +30,7 @@ def geodesic(
     *,
     support: ArrayLike | None = None,
     solver: str = "relaxation",
+    n_jobs: int | None = 1,
     **options: Any,
 ) -> Solution:
     """Geodesics between the rows of ``start`` and ``end``, all pairs at once, each independent of the others.
@@ -51,6 +47,8 @@ def geodesic(
       because at kinks the error only halves when the nodes double.
     - No data near the pairs, or d > 3: give ``support``; without it only the straight line is tried.
     - A smooth metric without walls: ``starts="straight"`` saves the grid.
+    - Many pairs on several cores: ``n_jobs=-1``.  In few dimensions the operations are small and torch's threads gain
+      little.  Workers are started at the first call (seconds) and kept; lengths agree to rounding with one process.
     - d > 8 with a decoder: preconditioned L-BFGS takes the place of Gauss-Newton by itself, with one vector-Jacobian
       product a node and step and no Jacobian kept; memory stays near ``memory_limit`` plus the decoder's own.  For
       d from 4 to 8 it takes over the curves that Gauss-Newton steps do not bring on, and those with kinks.
@@ -88,6 +86,9 @@ def geodesic(
         start, end: (B, d) each; finite.
         support: latents (N, d) that say where the data lie, for start curves; ``metric.support`` if not given.
         solver: "relaxation", or "fixed-point".
+        n_jobs: processes that the pairs are dealt out to, as in joblib (-1: all cores; ``None``: what
+            ``joblib.parallel_config`` says).  By default all are solved in this one, with the threads that torch has;
+            the metric must be picklable for more.
         **options: fields of :class:`RelaxationOptions` or :class:`FixedPointOptions`.
 
     Returns:
@@ -95,7 +96,7 @@ def geodesic(
 
     Raises:
         InvalidArgumentError: a wrong width, rows that are not finite (named), different numbers of rows,
-            an unknown option or solver.
+            an unknown option or solver, a metric that cannot be pickled where ``n_jobs`` asks for it.
         NumericalError: the metric has a negative eigenvalue at an end.
     """
     if not isinstance(metric, Metric):
@@ -121,17 +122,9 @@ def geodesic(
     if known is not None and len(known) == 0:
         raise InvalidArgumentError("`support` must hold at least one latent; got none. Leave it out instead.")
     latents = None if known is None else known.to(device).double()
-    parts = guard(metric.parts())
     with torch.no_grad():
-        _check_sign(parts, a, b)
-        if isinstance(chosen, FixedPointOptions):
-            found = solve_fixed_point(parts, a, b, latents, chosen)
-        else:
-            blocks = []
-            for first, last in zip(a.split(_PAIRS), b.split(_PAIRS), strict=True):
-                starts = make_starts(metric, parts, first, last, latents, chosen.starts)
-                blocks.append(Refiner(parts, starts, len(first), chosen).run())
-            found = blocks[0] if len(blocks) == 1 else joined(blocks)
+        _check_sign(guard(metric.parts()), a, b)
+        found = spread_pairs(metric, a, b, latents, chosen, n_jobs)
     return _assemble(metric, a, b, found, chosen.num_points, points.dtype, restore)
 
 

@@ -2,9 +2,10 @@
 
 Run ``python tests/benchmarks/closed_forms.py [pairs] [runs]``; needs ``pip install stochman``.  Times are CPU time of
 this process, medians over runs.  A metric's first solve also builds the grids that starts come from; it stands in a row
-of its own, and the others are compared with the solves that follow.  Every curve is judged by the closed-form distance, those of stochman and GEORCE by
-their length at 1,000 points under the same metric, the fixed-point solver's by the length it reports.  The torus,
-which has no closed form, is judged by this solver's own curves of 256 spans, relaxed to 1e-8.
+of its own, and the others are compared with the solves that follow.  Every curve is judged by the closed-form distance,
+those of stochman and GEORCE by their length at 1,000 points under the same metric, the fixed-point solver's by the
+length it reports.  The torus, which has no closed form, is judged by this solver's own curves of 256 spans, relaxed to
+1e-8.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+import time
 
 import torch
 from georce import georce
@@ -43,6 +44,22 @@ def row(name: str, *entries: float | str) -> str:
     return name.rjust(30) + "".join(text.rjust(15) for text in texts)
 
 
+def wall_times(metric: pm.RepairedMetric, a: Tensor, b: Tensor, runs: int) -> dict[str, float]:
+    """Median seconds of wall time with one thread of PyTorch's, with two, and with two processes of one thread each."""
+    ways = {"one thread": (1, 1), "two threads": (2, 1), "n_jobs=2": (1, 2)}
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    metric.geodesic(a[:2], b[:2], n_jobs=2)
+    for _ in range(1 + runs):
+        for name, (threads, n_jobs) in ways.items():
+            torch.set_num_threads(threads)
+            before = time.perf_counter()
+            metric.geodesic(a, b, n_jobs=n_jobs)
+            found[name].append(time.perf_counter() - before)
+    torch.set_num_threads(1)
+    # workers build the grid in their first run
+    return {name: statistics.median(took[1:]) for name, took in found.items()}
+
+
 def main(count: int = 100, runs: int = 3, side: int = 160, most: int = len(STOCHMAN), epochs: int = 40) -> None:
     """Print the tables; ``most`` bounds how many of stochman's settings are tried."""
     torch.set_num_threads(1)
@@ -73,6 +90,8 @@ def main(count: int = 100, runs: int = 3, side: int = 160, most: int = len(STOCH
         f"{float(evaluations.quantile(0.9)):.0f}; of value and Jacobian: median {statistics.median(jacobians):.0f}, "
         f"the rest single products; {1e3 * ours / count:.2f} ms a pair"
     )
+    walls = ", ".join(f"{name} {1e3 * took / count:.1f}" for name, took in wall_times(metric, a, b, runs).items())
+    print(f"ms of wall time a pair: {walls}")
     print(row("solver", "ms/pair", "time/ours", "median excess", "<= 0.1 %", "<= 1 %"))
     print(row("ours", 1e3 * ours / count, 1.0, excess, close, near), flush=True)
 

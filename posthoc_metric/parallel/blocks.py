@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, effective_n_jobs
 from joblib.parallel import get_active_backend
 from threadpoolctl import threadpool_limits
 
@@ -120,6 +120,15 @@ def _is_lost_worker(error: Exception) -> bool:
     return bool(
         names & {"BrokenProcessPool", "BrokenExecutor", "KilledWorker", "CancelledError", "FutureCancelledError"}
     )
+
+
+def worker_count(n_jobs: int | None) -> int:
+    """How many workers ``n_jobs`` stands for; 1 where the work is done in this process.
+
+    Raises:
+        InvalidArgumentError: it stands for none.
+    """
+    return 1 if _in_process(n_jobs) else int(effective_n_jobs(n_jobs))
 
 
 def _in_process(n_jobs: int | None) -> bool:

@@ -1,0 +1,70 @@
+"""Pairs solved in this process, or spread over several."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..metric import Metric
+from ..parallel import run_blocks, worker_count
+from .fixed_point import solve_fixed_point
+from .guard import guard
+from .options import FixedPointOptions, RelaxationOptions
+from .refinement import Refined, Refiner, joined
+from .starts import cache_of, make_starts
+
+Options = RelaxationOptions | FixedPointOptions
+
+#: pairs that are on their way at once: start curves and candidates take far more memory than what is handed back
+_PAIRS = 8192
+
+
+def solve_pairs(metric: Metric, start: Tensor, end: Tensor, latents: Tensor | None, options: Options) -> Refined:
+    """Geodesics between the rows of ``start`` and ``end`` (B, d) float64, B of at least one.
+
+    Args:
+        latents: (N, d) that say where the data lie, if anything does.
+    """
+    parts = guard(metric.parts())
+    if isinstance(options, FixedPointOptions):
+        return solve_fixed_point(parts, start, end, latents, options)
+    blocks = []
+    for first, last in zip(start.split(_PAIRS), end.split(_PAIRS), strict=True):
+        starts = make_starts(metric, parts, first, last, latents, options.starts)
+        blocks.append(Refiner(parts, starts, len(first), options).run())
+    return blocks[0] if len(blocks) == 1 else joined(blocks)
+
+
+def spread_pairs(
+    metric: Metric, start: Tensor, end: Tensor, latents: Tensor | None, options: Options, n_jobs: int | None
+) -> Refined:
+    """As :func:`solve_pairs`, the pairs dealt out to the workers that ``n_jobs`` stands for.
+
+    Workers keep the metric, and the start graphs that they build for it, as long as it is the same metric.
+    """
+    workers = min(worker_count(n_jobs), len(start))
+    if workers == 1:
+        return solve_pairs(metric, start, end, latents, options)
+    # graphs are no part of a pickled metric; latents that are its own travel with it
+    own = latents is not None and metric.support is not None and torch.equal(latents, metric.support.double())
+    shared = (metric, cache_of(metric).graphs, None if own else latents, own, options)
+    # neighbours in a batch are often alike, and alike in how hard they are
+    rows = [torch.arange(first, len(start), workers, device=start.device) for first in range(workers)]
+    found: list[Any] = [None] * workers
+    blocks = [(start[some], end[some]) for some in rows]
+    for index, piece in run_blocks(_solve, shared, blocks, n_jobs=n_jobs):
+        found[index] = pickle.loads(piece)
+    return joined(found).take(torch.cat(rows).argsort())
+
+
+def _solve(shared: Any, block: tuple[Tensor, Tensor]) -> bytes:
+    metric, graphs, latents, own, options = shared
+    for key, graph in graphs.items():
+        cache_of(metric).graphs.setdefault(key, graph)
+    if own:
+        latents = metric.support.double()
+    # tensors would be handed back through shared memory, one file for each
+    return pickle.dumps(solve_pairs(metric, *block, latents, options))
