@@ -29,8 +29,7 @@ def solve_model(model: Model, rhs: Tensor) -> tuple[Tensor, Tensor]:
     count, nodes, dim = rhs.shape
     band = _lower_band(model)
     right = rhs.reshape(count, nodes * dim).cpu().numpy().copy()
-    # a sum is not finite where a term is not, nor where terms are too large to be factored
-    good = np.isfinite(band.sum(axis=(1, 2))) & np.isfinite(right.sum(axis=1))
+    good = np.isfinite(band).all(axis=(1, 2)) & np.isfinite(right).all(axis=1)
     if not good.all():
         # the identity does not touch its neighbours
         band[~good], right[~good] = 0.0, 0.0
