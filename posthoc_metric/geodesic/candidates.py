@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
-from .curves import Clock
+from .curves import Clock, between, respace
 from .spline import Spline
+from .start_curves import StartCurves
 
 #: points at which two curves are compared
 _COMPARED = 9
@@ -55,6 +56,51 @@ class Curves(Batch):
     def span_count(self) -> int:
         """n."""
         return self.spline.knots.shape[1] - 1
+
+
+@dataclass
+class Begun(Batch):
+    """P curves with the nodes that they are to be relaxed at, and what is known of them.
+
+    Attributes:
+        pair, kind: which pair, which start (P,).
+        knots: (P, n+1).
+        nodes: (P, n+1, d).
+        facts: with fewer nodes; of start curves, which were not relaxed at all, infinite lengths.
+        rate, secant: of :class:`~.relaxation.Relaxed`, the secant at the inner knots.
+        stubborn: whether Newton steps did not bring them on (P,).
+    """
+
+    pair: Tensor
+    kind: Tensor
+    knots: Tensor
+    nodes: Tensor
+    facts: Facts
+    rate: Tensor
+    secant: Tensor
+    stubborn: Tensor
+
+    @property
+    def fresh(self) -> Tensor:
+        """Which of them are start curves (P,)."""
+        return torch.isinf(self.facts.length)
+
+
+def begin(curves: Curves, spans: int) -> Begun:
+    """Relaxed curves with ``spans`` spans, nodes where they are needed."""
+    knots, nodes = respace(curves.spline, curves.density, spans)
+    secant = between(curves.spline.knots, curves.secant, knots)
+    return Begun(curves.pair, curves.kind, knots, nodes, curves.facts, curves.rate, secant, curves.stubborn)
+
+
+def begin_anew(starts: StartCurves, spans: int, learnt: tuple[int, ...]) -> Begun:
+    """Start curves with ``spans`` spans; ``learnt`` is the shape of what a node's secant holds."""
+    knots, nodes = starts.sample(spans)
+    none = torch.zeros_like(starts.length)
+    unknown, never = torch.full_like(none, float("inf")), torch.zeros_like(starts.pair)
+    facts = Facts(unknown, unknown, unknown, unknown, unknown, never, never, unknown)
+    secant = nodes.new_zeros(*nodes[:, 1:-1, 0].shape, *learnt)
+    return Begun(starts.pair, starts.kind, knots, nodes, facts, none, secant, torch.zeros_like(never, dtype=torch.bool))
 
 
 def contest(found: list[Curves], margin: float | None) -> list[Curves]:

@@ -10,8 +10,8 @@ from torch import Tensor
 from ..machine import AT_ONCE
 from ..metric import MetricParts
 from .batch import Batch
-from .candidates import Curves, Facts, contest, rivals
-from .curves import Clock, density, make_clock, pad, respace
+from .candidates import Begun, Curves, Facts, begin, begin_anew, contest, rivals
+from .curves import Clock, density, make_clock, pad
 from .options import RelaxationOptions
 from .quadrature import Measured, chorded, confirm, measure
 from .relaxation import STATUSES, Relaxed
@@ -61,72 +61,76 @@ class Refiner:
 
     def run(self) -> Refined:
         """Relax every start coarsely, refine each pair's shortest until their lengths are confirmed, keep one."""
-        waiting: dict[tuple[int, int], list[Curves]] = {}
+        waiting: dict[int, list[Curves | StartCurves]] = {}
         done: list[Curves] = []
 
-        def queue(curves: Curves, spans: int) -> None:
-            if len(curves.pair) == 0:
-                return
-            if spans > self.options.max_spans:
+        def queue(curves: Curves | StartCurves, spans: int) -> None:
+            if len(curves.pair) and isinstance(curves, Curves) and spans > self.options.max_spans:
                 done.append(curves)
-            else:
-                waiting.setdefault((spans, curves.span_count), []).append(curves)
+            elif len(curves.pair):
+                waiting.setdefault(spans, []).append(curves)
 
-        coarse, *jumped = self._coarse()
-        for curves in (*contest([coarse], _COARSE_MARGIN), *jumped):
-            queue(curves, 2 * curves.span_count)
+        spans = min(max(1 << (int(self.options.spans) - 1).bit_length(), 8), 256)
+        coarse, jumped = self._coarse(spans // 2)
+        queue(jumped, spans)
+        for curves in contest([coarse], _COARSE_MARGIN):
+            queue(curves, spans)
         while waiting:
-            key = min(waiting)
-            base = Curves.join(waiting.pop(key))
-            better, finished, rejected = self._refine(base, key[0])
-            queue(base.take(rejected), 2 * key[0])
-            alive = ~rejected
-            alive[~rejected] = rivals(better.take(~rejected), _MARGIN)
+            spans = min(waiting)
+            before = waiting.pop(spans)
+            better, finished, again = self._refine(before, spans)
+            masks = again.split([len(curves.pair) for curves in before])
+            for part, mask in zip(before, masks, strict=True):
+                queue(part.take(mask), 2 * spans)
+            alive = ~again
+            alive[~again] = rivals(better.take(~again), _MARGIN)
             done.append(better.take(alive & finished))
-            queue(better.take(alive & ~finished), 2 * key[0])
+            queue(better.take(alive & ~finished), 2 * spans)
         return self._assemble(contest([curves for curves in done if len(curves.pair)], None))
 
-    def _coarse(self) -> list[Curves]:
+    def _coarse(self, spans: int) -> tuple[Curves, StartCurves]:
         """The starts relaxed with few spans; and as they were, those whose chords jumped over something on the way."""
         starts = self.starts
-        spans = min(max(1 << (int(self.options.spans) - 1).bit_length(), 8), 256) // 2
-        knots, nodes = starts.sample(spans)
-        relaxed, stubborn = self._relax(knots, nodes, starts.pair, COARSE_TOL, None)
+        begun = begin_anew(starts, spans, self.routes.learnt)
+        relaxed, stubborn = self._relax(begun, COARSE_TOL, doubles=True)
         if relaxed.doubled is not None and bool(relaxed.doubled.any()):
             single = (~relaxed.doubled).nonzero().flatten()
-            relaxed, starts, stubborn = relaxed.take(single), starts.take(single), stubborn[single]
-            knots, nodes = knots[single], nodes[single]
-        found = [self._measure(knots, relaxed, stubborn, starts.pair, starts.kind)]
-        jumped = _jumped(found[0].facts)
-        if bool(jumped.any()):
-            again = starts.take(jumped)
-            untouched, stubborn = self._relax(knots[jumped], nodes[jumped], again.pair, float("inf"), None)
-            anew = self._measure(knots[jumped], untouched, stubborn, again.pair, again.kind)
-            found = [found[0].take(~jumped), anew]
-        for curves in found:
-            # nothing coarse is final: should no refinement be better, it is this that is said of it
-            facts = curves.facts
-            facts.status[facts.status != _CODE[Status.NOT_FINITE]] = _CODE[Status.UNRESOLVED]
-            facts.length_error = facts.length_error.maximum((facts.length - facts.chord_length).abs())
-        return found
+            relaxed, starts, begun = relaxed.take(single), starts.take(single), begun.take(single)
+            stubborn = stubborn[single]
+        found = self._measure(begun, relaxed, stubborn)
+        # nothing coarse is final: should no refinement be better, it is this that is said of it
+        facts = found.facts
+        facts.status[facts.status != _CODE[Status.NOT_FINITE]] = _CODE[Status.UNRESOLVED]
+        facts.length_error = facts.length_error.maximum((facts.length - facts.chord_length).abs())
+        jumped = self._anew(facts, spans)
+        return found.take(~jumped), starts.take(jumped)
 
-    def _refine(self, base: Curves, spans: int) -> tuple[Curves, Tensor, Tensor]:
-        """Curves of ``spans`` spans from ``base``; which of them are final; which went wrong."""
-        knots, nodes = respace(base.spline, base.density, spans)
-        relaxed, stubborn = self._relax(knots, nodes, base.pair, self.options.tol, base)
-        better = self._measure(knots, relaxed, stubborn, base.pair, base.kind, base)
+    def _anew(self, facts: Facts, spans: int) -> Tensor:
+        """Which start curves, relaxed with so many spans, start anew with more: their chords have jumped (P,)."""
+        return _jumped(facts) & (2 * spans <= min(MOST_COARSE, self.options.max_spans))
+
+    def _refine(self, before: list[Curves | StartCurves], spans: int) -> tuple[Curves, Tensor, Tensor]:
+        """Curves of ``spans`` spans from those before; which of them are final; which are no better than before."""
+        learnt = self.routes.learnt
+        begun = Begun.join(
+            [begin(part, spans) if isinstance(part, Curves) else begin_anew(part, spans, learnt) for part in before]
+        )
+        relaxed, stubborn = self._relax(begun, self.options.tol)
+        better = self._measure(begun, relaxed, stubborn)
         facts, rtol = better.facts, self.options.rtol
         # the length of the interpolated curve errs with the fourth power of the spacing, or where there are kinks
         # with the first: then as much is still to come as came by the last doubling, and the model of the energy,
         # which sees no kinks, says too little of what more steps would gain
-        change = (facts.length - base.facts.length).abs()
+        change = (facts.length - begun.facts.length).abs()
         if self.many is not None:
-            change = change.maximum(self.many.excess(facts.length, facts.chord_length, base.facts.chord_length))
+            change = change.maximum(self.many.excess(facts.length, facts.chord_length, begun.facts.chord_length))
+        change = torch.where(begun.fresh, facts.length - facts.chord_length, change)
         rough_error = facts.length_error + change + facts.residual.square() * facts.length
         error = torch.where(better.roughness <= _SMOOTH, facts.length_error + change / 15, rough_error)
         # the geodesic is hardly shorter than its discrete counterpart, and no longer than the curve: where the two are
         # apart, a curve that has settled beside a bend it does not see is as stationary as any
         confirmed = error.maximum(facts.length - facts.chord_length) <= rtol * facts.length
+        confirmed &= ~begun.fresh
         facts.length_error = torch.where(confirmed, error, rough_error)
         broken = facts.status == _CODE[Status.NOT_FINITE]
         rough = (facts.length_error <= self.options.rough_rtol * facts.length) & (spans >= MOST_COARSE)
@@ -138,29 +142,21 @@ class Refiner:
         facts.status[~confirmed & ~broken] = _CODE[Status.UNRESOLVED]
         converged = facts.status == _CODE[Status.CONVERGED]
         # no curve is given up for one whose chords have jumped over what its interpolation crosses
-        rejected = ~torch.isfinite(facts.length) | (_jumped(facts) & (facts.length > base.facts.length))
-        rejected &= torch.isfinite(base.facts.length)
-        return better, ((converged & confirmed) | broken) & ~rejected, rejected
+        rejected = ~torch.isfinite(facts.length) | (_jumped(facts) & (facts.length > begun.facts.length))
+        rejected &= torch.isfinite(begun.facts.length)
+        again = torch.where(begun.fresh, self._anew(facts, spans), rejected)
+        return better, ((converged & confirmed) | broken) & ~again, again
 
-    def _relax(
-        self, knots: Tensor, nodes: Tensor, pair: Tensor, tol: float, base: Curves | None
-    ) -> tuple[Relaxed, Tensor]:
-        """Curves relaxed from ``nodes``, and which of them Newton steps did not bring on; start curves have no base."""
-        relaxed, stubborn = self.routes.relax(nodes, knots, tol, base, pair if base is None else None)
-        self.steps.index_add_(0, pair, relaxed.steps)
-        self.evaluations.index_add_(0, pair, relaxed.evaluations)
+    def _relax(self, begun: Begun, tol: float, *, doubles: bool = False) -> tuple[Relaxed, Tensor]:
+        """Curves relaxed, and which of them Newton steps did not bring on."""
+        relaxed, stubborn = self.routes.relax(begun, tol, doubles=doubles)
+        self.steps.index_add_(0, begun.pair, relaxed.steps)
+        self.evaluations.index_add_(0, begun.pair, relaxed.evaluations)
         return relaxed, stubborn
 
-    def _measure(
-        self,
-        knots: Tensor,
-        relaxed: Relaxed,
-        stubborn: Tensor,
-        pair: Tensor,
-        kind: Tensor,
-        base: Curves | None = None,
-    ) -> Curves:
+    def _measure(self, begun: Begun, relaxed: Relaxed, stubborn: Tensor) -> Curves:
         """What there is to say of relaxed curves, confirmed where they can be final."""
+        pair, knots = begun.pair, begun.knots
         spans = knots.shape[1] - 1
         spline = interpolate(knots, relaxed.nodes)
         everyone = torch.arange(len(pair), device=pair.device)
@@ -180,7 +176,7 @@ class Refiner:
         worth = torch.isfinite(measured.length) & (shortfall <= enough)
         if spans < MOST_COARSE:
             worth &= measured.length - chords <= 2 * enough * measured.length
-        worth &= False if base is None else (measured.length - base.facts.length).abs() / 15 <= enough * measured.length
+        worth &= (measured.length - begun.facts.length).abs() / 15 <= enough * measured.length
         error = measured.length * shortfall
         if bool(worth.any()):
             for rows in worth.nonzero().flatten().split(self._rows_of_values(2 * spans)):
@@ -211,7 +207,7 @@ class Refiner:
         )
         return Curves(
             pair,
-            kind,
+            begun.kind,
             facts,
             spline,
             make_clock(spline, speeds),

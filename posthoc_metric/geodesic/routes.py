@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ..metric import MetricParts
-from .candidates import Curves
-from .curves import between
+from .candidates import Begun
 from .energy import CurveEnergy
 from .many_dimensions import ManyDimensions
 from .matrix_free import matrix_free
@@ -59,14 +58,18 @@ class Routes:
         probe = starts.nodes[:, ::16].flatten(0, 1)
         self.energy = CurveEnergy(self.parts, probe[torch.isfinite(probe).all(1)][:512], options.memory_limit)
 
-    def relax(
-        self, nodes: Tensor, knots: Tensor, tol: float, base: Curves | None, pair: Tensor | None = None
-    ) -> tuple[Relaxed, Tensor]:
-        """Relax curves ``nodes`` (P, n+1, d), which come from ``base`` unless they are start curves, of each ``pair``.
+    @property
+    def learnt(self) -> tuple[int, ...]:
+        """The shape of what is learnt of the Hessian at a node: nothing where there are gradients alone."""
+        return (self.dim, self.dim) if self.many is None else (0,)
+
+    def relax(self, begun: Begun, tol: float, *, doubles: bool = False) -> tuple[Relaxed, Tensor]:
+        """Relax curves, with ``doubles`` in mind: of those of a pair that come together one goes on.
 
         Returns:
             The curves, and which of them Newton steps did not bring on (P,).
         """
+        nodes, knots, stubborn = begun.nodes, begun.knots, begun.stubborn
         spans = knots.shape[1] - 1
         # a curve that is slow here goes on with more nodes, where its like are still in the batch; in many dimensions
         # steps with few nodes are cheap beside the Jacobians of many
@@ -74,16 +77,14 @@ class Routes:
         most = _STEPS_A_LEVEL if spans > MOST_COARSE else few
         last = 2 * spans > self.options.max_spans
         steps = self.options.max_steps if last else min(most, self.options.max_steps)
-        stubborn = torch.zeros(len(nodes), dtype=torch.bool, device=nodes.device) if base is None else base.stubborn
         if self.many is not None:
             return self.many.relax(nodes, knots, tol, steps), stubborn
         if self.rest is None:
-            return self._in_blocks(nodes, knots, tol, steps, base, pair), stubborn
+            return self._in_blocks(begun, tol, steps, doubles), stubborn
         pieces, order, spent = [], [], torch.zeros(2, len(nodes), dtype=torch.long, device=nodes.device)
         easy = (~stubborn).nonzero().flatten()
         if len(easy):
-            known = None if base is None else base.take(easy)
-            found = self._in_blocks(nodes[easy], knots[easy], tol, min(steps, _TRIES), known)
+            found = self._in_blocks(begun.take(easy), tol, min(steps, _TRIES))
             late = found.status == _LATE
             if len(easy) == len(nodes) and not bool(late.any()):
                 return found, stubborn
@@ -100,33 +101,33 @@ class Routes:
             pieces, order = [*pieces, other], [*order, rows]
         return Relaxed.join(pieces).take(torch.cat(order).argsort()), stubborn
 
-    def _in_blocks(
-        self, nodes: Tensor, knots: Tensor, tol: float, steps: int, base: Curves | None, pair: Tensor | None = None
-    ) -> Relaxed:
+    def _in_blocks(self, begun: Begun, tol: float, steps: int, doubles: bool = False) -> Relaxed:
         """By Newton steps, as many curves at once as the memory limit lets."""
+        count, total, _ = begun.nodes.shape
         width = 0 if self.parts.embedding is None else self.parts.embedding.output_dim
         # the Jacobians of this step and of the last, in single precision, and copies between them
-        held = 0 if self.energy.lean(nodes.shape[1], self.dim) else 2 * width * self.dim
-        numbers = nodes.shape[1] * (held + 60 * self.dim**2)
-        block = max(1, self.options.memory_limit // (8 * numbers))
-        everyone = torch.arange(len(nodes), device=nodes.device)
-        pieces, order = [], list(everyone.split(block)) if pair is None else _blocks(pair, block)
+        held = 0 if self.energy.lean(total, self.dim) else 2 * width * self.dim
+        block = max(1, self.options.memory_limit // (8 * total * (held + 60 * self.dim**2)))
+        order = (
+            _blocks(begun.pair, block) if doubles else list(torch.arange(count, device=begun.pair.device).split(block))
+        )
+        pieces = []
         for rows in order:
-            known = None if base is None else base.take(rows)
+            some = begun.take(rows)
             pieces.append(
                 relax(
                     self.energy,
-                    nodes[rows],
-                    knots[rows],
+                    some.nodes,
+                    some.knots,
                     tol=tol,
                     max_steps=steps,
-                    rate=None if known is None else known.rate,
-                    secant=None if known is None else between(known.spline.knots, known.secant, knots[rows]),
-                    pair=None if pair is None else pair[rows],
+                    rate=some.rate,
+                    secant=some.secant,
+                    pair=some.pair if doubles else None,
                 )
             )
         found = Relaxed.join(pieces)
-        return found if pair is None else found.take(torch.cat(order).argsort())
+        return found.take(torch.cat(order).argsort()) if doubles else found
 
 
 def _blocks(pair: Tensor, block: int) -> list[Tensor]:
