@@ -88,7 +88,7 @@ def geodesic(
         solver: "relaxation", or "fixed-point".
         n_jobs: processes that the pairs are dealt out to, as in joblib (-1: all cores; ``None``: what
             ``joblib.parallel_config`` says).  By default all are solved in this one, with the threads that torch has;
-            the metric must be picklable for more.
+            the metric must be picklable for more, and ``Decoder.counting`` does not see what they evaluate.
         **options: fields of :class:`RelaxationOptions` or :class:`FixedPointOptions`.
 
     Returns:
@@ -98,6 +98,7 @@ def geodesic(
         InvalidArgumentError: a wrong width, rows that are not finite (named), different numbers of rows,
             an unknown option or solver, a metric that cannot be pickled where ``n_jobs`` asks for it.
         NumericalError: the metric has a negative eigenvalue at an end.
+        WorkerError: processes that ``n_jobs`` asked for die again and again.
     """
     if not isinstance(metric, Metric):
         raise InvalidArgumentError(
