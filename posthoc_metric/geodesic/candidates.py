@@ -52,11 +52,6 @@ class Curves(Batch):
     roughness: Tensor
     stubborn: Tensor
 
-    @property
-    def span_count(self) -> int:
-        """n."""
-        return self.spline.knots.shape[1] - 1
-
 
 @dataclass
 class Begun(Batch):
