@@ -86,7 +86,8 @@ def test_no_curve_is_done_that_is_far_longer_than_its_discrete_counterpart():
     assert float(solution.converged.double().mean()) > 0.9
     for row in solution.converged.nonzero().flatten().tolist():
         spline, nodes = solution._spline.take(torch.tensor([row])), int(solution.spans[row]) + 1
-        found = energy.linearise(spline.nodes[:, :nodes], spline.knots[:, :nodes].diff(dim=1))
+        curve = spline.nodes[:, :nodes]
+        found = energy.linearise(curve, energy.frame(curve, spline.knots[:, :nodes].diff(dim=1)))
         assert float(1 - found.energy.sqrt() / solution.length[row]) <= 3.1e-4
 
 

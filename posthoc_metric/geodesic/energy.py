@@ -21,19 +21,9 @@ from .._arrays import is_single
 from ..metric import MetricParts
 from ..smooth_map import SmoothMap
 from .batch import Batch
-from .elements import (
-    Model,
-    Places,
-    Stiffness,
-    add_blocks,
-    add_gradient,
-    add_weight,
-    couplings,
-    empty_model,
-    places,
-    stiffness,
-)
+from .elements import Model, add_blocks, add_gradient, add_weight, empty_model
 from .field import FieldDerivative
+from .frame import Frame, frame, set_ends
 
 #: latent dimensions in which a grid leads round walls, so that few points of quadrature will do
 _FEW = 3
@@ -55,12 +45,9 @@ class Linearisation(Batch):
         rest: what the first derivatives at hand tell of the rest of the Hessian; indefinite.
         squares: ``J_FᵀJ_F`` at the nodes (P, n+1, d, d).
         jacobians: ``J_Fᵀ`` at the inner nodes (P, n-1, d, D), in single precision: they serve the secant only.
-        ends: ``F`` and ``J_Fᵀ`` at the two ends, side by side (P, 2, 1 + d, D).
         pull: ``J_Fᵀ b``, ``b`` half the energy's derivative by ``F``, at the inner nodes (P, n-1, d).
         pull_before: the same ``b`` under the Jacobians of the nodes before (P, n-1, d).
         grain: rounding error of the energy that comes from the precision of ``F`` (P,).
-        where: quadrature points, as the time steps place them.
-        coupled: :func:`~.elements.couplings` of these.
     """
 
     nodes: Tensor
@@ -70,12 +57,9 @@ class Linearisation(Batch):
     rest: Model
     squares: Tensor | None = None
     jacobians: Tensor | None = None
-    ends: Tensor | None = None
     pull: Tensor | None = None
     pull_before: Tensor | None = None
     grain: Tensor | None = None
-    where: Places | None = None
-    coupled: Tensor | None = None
 
 
 class CurveEnergy:
@@ -96,11 +80,16 @@ class CurveEnergy:
             self.dtype = _own_dtype(parts.embedding, probe[:16], values)
             self.precision = _precision(values)
 
-    def linearise(self, nodes: Tensor, h: Tensor, before: Linearisation | None = None) -> Linearisation:
-        """Energy, gradient and models at ``nodes`` (P, n+1, d) with time steps ``h`` (P, n).
+    def frame(self, nodes: Tensor, h: Tensor) -> Frame:
+        """What curves through ``nodes`` (P, n+1, d) with time steps ``h`` (P, n) keep while the inner nodes move."""
+        total, dim = nodes.shape[1:]
+        out = frame(h, quadrature=self.weight is not None or self.field is not None, dense=dim > _FEW)
+        if self.embedding is not None and not self.lean(total, dim):
+            set_ends(out, self.embedding, nodes.to(self.dtype))
+        return out
 
-        ``before``, the same curves at earlier nodes, lends what is known of the two ends, which never move.
-        """
+    def linearise(self, nodes: Tensor, frame: Frame, before: Linearisation | None = None) -> Linearisation:
+        """Energy, gradient and models at ``nodes`` (P, n+1, d), of curves that were at ``before``."""
         count, total, dim = nodes.shape
         zeros = nodes.new_zeros
         out = Linearisation(
@@ -110,20 +99,19 @@ class CurveEnergy:
             convex=empty_model(count, total - 1, dim, nodes),
             rest=empty_model(count, total - 1, dim, nodes),
         )
-        if self.embedding is not None and self.lean(total, dim):
-            self._add_chords_leanly(out, stiffness(h))
-        elif self.embedding is not None:
-            self._add_chords(out, h, before)
-        if self.weight is not None or self.field is not None:
-            if before is not None and before.where is not None:
-                out.where, out.coupled = before.where, before.coupled
+        if self.embedding is not None:
+            if self.lean(total, dim):
+                self._add_chords_leanly(out, frame)
             else:
-                out.where = places(h, dense=dim > _FEW)
-                out.coupled = couplings(out.where)
+                self._add_chords(out, frame, before)
+            assert out.squares is not None
+            out.convex.diagonal += frame.diagonal * out.squares[:, 1:-1]
+            out.convex.near *= frame.near
+            out.convex.far *= frame.far
         if self.weight is not None:
-            self._add_weight(out)
+            self._add_weight(out, frame)
         if self.field is not None:
-            self._add_field(out)
+            self._add_field(out, frame)
         return out
 
     def lean(self, nodes: int, dim: int) -> bool:
@@ -131,18 +119,17 @@ class CurveEnergy:
         # those of this step, of the last, and a copy between them
         return self.embedding is not None and 24 * nodes * self.embedding.output_dim * dim > self.memory_limit
 
-    def _add_chords_leanly(self, out: Linearisation, form: Stiffness) -> None:
+    def _add_chords_leanly(self, out: Linearisation, frame: Frame) -> None:
         assert self.embedding is not None
         count, total, dim = out.nodes.shape
         out.squares = out.nodes.new_zeros(count, total, dim, dim)
         out.grain = torch.zeros_like(out.energy)
-        diagonal, near, far = (2 * part[..., None, None] for part in form.coefficients())
         # two more than a chunk, for the products with those before
         chunk = max(2, self.memory_limit // (24 * self.embedding.output_dim * dim) - 2)
         for p in range(count):
             values = torch.cat([self.embedding(part) for part in out.nodes[p].split(4 * chunk)])
             r = values.diff(dim=0)
-            flux = form.take(torch.tensor([p], device=r.device)).flux(r[None])[0]
+            flux = frame.form.take(torch.tensor([p], device=r.device)).flux(r[None])[0]
             out.energy[p] += (flux * r).sum()
             out.grain[p] = 2 * self.precision * values[0].norm() * flux.square().sum().sqrt()
             bend = flux[:-1] - flux[1:]
@@ -157,48 +144,40 @@ class CurveEnergy:
                 start, held = first - len(held), torch.cat([held, jacobians])
                 for node in range(max(start + 1, first), stop):
                     this = held[node - start]
-                    out.convex.near[p, node - 2] += near[p, node - 1] * (held[node - 1 - start].mT @ this)
+                    out.convex.near[p, node - 2] = held[node - 1 - start].mT @ this
                     if node % 2 == 0 and node - 2 >= max(start, 1):
-                        out.convex.far[p, node // 2 - 2] += far[p, node // 2 - 1] * (held[node - 2 - start].mT @ this)
+                        out.convex.far[p, node // 2 - 2] = held[node - 2 - start].mT @ this
                 held = held[-2:]
             for node in (0, total - 1):
                 end = self.embedding.value_and_jacobian(out.nodes[p, node : node + 1])[1][0]
                 out.squares[p, node] = end.mT @ end
-        out.convex.diagonal += diagonal[:, 1:-1] * out.squares[:, 1:-1]
 
-    def _add_chords(self, out: Linearisation, h: Tensor, before: Linearisation | None) -> None:
+    def _add_chords(self, out: Linearisation, frame: Frame, before: Linearisation | None) -> None:
         assert self.embedding is not None
         count, total, dim = out.nodes.shape
         new, width = out.nodes.new_empty, self.embedding.output_dim
         out.squares, out.grain = new(count, total, dim, dim), new(count)
         out.jacobians = new(count, total - 2, dim, width, dtype=torch.float32)
         out.pull, out.pull_before = new(count, total - 2, dim), torch.zeros_like(out.gradient)
-        out.ends = self._ends(out.nodes) if before is None else before.ends
         # large temporaries cost more to allocate than to compute
         block = max(1, _CACHED // (8 * total * width * dim))
-        for rows in torch.arange(count, device=h.device).split(block):
-            some = slice(int(rows[0]), int(rows[-1]) + 1)
-            self._add_some_chords(out, some, stiffness(h[some]), before)
+        for first in range(0, count, block):
+            self._add_some_chords(out, slice(first, min(first + block, count)), frame, before)
+        assert frame.squares is not None
+        out.squares[:, [0, -1]] = frame.squares
         out.gradient += 2 * out.pull
 
-    def _ends(self, nodes: Tensor) -> Tensor:
-        """At the ends, which never move, the embedding is asked once."""
-        assert self.embedding is not None
-        points = nodes[:, [0, -1]].flatten(0, 1).to(self.dtype)
-        values, jacobians = self.embedding.value_and_jacobian(points)
-        return torch.cat([values[:, None], jacobians.mT], dim=1).view(len(nodes), 2, 1 + nodes.shape[2], -1)
-
-    def _add_some_chords(self, out: Linearisation, some: slice, form: Stiffness, before: Linearisation | None) -> None:
-        assert self.embedding is not None and out.ends is not None and out.squares is not None
+    def _add_some_chords(self, out: Linearisation, some: slice, frame: Frame, before: Linearisation | None) -> None:
+        assert self.embedding is not None and out.squares is not None and frame.ends is not None
         assert out.jacobians is not None and out.pull is not None and out.grain is not None
-        nodes, ends = out.nodes[some], out.ends[some]
+        nodes, ends, form = out.nodes[some], frame.ends[some], frame.form.rows(some)
         count, total, dim = nodes.shape
         inner, jacobians = self.embedding.value_and_jacobian(nodes[:, 1:-1].flatten(0, 1).to(self.dtype))
         rows = jacobians.mT.view(count, total - 2, dim, -1)
         values = torch.cat([ends[:, :1, 0], inner.view(count, total - 2, -1), ends[:, 1:, 0]], dim=1)
         r = values.diff(dim=1)
         flux = form.flux(r)
-        energy = (flux * r).sum((1, 2), dtype=torch.float64)
+        energy = torch.linalg.vecdot(flux, r).sum(1, dtype=torch.float64)
         # errors of different chords have nothing to do with one another
         grain = 2 * self.precision * values[:, 0].norm(dim=-1).double() * flux.norm(dim=(1, 2)).double()
         close = grain > _CANCELLED * energy
@@ -208,7 +187,7 @@ class CurveEnergy:
             mean = (every[:, :-1] + every[:, 1:]) / 2
             r[close] = (nodes[close].diff(dim=1)[:, :, None].to(r.dtype) @ mean)[:, :, 0]
             flux = form.flux(r)
-            energy = (flux * r).sum((1, 2), dtype=torch.float64)
+            energy = torch.linalg.vecdot(flux, r).sum(1, dtype=torch.float64)
         out.energy[some] += energy
         out.grain[some] = grain
         bend = (flux[:, :-1] - flux[:, 1:])[:, :, None]
@@ -216,20 +195,18 @@ class CurveEnergy:
         if before is not None and before.jacobians is not None and out.pull_before is not None:
             out.pull_before[some] = torch.linalg.vecdot(before.jacobians[some], bend.float())
         out.jacobians[some] = rows
-        # conditions of Jacobians are squared here
-        wide = rows.to(torch.float64, memory_format=torch.contiguous_format)
-        squares = wide @ wide.mT
-        tips = ends[:, :, 1:].double()
-        at_ends = tips @ tips.mT
-        out.squares[some] = torch.cat([at_ends[:, :1], squares, at_ends[:, 1:]], dim=1)
-        diagonal, near, far = (2 * part[:, 1:-1, None, None] for part in form.coefficients())
-        out.convex.diagonal[some] += diagonal * squares
-        out.convex.near[some] += near * _products(wide, 1)
-        out.convex.far[some] += far * _products(wide, 2)[:, 1::2]
+        # conditions of Jacobians are squared here; the first node of a curve holds a place, so that every other node
+        # of all curves is a slice
+        wide = rows.new_empty(count, total - 1, dim, rows.shape[3], dtype=torch.float64)
+        wide[:, 0], wide[:, 1:] = ends[:, 0, 1:], rows
+        flat, every_other = wide.flatten(0, 1), wide[:, ::2].flatten(0, 1)
+        out.squares[some, :-1] = (flat @ flat.mT).view(count, -1, dim, dim)
+        out.convex.near[some] = _products(flat).view(count, -1, dim, dim)[:, 1:-1]
+        out.convex.far[some] = _products(every_other).view(count, -1, dim, dim)[:, 1:-1]
 
-    def _add_weight(self, out: Linearisation) -> None:
-        assert self.weight is not None and out.where is not None and out.coupled is not None
-        where, coupled = out.where, out.coupled
+    def _add_weight(self, out: Linearisation, frame: Frame) -> None:
+        assert self.weight is not None and frame.where is not None and frame.coupled is not None
+        where, coupled = frame.where, frame.coupled
         v, square, w, slope, bend = add_weight(out.energy, out.gradient, self.weight, out.nodes, where, curved=True)
         share = where.weights
         mixed = (share[..., None] * slope)[..., None] * v[..., None, :]
@@ -241,9 +218,9 @@ class CurveEnergy:
         exact = steep if bend is None else (share * square)[..., None, None] * bend - steep
         add_blocks(out.rest, coupled, exact, mixed)
 
-    def _add_field(self, out: Linearisation) -> None:
-        assert self.field is not None and out.where is not None and out.coupled is not None
-        where, coupled = out.where, out.coupled
+    def _add_field(self, out: Linearisation, frame: Frame) -> None:
+        assert self.field is not None and frame.where is not None and frame.coupled is not None
+        where, coupled = frame.where, frame.coupled
         points, v = where.points(out.nodes)
         flat = points.flatten(0, 2), v.flatten(0, 2)
         exact = None
@@ -265,14 +242,11 @@ class CurveEnergy:
         add_blocks(out.rest, coupled, exact, pushed.mT)
 
 
-def _products(rows: Tensor, apart: int) -> Tensor:
-    """``rows_k rows_{k+apart}ᵀ`` along the second axis of (P, n, d, D): (P, n-apart, d, d)."""
-    count, number, dim, _ = rows.shape
-    # those across two curves are thrown away; slices of every curve would have to be copied first
-    flat = rows.flatten(0, 1)
-    products = rows.new_empty(count * number, dim, dim)
-    torch.matmul(flat[:-apart], flat[apart:].mT, out=products[:-apart])
-    return products.view(count, number, dim, dim)[:, :-apart]
+def _products(rows: Tensor) -> Tensor:
+    """``rows_k rows_{k+1}ᵀ`` of (N, d, D): (N, d, d), the last left as it comes."""
+    products = rows.new_empty(len(rows), rows.shape[1], rows.shape[1])
+    torch.matmul(rows[:-1], rows[1:].mT, out=products[:-1])
+    return products
 
 
 def _own_dtype(embedding: SmoothMap, points: Tensor, values: Tensor) -> torch.dtype:

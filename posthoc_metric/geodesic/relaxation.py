@@ -18,6 +18,7 @@ from .batch import Batch
 from .doubles import couples_of, doubles
 from .elements import Model, node_masses
 from .energy import CurveEnergy, Linearisation
+from .frame import Frame
 from .saddle import escapes
 from .status import Status
 from .trust_region import UNDAMPED, Step, step_in_region
@@ -73,7 +74,7 @@ class _Active(Batch):
 
     row: Tensor
     here: Linearisation
-    h: Tensor
+    frame: Frame
     radius: Tensor
     damping: Tensor
     secant: Tensor
@@ -106,7 +107,8 @@ def relax(
     """
     count, total, _ = nodes.shape
     h = knots.diff(dim=1)
-    here = energy.linearise(nodes.clone(), h)
+    frame = energy.frame(nodes, h)
+    here = energy.linearise(nodes.clone(), frame)
     row = torch.arange(count, device=nodes.device)
     final = Relaxed(
         here.nodes.clone(),
@@ -126,7 +128,7 @@ def relax(
     secant = torch.zeros_like(here.convex.diagonal) if secant is None else secant * mass
     rate = torch.zeros_like(here.energy) if rate is None else rate.clone()
     none, never = torch.zeros_like(here.energy), torch.zeros_like(row, dtype=torch.bool)
-    active = _Active(row, here, h, radius, none, secant, rate, none.clone(), never, never.clone())
+    active = _Active(row, here, frame, radius, none, secant, rate, none.clone(), never, never.clone())
     broken = ~_finite(here)
     if bool(broken.any()):
         _leave(final, active, broken, Status.NOT_FINITE)
@@ -200,7 +202,7 @@ def _advance(energy: CurveEnergy, active: _Active, step: Step, final: Relaxed) -
     here = active.here
     moved = here.nodes.clone()
     moved[:, 1:-1] += step.move
-    there = energy.linearise(moved, active.h, here)
+    there = energy.linearise(moved, active.frame, here)
     final.steps[active.row] += 1
     final.evaluations[active.row] += moved.shape[1] - 2
     gain = here.energy - there.energy
@@ -243,12 +245,12 @@ def _leave(final: Relaxed, active: _Active, which: Tensor, why: Status) -> None:
     """Write down what is known of the curves in the mask ``which`` (P,), which are done."""
     if not bool(which.any()):
         return
-    curves = active if bool(which.all()) else active.take(which)
-    rows = curves.row
-    final.nodes[rows], final.energy[rows] = curves.here.nodes, curves.here.energy
-    if final.squares is not None and curves.here.squares is not None:
-        final.squares[rows] = curves.here.squares
-    final.secant[rows] = curves.secant
+    here, some = active.here, which.nonzero().flatten()
+    rows = active.row[some]
+    final.nodes[rows], final.energy[rows] = here.nodes[some], here.energy[some]
+    if final.squares is not None and here.squares is not None:
+        final.squares[rows] = here.squares[some]
+    final.secant[rows] = active.secant[some]
     final.status[rows] = STATUSES.index(why)
 
 
@@ -258,7 +260,7 @@ def _finite(state: Linearisation) -> Tensor:
 
 def _inertia(active: _Active) -> Tensor:
     """Blocks of the metric's L² norm of a step, relative to the curve's length; zero where there is none."""
-    h, energy = active.h, active.here.energy
+    h, energy = active.frame.h, active.here.energy
     share = torch.where(energy > 0, 1 / energy, torch.zeros_like(energy))
     return active.here.convex.diagonal * (h[:, :-1] * h[:, 1:] * share[:, None])[..., None, None]
 
