@@ -78,9 +78,10 @@ class Refiner:
         while waiting:
             spans = min(waiting)
             before = waiting.pop(spans)
-            better, finished, again = self._refine(before, spans)
-            masks = again.split([len(curves.pair) for curves in before])
-            for part, mask in zip(before, masks, strict=True):
+            begun, single, better = self._relaxed(self._begun(before, spans), self.options.tol)
+            finished, again = self._settled(begun, better)
+            anew = torch.zeros_like(single).masked_scatter(single, again)
+            for part, mask in zip(before, anew.split([len(curves.pair) for curves in before]), strict=True):
                 queue(part.take(mask), 2 * spans)
             alive = ~again
             alive[~again] = rivals(better.take(~again), _MARGIN)
@@ -92,31 +93,27 @@ class Refiner:
         """The starts relaxed with few spans; and as they were, those whose chords jumped over something on the way."""
         starts = self.starts
         begun = begin_anew(starts, spans, self.routes.learnt)
-        relaxed, stubborn = self._relax(begun, COARSE_TOL, doubles=True)
-        if relaxed.doubled is not None and bool(relaxed.doubled.any()):
-            single = (~relaxed.doubled).nonzero().flatten()
-            relaxed, starts, begun = relaxed.take(single), starts.take(single), begun.take(single)
-            stubborn = stubborn[single]
-        found = self._measure(begun, relaxed, stubborn)
+        _, single, found = self._relaxed(begun, COARSE_TOL)
         # nothing coarse is final: should no refinement be better, it is this that is said of it
         facts = found.facts
         facts.status[facts.status != _CODE[Status.NOT_FINITE]] = _CODE[Status.UNRESOLVED]
         facts.length_error = facts.length_error.maximum((facts.length - facts.chord_length).abs())
         jumped = self._anew(facts, spans)
-        return found.take(~jumped), starts.take(jumped)
+        return found.take(~jumped), starts.take(single).take(jumped)
 
     def _anew(self, facts: Facts, spans: int) -> Tensor:
         """Which start curves, relaxed with so many spans, start anew with more: their chords have jumped (P,)."""
         return _jumped(facts) & (2 * spans <= min(MOST_COARSE, self.options.max_spans))
 
-    def _refine(self, before: list[Curves | StartCurves], spans: int) -> tuple[Curves, Tensor, Tensor]:
-        """Curves of ``spans`` spans from those before; which of them are final; which are no better than before."""
+    def _begun(self, before: list[Curves | StartCurves], spans: int) -> Begun:
         learnt = self.routes.learnt
-        begun = Begun.join(
+        return Begun.join(
             [begin(part, spans) if isinstance(part, Curves) else begin_anew(part, spans, learnt) for part in before]
         )
-        relaxed, stubborn = self._relax(begun, self.options.tol)
-        better = self._measure(begun, relaxed, stubborn)
+
+    def _settled(self, begun: Begun, better: Curves) -> tuple[Tensor, Tensor]:
+        """Which curves are final, said of them in place; and which are no better than what they began from (P,)."""
+        spans = begun.knots.shape[1] - 1
         facts, rtol = better.facts, self.options.rtol
         # the length of the interpolated curve errs with the fourth power of the spacing, or where there are kinks
         # with the first: then as much is still to come as came by the last doubling, and the model of the energy,
@@ -145,14 +142,17 @@ class Refiner:
         rejected = ~torch.isfinite(facts.length) | (_jumped(facts) & (facts.length > begun.facts.length))
         rejected &= torch.isfinite(begun.facts.length)
         again = torch.where(begun.fresh, self._anew(facts, spans), rejected)
-        return better, ((converged & confirmed) | broken) & ~again, again
+        return ((converged & confirmed) | broken) & ~again, again
 
-    def _relax(self, begun: Begun, tol: float, *, doubles: bool = False) -> tuple[Relaxed, Tensor]:
-        """Curves relaxed, and which of them Newton steps did not bring on."""
-        relaxed, stubborn = self.routes.relax(begun, tol, doubles=doubles)
+    def _relaxed(self, begun: Begun, tol: float) -> tuple[Begun, Tensor, Curves]:
+        """Of curves (P,) those that are no other's double (Q,): as begun, mask of them (P,), and relaxed."""
+        relaxed, stubborn = self.routes.relax(begun, tol)
         self.steps.index_add_(0, begun.pair, relaxed.steps)
         self.evaluations.index_add_(0, begun.pair, relaxed.evaluations)
-        return relaxed, stubborn
+        single = torch.ones_like(stubborn) if relaxed.doubled is None else ~relaxed.doubled
+        if not bool(single.all()):
+            begun, relaxed, stubborn = begun.take(single), relaxed.take(single), stubborn[single]
+        return begun, single, self._measure(begun, relaxed, stubborn)
 
     def _measure(self, begun: Begun, relaxed: Relaxed, stubborn: Tensor) -> Curves:
         """What there is to say of relaxed curves, confirmed where they can be final."""

@@ -157,7 +157,7 @@ def relax(
             active, step = active.take(~done & ~stuck), step.take(~done & ~stuck)
         if len(active.row):
             active = _advance(energy, active, step, final)
-            if couples is not None:
+            if couples is not None and couples.numel():
                 active = _single(active, final, couples)
     final.secant /= mass
     return final

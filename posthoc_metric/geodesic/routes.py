@@ -63,11 +63,10 @@ class Routes:
         """The shape of what is learnt of the Hessian at a node: nothing where there are gradients alone."""
         return (self.dim, self.dim) if self.many is None else (0,)
 
-    def relax(self, begun: Begun, tol: float, *, doubles: bool = False) -> tuple[Relaxed, Tensor]:
-        """Relax curves, with ``doubles`` in mind: of those of a pair that come together one goes on.
+    def relax(self, begun: Begun, tol: float) -> tuple[Relaxed, Tensor]:
+        """Curves relaxed, and which of them Newton steps did not bring on (P,).
 
-        Returns:
-            The curves, and which of them Newton steps did not bring on (P,).
+        In few dimensions, where a pair may have many, one goes on of those that come together.
         """
         nodes, knots, stubborn = begun.nodes, begun.knots, begun.stubborn
         spans = knots.shape[1] - 1
@@ -80,11 +79,11 @@ class Routes:
         if self.many is not None:
             return self.many.relax(nodes, knots, tol, steps), stubborn
         if self.rest is None:
-            return self._in_blocks(begun, tol, steps, doubles), stubborn
+            return self._in_blocks(begun, tol, steps, doubles=True), stubborn
         pieces, order, spent = [], [], torch.zeros(2, len(nodes), dtype=torch.long, device=nodes.device)
         easy = (~stubborn).nonzero().flatten()
         if len(easy):
-            found = self._in_blocks(begun.take(easy), tol, min(steps, _TRIES))
+            found = self._in_blocks(begun.take(easy), tol, min(steps, _TRIES), doubles=False)
             late = found.status == _LATE
             if len(easy) == len(nodes) and not bool(late.any()):
                 return found, stubborn
@@ -101,7 +100,7 @@ class Routes:
             pieces, order = [*pieces, other], [*order, rows]
         return Relaxed.join(pieces).take(torch.cat(order).argsort()), stubborn
 
-    def _in_blocks(self, begun: Begun, tol: float, steps: int, doubles: bool = False) -> Relaxed:
+    def _in_blocks(self, begun: Begun, tol: float, steps: int, *, doubles: bool) -> Relaxed:
         """By Newton steps, as many curves at once as the memory limit lets."""
         count, total, _ = begun.nodes.shape
         width = 0 if self.parts.embedding is None else self.parts.embedding.output_dim
