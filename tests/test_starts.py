@@ -9,6 +9,7 @@ from scipy.sparse.csgraph import connected_components, dijkstra
 from posthoc_metric.geodesic.grid import build_grid
 from posthoc_metric.geodesic.guard import guard
 from posthoc_metric.geodesic.ruler import TensorRuler
+from posthoc_metric.geodesic.shortest_paths import shortest_paths
 from posthoc_metric.geodesic.spread import spread
 from posthoc_metric.geodesic.start_graphs import graphs_state, restore_graphs
 from posthoc_metric.geodesic.starts import cache_of, make_starts
@@ -109,15 +110,17 @@ def test_paths_are_the_shortest_that_there_are(dim):
     whole = vstack([graph, hstack([leave, none, none]), csr_matrix((count, size + 2 * count))]).tocsr()
     own = np.arange(count)
     expected = dijkstra(whole, indices=size + own)[own, size + count + own]
-    corners, lengths = grid.paths(start, end)
+    paths = shortest_paths(grid, start, end)
+    corners, lengths = paths.corners, paths.lengths
     np.testing.assert_allclose(lengths.numpy(), expected, rtol=1e-12)
     assert torch.equal(corners[:, 0], start) and torch.equal(corners[:, -1], end)
     # what is longer than a pair's own limit is not found, all else is what it was
     limits = lengths * torch.tensor([0.999, 1.001]).double().repeat(count // 2)
-    again, cut = grid.paths(start, end, limits)
+    paths = shortest_paths(grid, start, end, limits)
+    again, cut = paths.corners, paths.lengths
     assert bool(torch.isinf(cut[::2]).all()) and torch.equal(cut[1::2], lengths[1::2])
     assert torch.equal(again[1], corners[1, : again.shape[1]])
-    alone = grid.paths(start[3:4], end[3:4], limits[3:4])[0]
+    alone = shortest_paths(grid, start[3:4], end[3:4], limits[3:4]).corners
     assert torch.equal(alone[0], again[3, : alone.shape[1]])
 
 

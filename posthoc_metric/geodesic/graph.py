@@ -1,4 +1,4 @@
-"""Shortest paths on a graph of latent points whose edges are measured in the metric."""
+"""Graphs of latent points whose edges are measured in the metric."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from functools import cached_property
 import numpy as np
 import torch
 from scipy.sparse import coo_matrix, csr_matrix
-from scipy.sparse.csgraph import connected_components, dijkstra
+from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from .cells import Cells
 from .ruler import Ruler, forms
 
-#: starts that one call of the shortest-path search takes, so that its (starts, nodes) tables stay small
-_SOURCES = 256
-#: one search serves starts whose limits differ by no more than this factor
-_GROWTH = 1.5
 #: where the metric varies by more inside a cell, the grid cannot tell hills
 _RESOLVED = 0.5
 #: an explicit zero is no edge to csgraph; equal points are joined by a length too small to matter
@@ -62,55 +58,12 @@ class MetricGraph:
         assert self.cells is not None
         return self.cells.table(forms(self.known))
 
-    def paths(self, start: Tensor, end: Tensor, most: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Shortest paths between the rows of ``start`` and ``end`` (B, d), which join the graph for this call.
-
-        Args:
-            most: lengths (B,) beyond which a path is of no use; a search ends there.
-
-        Returns:
-            For each pair its path's corners, both ends included (B, m, d), shorter paths repeating their end; and
-            the path's length (B,): ``inf``, and nothing between the ends, where there is none.
-        """
-        if most is None:
-            most = torch.full_like(start[:, 0], float("inf"))
-        near, steps = self.attach(torch.cat([start, end]))
-        whole, limits = self.leaving(near[: len(start)], steps[: len(start)]), most.cpu().numpy()
-        near, last_steps = near[len(start) :], steps[len(start) :]
-        lengths, found_trails = np.full(len(start), np.inf), []
-        for rows in alike(limits):
-            found, trail = self._search(whole, near[rows], last_steps[rows], rows, limits[rows])
-            lengths[rows] = found
-            found_trails.append((rows, trail))
-        number = np.full((len(start), max((trail.shape[1] for _, trail in found_trails), default=0)), -1)
-        for rows, trail in found_trails:
-            number[rows, : trail.shape[1]] = trail
-        return self.corners(start, end, number), torch.from_numpy(lengths).to(start)
-
     def corners(self, start: Tensor, end: Tensor, number: np.ndarray) -> Tensor:
         """Paths (B, m + 2, d) from ``start`` to ``end`` (B, d) through the points ``number`` (B, m), -1 for the end."""
         inner = self.points[torch.from_numpy(np.maximum(number, 0)).to(self.points.device)]
         beyond = torch.from_numpy(number < 0).to(start.device)
         inner = torch.where(beyond[..., None], end[:, None], inner)
         return torch.cat([start[:, None], inner, end[:, None]], dim=1)
-
-    def _search(
-        self, whole: csr_matrix, near: np.ndarray, last_steps: np.ndarray, rows: np.ndarray, limits: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Lengths (B,) of the paths from the starts ``rows`` (B,), and their points' numbers (B, m), -1 after the last.
-
-        Args:
-            whole: edges of the points, and then of all starts.
-            near, last_steps: edges of the ends of these pairs (B, k).
-        """
-        size, pairs = len(self.points), np.arange(len(rows))
-        distance, before = dijkstra(whole, indices=size + rows, return_predecessors=True, limit=float(limits.max()))
-        total = distance[pairs[:, None], near] + last_steps
-        best = total.argmin(1)
-        lengths, last = total[pairs, best], near[pairs, best]
-        unknown = ~np.isfinite(lengths) | (lengths > limits)
-        lengths[unknown], last[unknown] = np.inf, -1
-        return lengths, trails(before, pairs, last, size)
 
     def attach(self, others: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Numbers (B, k) of points near each of ``others`` (B, d), and lengths of the edges to them.
@@ -145,34 +98,6 @@ class MetricGraph:
             np.concatenate([graph.indptr, graph.indptr[-1] + ends]),
         )
         return csr_matrix(parts, shape=(size, size))
-
-
-def trails(before: np.ndarray, rows: np.ndarray, last: np.ndarray, size: int) -> np.ndarray:
-    """Points (k, m) from each search's start on to ``last`` (k,), -1 after it; none where that is negative.
-
-    Args:
-        before: the point before each, by search; ``size`` or more, or negative, at the start.
-        rows: whose search each is (k,).
-    """
-    trail = []
-    while bool((last >= 0).any()):
-        trail.append(last)
-        following = before[rows, np.maximum(last, 0)]
-        last = np.where((last >= 0) & (following < size), following, -1)
-    number = np.stack(trail, axis=1) if trail else np.zeros((len(rows), 0), dtype=np.int64)
-    place = (number >= 0).sum(1, keepdims=True) - 1 - np.arange(number.shape[1])
-    return np.where(place >= 0, np.take_along_axis(number, np.maximum(place, 0), axis=1), -1)
-
-
-def alike(limits: np.ndarray) -> list[np.ndarray]:
-    """Rows in groups of like limits (B,), as one search goes as far for all of its starts as for any."""
-    order, groups, first = np.argsort(limits, kind="stable"), [], 0
-    ascending = limits[order].tolist()
-    for row in range(1, len(ascending) + 1):
-        if row == len(ascending) or row - first == _SOURCES or ascending[row] > _GROWTH * ascending[first]:
-            groups.append(order[first:row])
-            first = row
-    return groups
 
 
 def build_graph(ruler: Ruler, points: Tensor, k: int, known: Tensor | None = None) -> MetricGraph:

@@ -17,6 +17,7 @@ from .grid import build_grid
 from .options import START_NAMES
 from .polygons import met, norms, run_along
 from .ruler import TensorRuler, make_ruler
+from .shortest_paths import AT_ONCE, Paths, shortest_paths
 from .start_curves import StartCurves, even, rounded, straight
 from .valleys import detours
 
@@ -77,16 +78,19 @@ def make_starts(
         for box, rows in _boxes(start, end, support).items():
             rows = rows[distinct[rows]]
             grid = _grid(cache, parts, box, support) if len(rows) else None
-            if grid is not None and grid.cells is not None and len(grid.points):
-                line = lines.take(rows)
+            if grid is None or grid.cells is None or len(grid.points) == 0:
+                continue
+            for some in rows.split(AT_ONCE):
+                line = lines.take(some)
                 curves, joined = _on_grid(grid, line, start, end, "straight" in names)
                 found += curves
                 merged[joined] = True
-                lines.put_rows(rows, line)
+                lines.put_rows(some, line)
     elif "graph" in names and support is not None and len(support) > 1:
         graph = _support_graph(cache, parts, support)
-        rows = distinct.nonzero().flatten()
-        found.append(_through(graph, start, end, rows, START_NAMES.index("graph")))
+        for some in distinct.nonzero().flatten().split(AT_ONCE):
+            paths = shortest_paths(graph, start[some], end[some])
+            found.append(rounded(paths.corners, paths.lengths, some, START_NAMES.index("graph")))
     return _worth_relaxing(lines, found, merged, ~distinct if "straight" not in names else torch.ones_like(distinct))
 
 
@@ -104,17 +108,17 @@ def _on_grid(
     line.length[~_all(grid.cells.complete, cells)] = float("inf")
     enough = _ENOUGH_RESOLVED if bool(grid.resolved.all()) else _ENOUGH
     most = enough * line.length if with_lines else None
-    curves = _through(grid, start, end, line.pair, START_NAMES.index("grid"), most)
+    paths = shortest_paths(grid, start[line.pair], end[line.pair], most)
+    curves = rounded(paths.corners, paths.lengths, line.pair, START_NAMES.index("grid"))
     there = torch.isfinite(curves.length).nonzero().flatten()
     curves = curves.take(there)
-    shortest = curves.length.clone()
     _, smooth_too = _estimate(grid, curves)
     joined = torch.zeros_like(smooth_too)
     if with_lines:
         joined[_merge(grid, line.take(there), curves, smooth[there] & smooth_too)] = True
     found = [curves]
     if not bool(joined.all()):
-        found.append(_others(grid, start, end, curves.take(~joined), shortest[~joined]))
+        found.append(_others(grid, start, end, curves.take(~joined), paths.take(there[~joined])))
     return found, curves.pair[joined]
 
 
@@ -178,18 +182,10 @@ def _worth_relaxing(lines: StartCurves, found: list[StartCurves], merged: Tensor
     return chosen if not bool(missing.any()) else StartCurves.join([chosen, lines.take(missing[lines.pair])])
 
 
-def _through(
-    graph: MetricGraph, start: Tensor, end: Tensor, rows: Tensor, kind: int, most: Tensor | None = None
-) -> StartCurves:
-    """Shortest paths for the pairs ``rows``, their corners rounded off; length ``inf`` where none is below ``most``."""
-    corners, lengths = graph.paths(start[rows], end[rows], most)
-    return rounded(corners, lengths, rows, kind)
-
-
-def _others(grid: MetricGraph, start: Tensor, end: Tensor, curves: StartCurves, shortest: Tensor) -> StartCurves:
-    """Paths through other valleys for the pairs of the paths ``curves``, which in the grid are so long (Q,)."""
+def _others(grid: MetricGraph, start: Tensor, end: Tensor, curves: StartCurves, paths: Paths) -> StartCurves:
+    """Curves through other valleys for the pairs of the rounded shortest ``paths``, ``curves``."""
     pair = curves.pair
-    which, corners, lengths = detours(grid, start[pair], end[pair], curves.nodes, shortest)
+    which, corners, lengths = detours(grid, start[pair], end[pair], paths, curves.nodes)
     others = rounded(corners, lengths, pair[which], START_NAMES.index("grid"))
     _estimate(grid, others)
     return others

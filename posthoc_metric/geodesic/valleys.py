@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.sparse.csgraph import dijkstra
 from torch import Tensor
 
-from .graph import MetricGraph, alike, trails
+from .graph import MetricGraph
+from .shortest_paths import Paths, trees
 
 #: how much longer than the shortest path, relative to it: about what the grid's lengths err by
 _MARGIN = 0.1
@@ -28,43 +28,37 @@ _HILL = 0.005
 _ACROSS = 13
 
 
-def detours(grid: MetricGraph, start: Tensor, end: Tensor, paths: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-    """For pairs ``start`` and ``end`` (B, d) whose shortest ``paths`` (B, m, d) have ``lengths`` (B,), the next ones.
+def detours(grid: MetricGraph, start: Tensor, end: Tensor, found: Paths, curves: Tensor) -> tuple[Tensor, ...]:
+    """For pairs ``start`` and ``end`` (B, d) with their shortest paths, the next ones.
+
+    Args:
+        curves: the shortest paths, their corners rounded off (B, m, d).
 
     Returns:
         Which pair each belongs to (R,), its corners (R, k, d) and its length (R,).
     """
-    size = len(grid.points)
-    near, steps = grid.attach(torch.cat([start, end]))
-    ahead, behind = (grid.leaving(near[some], steps[some]) for some in (slice(len(start)), slice(len(start), None)))
-    limits = (1 + _MARGIN) * lengths.cpu().numpy()
-    pair, length, numbers = [np.zeros(0, dtype=np.int64)], [np.zeros(0)], []
-    for rows in alike(limits):
-        limit = float(limits[rows].max())
-        there, before = dijkstra(ahead, indices=size + rows, return_predecessors=True, limit=limit)
-        back, after = dijkstra(behind, indices=size + rows, return_predecessors=True, limit=limit)
-        total = there[:, :size] + back[:, :size]
-        found = [
-            _plateaus(total[i], there[i], before[i, :size], after[i, :size], float(limits[row]))
-            for i, row in enumerate(rows)
-        ]
-        point, owner = np.concatenate(found), np.repeat(np.arange(len(rows)), [len(part) for part in found])
-        parted = _parted(grid, total, owner, point, paths[rows])
-        point, owner = point[parted], owner[parted]
-        order = np.lexsort((total[owner, point], owner))
-        point, owner = point[order], owner[order]
-        number = np.arange(len(owner)) - np.searchsorted(owner, owner)
-        point, owner = point[number < _MOST], owner[number < _MOST]
-        pair.append(rows[owner])
-        length.append(total[owner, point])
-        ways = zip(trails(before, owner, point, size), trails(after, owner, point, size), strict=True)
-        numbers += [np.concatenate([one[one >= 0], other[other >= 0][-2::-1]]) for one, other in ways]
-    which = np.concatenate(pair)
-    corners = np.full((len(which), max(map(len, numbers), default=0)), -1)
-    for row, trail in enumerate(numbers):
+    limits = (1 + _MARGIN) * found.lengths.cpu().numpy()
+    there, back = found.trees, trees(grid, found.near, found.steps, limits)
+    total = there.distance + back.distance
+    plateaus = [
+        _plateaus(total[i], there.distance[i], there.before[i], back.before[i], limits[i]) for i in range(len(limits))
+    ]
+    point, owner = np.concatenate(plateaus), np.repeat(np.arange(len(limits)), [len(part) for part in plateaus])
+    parted = _parted(grid, total, owner, point, curves)
+    point, owner = point[parted], owner[parted]
+    order = np.lexsort((total[owner, point], owner))
+    point, owner = point[order], owner[order]
+    number = np.arange(len(owner)) - np.searchsorted(owner, owner)
+    point, owner = point[number < _MOST], owner[number < _MOST]
+    first, last = there.trails(owner, point), back.trails(owner, point)
+    trails = [
+        np.concatenate([one[one >= 0], other[other >= 0][-2::-1]]) for one, other in zip(first, last, strict=True)
+    ]
+    corners = np.full((len(owner), max(map(len, trails), default=0)), -1)
+    for row, trail in enumerate(trails):
         corners[row, : len(trail)] = trail
-    index = torch.from_numpy(which).to(start.device)
-    return index, grid.corners(start[index], end[index], corners), torch.from_numpy(np.concatenate(length)).to(start)
+    index = torch.from_numpy(owner).to(start.device)
+    return index, grid.corners(start[index], end[index], corners), torch.from_numpy(total[owner, point]).to(start)
 
 
 def _plateaus(
