@@ -13,8 +13,9 @@ from posthoc_metric.geodesic.energy import CurveEnergy
 from posthoc_metric.geodesic.graph import build_graph
 from posthoc_metric.geodesic.relaxation import relax
 from posthoc_metric.geodesic.ruler import TensorRuler
+from posthoc_metric.geodesic.shortest_paths import shortest_paths
 from posthoc_metric.geodesic.spline import interpolate
-from posthoc_metric.geodesic.starts import _through
+from posthoc_metric.geodesic.start_curves import rounded
 from posthoc_metric.metric import Metric
 
 
@@ -54,8 +55,8 @@ def fine_reference(
     axes = [torch.linspace(lo, hi, side, dtype=torch.float64) for lo, hi in box]
     points = torch.cartesian_prod(*axes)
     graph = build_graph(TensorRuler(parts), points, 24)
-    curves = _through(graph, a, b, torch.arange(len(a)), 1)
-    nodes = curves.nodes
+    paths = shortest_paths(graph, a, b)
+    nodes = rounded(paths.corners, paths.lengths, torch.arange(len(a)), 1).nodes
     middles = (nodes[:, 1:] + nodes[:, :-1]) / 2
     dense = torch.empty(len(a), 257, a.shape[1], dtype=torch.float64)
     dense[:, ::2], dense[:, 1::2] = nodes, middles
