@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: curves whose nodes are nearer to one another than this share of their extent, will end as one
+#: a curve whose nodes are nearer to another than this share of its extent will end as that
 _NEAR = 0.01
 
 
@@ -26,5 +26,19 @@ def doubles(nodes: Tensor, energy: Tensor, couples: Tensor) -> Tensor:
     """Of the ``couples`` (2, k) of curves (P, n+1, d) that are as good as one, that of more energy: numbers (m,)."""
     one, other = couples
     extent = (nodes[one].amax(1) - nodes[one].amin(1)).norm(dim=-1)
-    near = (nodes[one] - nodes[other]).norm(dim=-1).amax(1) <= _NEAR * extent
+    near = _apart(nodes[one], nodes[other]).amax(1) <= _NEAR * extent
     return torch.where(energy[one] <= energy[other], other, one)[near]
+
+
+def _apart(nodes: Tensor, others: Tensor) -> Tensor:
+    """How far inner nodes (k, n-1) are from the two spans of the other curve's that meet at its node of their number.
+
+    Curves with one course need not have their nodes at the same places.
+    """
+    point, corner = nodes[:, 1:-1], others[:, 1:-1]
+    distances = []
+    for end in (others[:, :-2], others[:, 2:]):
+        way = end - corner
+        share = ((point - corner) * way).sum(-1) / way.square().sum(-1).clamp_min(1e-300)
+        distances.append((point - corner - share.clamp(0, 1)[..., None] * way).norm(dim=-1))
+    return torch.minimum(*distances)
