@@ -131,3 +131,13 @@ def test_every_pair_keeps_a_curve_when_all_of_its_curves_are_alike():
     nodes = torch.linspace(0, 1, 9, dtype=torch.float64)[None, :, None].expand(5, 9, 2).clone()
     gone = doubles(nodes, torch.tensor([3.0, 1.0, 2.0, 1.0, float("nan")]).double(), couples_of(pair))
     assert set(gone.tolist()) < set(range(5)) and len(set(gone.tolist())) == 4
+
+
+def test_curves_of_one_course_are_doubles_wherever_their_nodes_are():
+    even = torch.linspace(0, 1, 17, dtype=torch.float64)
+    knots = torch.stack([even, even + 0.02 * torch.sin(2 * torch.pi * even), even])
+    nodes = torch.stack([knots, torch.sin(torch.pi * knots)], dim=2)
+    nodes[2, :, 1] *= 1.05
+    energy = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+    assert float((nodes[1] - nodes[0]).norm(dim=-1).max()) > 0.02
+    assert doubles(nodes, energy, couples_of(torch.zeros(3, dtype=torch.long))).tolist() == [1]

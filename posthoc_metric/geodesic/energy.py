@@ -23,7 +23,7 @@ from ..smooth_map import SmoothMap
 from .batch import Batch
 from .elements import Model, add_blocks, add_gradient, add_weight, empty_model
 from .field import FieldDerivative
-from .frame import Frame, frame, set_ends
+from .frame import Frame
 
 #: latent dimensions in which a grid leads round walls, so that few points of quadrature will do
 _FEW = 3
@@ -83,10 +83,9 @@ class CurveEnergy:
     def frame(self, nodes: Tensor, h: Tensor) -> Frame:
         """What curves through ``nodes`` (P, n+1, d) with time steps ``h`` (P, n) keep while the inner nodes move."""
         total, dim = nodes.shape[1:]
-        out = frame(h, quadrature=self.weight is not None or self.field is not None, dense=dim > _FEW)
-        if self.embedding is not None and not self.lean(total, dim):
-            set_ends(out, self.embedding, nodes.to(self.dtype))
-        return out
+        ends = None if self.embedding is None or self.lean(total, dim) else self._ends(nodes)
+        quadrature = self.weight is not None or self.field is not None
+        return Frame.of(h, quadrature=quadrature, dense=dim > _FEW, ends=ends)
 
     def linearise(self, nodes: Tensor, frame: Frame, before: Linearisation | None = None) -> Linearisation:
         """Energy, gradient and models at ``nodes`` (P, n+1, d), of curves that were at ``before``."""
@@ -166,6 +165,13 @@ class CurveEnergy:
         assert frame.squares is not None
         out.squares[:, [0, -1]] = frame.squares
         out.gradient += 2 * out.pull
+
+    def _ends(self, nodes: Tensor) -> Tensor:
+        """At the ends, which never move, the embedding is asked once."""
+        assert self.embedding is not None
+        points = nodes[:, [0, -1]].flatten(0, 1).to(self.dtype)
+        values, jacobians = self.embedding.value_and_jacobian(points)
+        return torch.cat([values[:, None], jacobians.mT], dim=1).view(len(nodes), 2, 1 + nodes.shape[2], -1)
 
     def _add_some_chords(self, out: Linearisation, some: slice, frame: Frame, before: Linearisation | None) -> None:
         assert self.embedding is not None and out.squares is not None and frame.ends is not None

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from ..smooth_map import SmoothMap
 from .batch import Batch
 from .elements import Places, Stiffness, couplings, places, stiffness
 
@@ -37,18 +35,15 @@ class Frame(Batch):
     ends: Tensor | None = None
     squares: Tensor | None = None
 
-
-def frame(h: Tensor, *, quadrature: bool, dense: bool) -> Frame:
-    """From the time steps (P, n) alone; ``dense`` as in :func:`~.elements.places`."""
-    form = stiffness(h)
-    diagonal, near, far = (2 * part[:, 1:-1, None, None] for part in form.coefficients())
-    where = places(h, dense=dense) if quadrature else None
-    return Frame(h, form, diagonal, near, far, where, None if where is None else couplings(where))
-
-
-def set_ends(out: Frame, embedding: SmoothMap, nodes: Tensor) -> None:
-    """Ask an embedding about the ends of ``nodes`` (P, n+1, d), given in the precision that it computes in."""
-    values, jacobians = embedding.value_and_jacobian(nodes[:, [0, -1]].flatten(0, 1))
-    out.ends = torch.cat([values[:, None], jacobians.mT], dim=1).view(len(nodes), 2, 1 + nodes.shape[2], -1)
-    tips = out.ends[:, :, 1:].double()
-    out.squares = tips @ tips.mT
+    @staticmethod
+    def of(h: Tensor, *, quadrature: bool, dense: bool, ends: Tensor | None = None) -> Frame:
+        """From the time steps (P, n), n even; ``dense`` as in :func:`~.elements.places`."""
+        form = stiffness(h)
+        diagonal, near, far = (2 * part[:, 1:-1, None, None] for part in form.coefficients())
+        where = places(h, dense=dense) if quadrature else None
+        coupled = None if where is None else couplings(where)
+        squares = None
+        if ends is not None:
+            tips = ends[:, :, 1:].double()
+            squares = tips @ tips.mT
+        return Frame(h, form, diagonal, near, far, where, coupled, ends, squares)
