@@ -29,6 +29,8 @@ _CHORD_SHARE = 0.9
 _SMOOTH = 0.2
 #: residual at which a curve with kinks, whose gradient jumps, is as stationary as it gets
 _ROUGH_RESIDUAL = 5e-2
+#: errors at kinks are as random as where these lie: so many times the usual one is exceeded by few
+_WARY = 1.5
 #: share of the error asked for that the quadrature may take before chords are asked as well
 _SURE = 0.3
 
@@ -137,6 +139,10 @@ class Refiner:
         facts.status[rough & ~broken] = _CODE[Status.CONVERGED]
         confirmed |= rough
         facts.status[~confirmed & ~broken] = _CODE[Status.UNRESOLVED]
+        wary = torch.minimum(_WARY * facts.length_error, self.options.rough_rtol * facts.length)
+        facts.length_error = torch.where(
+            better.roughness > _SMOOTH, wary.maximum(facts.length_error), facts.length_error
+        )
         converged = facts.status == _CODE[Status.CONVERGED]
         # no curve is given up for one whose chords have jumped over what its interpolation crosses
         rejected = ~torch.isfinite(facts.length) | (_jumped(facts) & (facts.length > begun.facts.length))

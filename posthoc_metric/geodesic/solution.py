@@ -25,7 +25,8 @@ class Solution:
         energy: ``∫ ‖ż‖² dt`` over [0, 1] (B,); ``length²`` at constant speed.
         residual: of the discrete geodesic equation (B,): the square root of the share of its energy that the
             discrete curve could still lose.  Zero is a geodesic.
-        length_error: estimated absolute error of ``length`` (B,): quadrature, spacing of the nodes and residual.
+        length_error: estimated absolute error of ``length`` (B,): quadrature, spacing of the nodes and residual; where
+            a decoder has kinks a few in a hundred err by more.
         speed_variation: ``(fastest - slowest) / mean`` Riemannian speed (B,) of the relaxed curve in its own time,
             which nothing but its energy made constant; ``solution(t)`` is timed by length on top of that.
         steps: steps taken, over all starts and refinements (B,).
