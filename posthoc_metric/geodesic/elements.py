@@ -67,10 +67,6 @@ class Stiffness(Batch):
         # a product of small matrices runs over the long chords once
         return (form.to(chords.dtype) @ chords.unflatten(1, (-1, 2))).flatten(1, 2)
 
-    def rows(self, curves: slice) -> Stiffness:
-        """Of some curves."""
-        return Stiffness(self.k11[curves], self.k12[curves], self.k22[curves])
-
     def between(self, curves: slice, first: int, last: int) -> Stiffness:
         """Of some curves, the elements from node ``first`` to node ``last``, both even."""
         some = slice(first // 2, last // 2)

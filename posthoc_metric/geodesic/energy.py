@@ -128,7 +128,7 @@ class CurveEnergy:
         for p in range(count):
             values = torch.cat([self.embedding(part) for part in out.nodes[p].split(4 * chunk)])
             r = values.diff(dim=0)
-            flux = frame.form.take(torch.tensor([p], device=r.device)).flux(r[None])[0]
+            flux = frame.form.between(slice(p, p + 1), 0, total - 1).flux(r[None])[0]
             out.energy[p] += (flux * r).sum()
             out.grain[p] = 2 * self.precision * values[0].norm() * flux.square().sum().sqrt()
             bend = flux[:-1] - flux[1:]
@@ -176,8 +176,9 @@ class CurveEnergy:
     def _add_some_chords(self, out: Linearisation, some: slice, frame: Frame, before: Linearisation | None) -> None:
         assert self.embedding is not None and out.squares is not None and frame.ends is not None
         assert out.jacobians is not None and out.pull is not None and out.grain is not None
-        nodes, ends, form = out.nodes[some], frame.ends[some], frame.form.rows(some)
+        nodes, ends = out.nodes[some], frame.ends[some]
         count, total, dim = nodes.shape
+        form = frame.form.between(some, 0, total - 1)
         inner, jacobians = self.embedding.value_and_jacobian(nodes[:, 1:-1].flatten(0, 1).to(self.dtype))
         rows = jacobians.mT.view(count, total - 2, dim, -1)
         values = torch.cat([ends[:, :1, 0], inner.view(count, total - 2, -1), ends[:, 1:, 0]], dim=1)

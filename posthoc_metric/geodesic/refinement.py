@@ -101,7 +101,7 @@ class Refiner:
         facts.status[facts.status != _CODE[Status.NOT_FINITE]] = _CODE[Status.UNRESOLVED]
         facts.length_error = facts.length_error.maximum((facts.length - facts.chord_length).abs())
         jumped = self._anew(facts, spans)
-        return found.take(~jumped), starts.take(single).take(jumped)
+        return found.take(~jumped), starts.take(single.nonzero().flatten()[jumped])
 
     def _anew(self, facts: Facts, spans: int) -> Tensor:
         """Which start curves, relaxed with so many spans, start anew with more: their chords have jumped (P,)."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from .graph import MetricGraph
 
 #: pairs that are searched for together, so that the tables of all points for each of them stay small
-AT_ONCE = 256
+PAIRS_AT_ONCE = 256
 #: one search serves starts whose limits differ by no more than this factor
 _GROWTH = 1.2
 

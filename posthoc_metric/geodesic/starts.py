@@ -17,7 +17,7 @@ from .grid import build_grid
 from .options import START_NAMES
 from .polygons import met, norms, run_along
 from .ruler import TensorRuler, make_ruler
-from .shortest_paths import AT_ONCE, Paths, shortest_paths
+from .shortest_paths import PAIRS_AT_ONCE, Paths, shortest_paths
 from .start_curves import StartCurves, even, rounded, straight
 from .valleys import detours
 
@@ -80,7 +80,7 @@ def make_starts(
             grid = _grid(cache, parts, box, support) if len(rows) else None
             if grid is None or grid.cells is None or len(grid.points) == 0:
                 continue
-            for some in rows.split(AT_ONCE):
+            for some in rows.split(PAIRS_AT_ONCE):
                 line = lines.take(some)
                 curves, joined = _on_grid(grid, line, start, end, "straight" in names)
                 found += curves
@@ -88,7 +88,7 @@ def make_starts(
                 lines.put_rows(some, line)
     elif "graph" in names and support is not None and len(support) > 1:
         graph = _support_graph(cache, parts, support)
-        for some in distinct.nonzero().flatten().split(AT_ONCE):
+        for some in distinct.nonzero().flatten().split(PAIRS_AT_ONCE):
             paths = shortest_paths(graph, start[some], end[some])
             found.append(rounded(paths.corners, paths.lengths, some, START_NAMES.index("graph")))
     return _worth_relaxing(lines, found, merged, ~distinct if "straight" not in names else torch.ones_like(distinct))
