@@ -29,7 +29,9 @@ from .frame import Frame
 _FEW = 3
 #: share of the energy that may be rounding error before chords are taken from Jacobians
 _CANCELLED = 1e-4
-#: bytes of Jacobians, in double precision, that are worked on at once
+#: bytes of Jacobians, in double precision, that are asked for at once, where a call alone costs as much as some fifty
+#: points; and that are worked on at once, while they are in the cache
+_ASKED = 16 * 2**20
 _CACHED = 4 * 2**20
 
 
@@ -159,29 +161,38 @@ class CurveEnergy:
         out.jacobians = new(count, total - 2, dim, width, dtype=torch.float32)
         out.pull, out.pull_before = new(count, total - 2, dim), torch.zeros_like(out.gradient)
         # large temporaries cost more to allocate than to compute
-        block = max(1, _CACHED // (8 * total * width * dim))
-        for first in range(0, count, block):
-            self._add_some_chords(out, slice(first, min(first + block, count)), frame, before)
+        asked, block = (max(1, size // (8 * total * width * dim)) for size in (_ASKED, _CACHED))
+        for first in range(0, count, asked):
+            values, jacobians = self._ask(out.nodes[first : first + asked, 1:-1])
+            for some in range(0, len(values), block):
+                curves = slice(first + some, first + min(some + block, len(values)))
+                here = slice(some, some + block)
+                self._add_some_chords(out, curves, values[here], jacobians[here], frame, before)
         assert frame.squares is not None
         out.squares[:, [0, -1]] = frame.squares
         out.gradient += 2 * out.pull
 
     def _ends(self, nodes: Tensor) -> Tensor:
         """At the ends, which never move, the embedding is asked once."""
-        assert self.embedding is not None
-        points = nodes[:, [0, -1]].flatten(0, 1).to(self.dtype)
-        values, jacobians = self.embedding.value_and_jacobian(points)
-        return torch.cat([values[:, None], jacobians.mT], dim=1).view(len(nodes), 2, 1 + nodes.shape[2], -1)
+        values, jacobians = self._ask(nodes[:, [0, -1]])
+        return torch.cat([values[:, :, None], jacobians], dim=2)
 
-    def _add_some_chords(self, out: Linearisation, some: slice, frame: Frame, before: Linearisation | None) -> None:
-        assert self.embedding is not None and out.squares is not None and frame.ends is not None
+    def _ask(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """``F`` (P, m, D) and ``J_Fᵀ`` (P, m, d, D) at points (P, m, d)."""
+        assert self.embedding is not None
+        values, jacobians = self.embedding.value_and_jacobian(points.flatten(0, 1).to(self.dtype))
+        return values.unflatten(0, points.shape[:2]), jacobians.mT.unflatten(0, points.shape[:2])
+
+    def _add_some_chords(
+        self, out: Linearisation, some: slice, values: Tensor, rows: Tensor, frame: Frame, before: Linearisation | None
+    ) -> None:
+        """Of the curves ``some`` (p,), from ``F`` (p, n-1, D) and ``J_Fᵀ`` (p, n-1, d, D) at the inner nodes."""
+        assert out.squares is not None and frame.ends is not None
         assert out.jacobians is not None and out.pull is not None and out.grain is not None
         nodes, ends = out.nodes[some], frame.ends[some]
         count, total, dim = nodes.shape
         form = frame.form.between(some, 0, total - 1)
-        inner, jacobians = self.embedding.value_and_jacobian(nodes[:, 1:-1].flatten(0, 1).to(self.dtype))
-        rows = jacobians.mT.view(count, total - 2, dim, -1)
-        values = torch.cat([ends[:, :1, 0], inner.view(count, total - 2, -1), ends[:, 1:, 0]], dim=1)
+        values = torch.cat([ends[:, :1, 0], values, ends[:, 1:, 0]], dim=1)
         r = values.diff(dim=1)
         flux = form.flux(r)
         energy = torch.linalg.vecdot(flux, r).sum(1, dtype=torch.float64)
