@@ -178,16 +178,36 @@ def test_no_longer_than_a_long_relaxation_of_the_same_energy():
     assert ((solution.length - long.energy.sqrt()).abs() <= solution.length_error + 1e-4 * solution.length).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("bend", [nn.Tanh, nn.ReLU])
-def test_a_pair_has_the_same_geodesic_alone(bend):
-    # sizes for which matrix products do depend on how many rows there are
-    metric = StructuredMetric(MetricParts(embedding=mlp(11, 33, bend, dtype=torch.float32), weight=Bowl()), 11)
+def test_a_pair_has_the_same_geodesic_alone(bend, dtype):
+    # sizes for which matrix products do depend on how many rows there are, and on where they lie
+    metric = StructuredMetric(MetricParts(embedding=mlp(11, 33, bend, dtype=dtype), weight=Bowl()), 11)
     a, b = points(9, 11, 1), points(9, 11, 2)
     together = geodesic(metric, a, b, max_spans=32)
     for i in (0, 7):
         alone = geodesic(metric, a[i : i + 1], b[i : i + 1], max_spans=32)
         for name in ("points", "length", "length_error", "residual", "steps", "evaluations", "spans"):
             torch.testing.assert_close(getattr(alone, name)[0], getattr(together, name)[i], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("parts", KINDS.values(), ids=KINDS)
+def test_curves_that_share_a_call_have_the_slopes_that_they_have_alone(parts):
+    for dtype, outputs in ((torch.float32, 33), (torch.float64, 33), (torch.float64, 500)):
+        nodes, h = bent(21)
+        energy = MatrixFreeEnergy(parts(mlp(12, outputs, dtype=dtype)), nodes[:, 0])
+        assert energy.elements(nodes, h).ends is not None
+        together = energy.slope(nodes, h)
+        for i in (0, 3, 4, 20):
+            alone = energy.slope(nodes[i : i + 1], h[i : i + 1])
+            for name in ("energy", "gradient", "grain"):
+                assert torch.equal(getattr(alone, name)[0], getattr(together, name)[i]), name
+        # and those of an embedding that is asked for one curve at a time
+        energy.rows = 1
+        apart = energy.slope(nodes, h)
+        precise = {torch.float32: 1e-4, torch.float64: 1e-12}[dtype]
+        torch.testing.assert_close(together.energy, apart.energy, rtol=precise, atol=0)
+        torch.testing.assert_close(together.gradient, apart.gradient, rtol=precise, atol=precise)
 
 
 def test_a_pair_without_a_value_touches_no_neighbour():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from itertools import repeat
 from typing import Any, TypeVar
 
 import torch
@@ -19,10 +20,10 @@ class Batch:
         index = _rows(index)
         return type(self)(**{name: _take(value, index) for name, value in self._items()})
 
-    def each(self: B) -> list[B]:
-        """Records of one row each, views of this one."""
-        parts = [value.split(1) if isinstance(value, Tensor) else value.each() for _, value in self._items()]
-        return [type(self)(*row) for row in zip(*parts, strict=True)]
+    def split(self: B, size: int) -> list[B]:
+        """Records of ``size`` rows each, views of this one; the last may have fewer."""
+        parts = [repeat(None) if value is None else value.split(size) for _, value in self._items()]
+        return [type(self)(*row) for row in zip(*parts, strict=False)]
 
     @classmethod
     def join(cls: type[B], parts: list[B]) -> B:

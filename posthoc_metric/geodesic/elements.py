@@ -143,10 +143,17 @@ def places(h: Tensor, *, dense: bool) -> Places:
 
 @dataclass
 class Elements(Batch):
-    """What P curves' elements owe to their time steps alone: the form of their chords, and three places a span."""
+    """What P curves' elements keep while the inner nodes move.
+
+    Attributes:
+        form: of their chords.
+        where: three places a span.
+        ends: values of an embedding at the two ends (P, 2, D), where they are asked for once.
+    """
 
     form: Stiffness
     where: Places
+    ends: Tensor | None = None
 
     @staticmethod
     def of(h: Tensor) -> Elements:

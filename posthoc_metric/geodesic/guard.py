@@ -69,25 +69,27 @@ class GuardedMap:
                 bad |= part
         answers: tuple[Tensor, ...] | None = None
         while answers is None and not bool(bad.all()):
-            good = ~bad
             try:
-                answers = call(*rows) if bool(good.all()) else call(*(part[good] for part in rows))
+                answers = call(*(_filled(part, bad) for part in rows))
             except DecoderError as error:
                 if not error.rows:
                     raise
-                bad[good.nonzero().flatten()[torch.tensor(error.rows, device=bad.device)]] = True
+                bad[torch.tensor(error.rows, device=bad.device)] = True
         if answers is None:
             nan = rows[0].new_full((len(bad), self.output_dim), float("nan"))
             last = rows[0].new_full((len(bad), *shape), float("nan"))
             return nan, last
         if not bool(bad.any()):
             return answers
-        out = []
-        for values in answers:
-            whole = values.new_full((len(bad), *values.shape[1:]), float("nan"))
-            whole[~bad] = values
-            out.append(whole)
-        return tuple(out)
+        return tuple(values.masked_fill(bad.view(-1, *[1] * (values.ndim - 1)), float("nan")) for values in answers)
+
+
+def _filled(rows: Tensor, bad: Tensor) -> Tensor:
+    """The rows with the first good one in place of the bad: products of fewer rows are summed in another order."""
+    if not bool(bad.any()):
+        return rows
+    first = (~bad).nonzero()[0, 0]
+    return rows[torch.where(bad, first, torch.arange(len(bad), device=bad.device))]
 
 
 def guard(parts: MetricParts) -> MetricParts:

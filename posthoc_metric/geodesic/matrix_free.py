@@ -26,6 +26,11 @@ _HELD = 10
 _MOST_COLUMNS = 8
 #: rows of values and products in one evaluation from which pieces are cut to that size: two pieces share three rows
 _WORTH = 24
+#: what share of the rows whose evaluation the embedding would keep at once costs about as much as a call of it, and how
+#: many rows do at most
+_SHARE, _MOST_ROWS = 20, 64
+#: curves that share a call begin at rows that are multiples of this: last digits depend on where in a matrix a row is
+_ALIGNED = 4
 
 
 def matrix_free(parts: MetricParts, dim: int) -> bool:
@@ -51,29 +56,57 @@ class MatrixFreeEnergy:
         self.weight = parts.weight
         self.field = None if parts.field is None else FieldDerivative(parts.field, probe)
         self.memory_limit = memory_limit
+        self.rows = min(pull_rows(self.embedding) // _SHARE, _MOST_ROWS, self._fitting())
         self.precision = _precision(self.embedding(probe[:: max(1, len(probe) // 16)]))
+
+    def _fitting(self) -> int:
+        """Rows of which all that is held at once fits into the memory limit."""
+        return self.memory_limit // (8 * _HELD * self.embedding.output_dim)
+
+    def elements(self, nodes: Tensor, h: Tensor) -> Elements:
+        """What curves ``nodes`` (P, n+1, d) with time steps ``h`` (P, n), n even, keep while their inner nodes move."""
+        found = Elements.of(h)
+        if self._together(nodes) > 1:
+            found.ends = torch.stack([self.embedding(ends) for ends in nodes[:, [0, -1]]])
+        return found
 
     def slope(self, nodes: Tensor, h: Tensor) -> Slope:
         """At curves ``nodes`` (P, n+1, d) with time steps ``h`` (P, n), n even."""
-        return self.slope_on(Elements.of(h), nodes)
+        return self.slope_on(self.elements(nodes, h), nodes)
 
     def slope_on(self, elements: Elements, nodes: Tensor) -> Slope:
         """The same, of curves that keep their time steps from call to call.
 
-        On a processor a curve never shares a call with another: matrix products sum in another order for other
-        numbers of rows, and an iteration makes much of the last digit.
+        On a processor as many curves share a call as cost about what a call itself does, and never more or fewer:
+        matrix products sum in another order for other numbers of rows, and an iteration makes much of the last digit.
         """
-        if nodes.device.type != "cpu" or len(nodes) <= 1:
+        if nodes.device.type != "cpu" or not len(nodes):
             return self._slope(elements, nodes)
-        return Slope.join([self._slope(*one) for one in zip(elements.each(), nodes.split(1), strict=True)])
+        together = self._together(nodes)
+        found = []
+        for some, these in zip(elements.split(together), nodes.split(together), strict=True):
+            if len(these) == together:
+                found.append(self._slope(some, these))
+            else:
+                filled = torch.arange(together).clamp_max(len(these) - 1)
+                found.append(self._slope(some.take(filled), these[filled]).split(len(these))[0])
+        return Slope.join(found)
+
+    def _together(self, nodes: Tensor) -> int:
+        """How many curves (P, n+1, d) share a call."""
+        if nodes.device.type != "cpu":
+            return 1
+        return max(1, self.rows // _aligned(nodes.shape[1] - 2))
 
     def _slope(self, elements: Elements, nodes: Tensor) -> Slope:
         count, total, dim = nodes.shape
         out = Slope(nodes.new_zeros(count), nodes.new_zeros(count, total - 2, dim), nodes.new_zeros(count))
-        rows, at_once = max(5, self.memory_limit // (8 * _HELD * self.embedding.output_dim)), pull_rows(self.embedding)
+        rows, at_once = max(5, self._fitting()), pull_rows(self.embedding)
         if at_once >= _WORTH:
             rows = min(rows, at_once)
-        if total <= rows:
+        if elements.ends is not None:
+            self._add_together(out, nodes, elements.form, elements.ends)
+        elif total <= rows:
             block = rows // total
             for start in range(0, count, block):
                 self._add_chords(out, nodes, elements.form, slice(start, start + block), 0, total - 1)
@@ -91,6 +124,20 @@ class MatrixFreeEnergy:
             self._add_field(out, nodes, elements.where)
         return out
 
+    def _add_together(self, out: Slope, nodes: Tensor, form: Stiffness, ends: Tensor) -> None:
+        """Whole curves by one evaluation of their inner nodes; ``ends`` (P, 2, D) are known."""
+        count, total, dim = nodes.shape
+        inner = total - 2
+        rows = torch.arange(_aligned(inner)).clamp_max(inner - 1)
+        values, pull = value_and_pull(self.embedding, nodes[:, 1 + rows].flatten(0, 1))
+        values = values.view(count, len(rows), -1)
+        flux = self._flux(
+            out, slice(None), nodes, torch.cat([ends[:, :1], values[:, :inner], ends[:, 1:]], dim=1), form
+        )
+        bend = torch.zeros_like(values)
+        torch.sub(flux[:, :-1], flux[:, 1:], out=bend[:, :inner])
+        out.gradient += 2 * pull(bend.flatten(0, 1)).view(count, len(rows), dim)[:, :inner]
+
     def _add_chords(self, out: Slope, nodes: Tensor, every: Stiffness, curves: slice, first: int, last: int) -> None:
         """The elements from node ``first`` to node ``last``, and the gradient at the inner nodes in [first, last)."""
         # the gradient at the first node needs the element before it
@@ -101,20 +148,7 @@ class MatrixFreeEnergy:
         at_once = len(flat) <= pull_rows(self.embedding)
         values, pull = value_and_pull(self.embedding, flat) if at_once else (self.embedding(flat), None)
         values = values.view(*some.shape[:2], -1)
-        chords = values.diff(dim=1)
-        flux = form.flux(chords)
-        new = slice(first - begin, None)
-        # errors of different chords have nothing to do with one another
-        grain = (values[:, 0].norm(dim=-1) * torch.linalg.vector_norm(flux[:, new], dim=(1, 2))).square()
-        out.grain[curves] += grain
-        energy = (flux * chords)[:, new].sum((1, 2))
-        close = 2 * self.precision * grain.sqrt() > _CANCELLED * energy
-        if bool(close.any()):
-            # the values of near nodes agree in most of their digits; their derivatives do not lose any
-            chords[close] = self._pushed_chords(some[close])
-            flux = form.flux(chords)
-            energy = (flux * chords)[:, new].sum((1, 2))
-        out.energy[curves] += energy
+        flux = self._flux(out, curves, some, values, form, first - begin)
         low = max(first, 1)
         skip = low - begin
         if pull is None:
@@ -127,6 +161,25 @@ class MatrixFreeEnergy:
             torch.sub(flux[:, skip - 1 : -1], flux[:, skip:], out=bend[:, skip:-1])
             pulled = pull(bend.flatten(0, 1)).view_as(some)[:, skip:-1]
         out.gradient[curves, low - 1 : last - 1] += 2 * pulled
+
+    def _flux(
+        self, out: Slope, curves: slice, nodes: Tensor, values: Tensor, form: Stiffness, first: int = 0
+    ) -> Tensor:
+        """Flux through all chords between ``values`` (P, m, D) at ``nodes``; energy and error from chord ``first``."""
+        chords = values.diff(dim=1)
+        flux = form.flux(chords)
+        # errors of different chords have nothing to do with one another
+        grain = (values[:, 0].norm(dim=-1) * torch.linalg.vector_norm(flux[:, first:], dim=(1, 2))).square()
+        out.grain[curves] += grain
+        energy = (flux * chords)[:, first:].sum((1, 2))
+        close = 2 * self.precision * grain.sqrt() > _CANCELLED * energy
+        if bool(close.any()):
+            # the values of near nodes agree in most of their digits; their derivatives do not lose any
+            chords[close] = self._pushed_chords(nodes)[close]
+            flux = form.flux(chords)
+            energy = (flux * chords)[:, first:].sum((1, 2))
+        out.energy[curves] += energy
+        return flux
 
     def _pushed_chords(self, nodes: Tensor) -> Tensor:
         dim = nodes.shape[2]
@@ -158,3 +211,8 @@ class MatrixFreeEnergy:
         along, by_place = share * along.view(*v.shape[:3], dim), share * by_place.view(*v.shape[:3], dim)
         out.energy += (along * v).sum((1, 2, 3))
         add_gradient(out.gradient, where.shapes.mT @ by_place + where.slopes.mT @ (2 * along))
+
+
+def _aligned(rows: int) -> int:
+    """The rows that a curve of so many takes where curves share a call."""
+    return -(-rows // _ALIGNED) * _ALIGNED

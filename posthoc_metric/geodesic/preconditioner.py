@@ -87,7 +87,7 @@ def precondition(parts: MetricParts, nodes: Tensor, h: Tensor, memory_limit: int
         # the Jacobian, its columns as they come, and their product
         small = 32 * parts.embedding.output_dim * dim <= memory_limit
         if small:
-            found = torch.cat([gram(parts.embedding, row) for row in where.split(1)])
+            found = torch.cat([gram(parts.embedding, curve) for curve in where.split(len(places))])
         else:
             found = _sketch(parts.embedding, where)
         metrics += found.view(count, len(places), dim, dim).mean(1)

@@ -72,7 +72,7 @@ def relax_matrix_free(
     steps to look at, only a residual of a fifth of that counts: along soft directions ``H`` is at first too small.
     """
     count, total, dim = nodes.shape
-    elements = Elements.of(knots.diff(dim=1))
+    elements = energy.elements(nodes, knots.diff(dim=1))
     slope = energy.slope_on(elements, nodes)
     row = torch.arange(count, device=nodes.device)
     final = Relaxed(

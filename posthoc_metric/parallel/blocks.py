@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,12 @@ except ImportError:  # joblib before 1.6 carries its own
 
 Task = Callable[[Any, Any], Any]
 
+#: payloads that a worker keeps
+_KEPT = 2
+#: in a worker, by their digests; and in the driver, which were sent to whoever worked then
+_kept: dict[str, tuple[Any]] = {}
+_sent: dict[str, None] = {}
+
 #: rounds without a single finished block after which lost workers are no accident
 _FRUITLESS_ROUNDS = 3
 
@@ -42,6 +47,11 @@ class _Done:
     index: int
     value: Any
     seconds: float
+
+
+@dataclass(frozen=True)
+class _Unknown:
+    """What a worker answers that does not keep the payload it was not sent."""
 
 
 def run_blocks(
@@ -83,11 +93,15 @@ def run_blocks(
         return
     payload = _pack(shared)
     digest = hashlib.sha256(payload.tobytes()).hexdigest()
+    # writing it out for every call, and removing it, takes up to 0.1 s
+    sent = None if digest in _sent else payload
+    _remember(_sent, digest, None)
     fruitless = 0
     while missing:
         before = len(missing)
+        unknown = False
         trouble: BaseException | None = None
-        calls = (delayed(_call)(payload, digest, task, index, blocks[index]) for index in missing)
+        calls = (delayed(_call)(sent, digest, task, index, blocks[index]) for index in missing)
         left = set(missing)
         threads = torch.get_num_threads()
         try:
@@ -96,6 +110,8 @@ def run_blocks(
                     left.discard(result.index)
                     progress.advance(result.seconds)
                     yield result.index, result.value
+                elif isinstance(result, _Unknown):
+                    unknown = True
                 elif isinstance(result, BaseException):
                     trouble = result
         except Exception as error:
@@ -105,6 +121,9 @@ def run_blocks(
         finally:
             torch.set_num_threads(threads)
         missing = sorted(left)
+        if unknown:
+            sent = payload
+            continue
         fruitless = fruitless + 1 if len(missing) == before else 0
         if fruitless == _FRUITLESS_ROUNDS:
             raise WorkerError(
@@ -153,28 +172,27 @@ def _pack(shared: Any) -> np.ndarray:
         ) from error
 
 
-@lru_cache(maxsize=2)
-def _unpack(digest: str, payload: _Bytes) -> Any:
-    content, payload.content = payload.content, None
-    return cloudpickle.loads(content)
+def _shared_by(payload: np.ndarray | None, digest: str) -> tuple[Any] | None:
+    """What a payload holds; without it, what this worker keeps of one sent before, if it does."""
+    found = _kept.get(digest)
+    if found is None and payload is not None:
+        found = (cloudpickle.loads(payload.data),)
+        _remember(_kept, digest, found)
+    return found
 
 
-class _Bytes:
-    """A payload that the cache tells apart by its digest alone."""
-
-    def __init__(self, content: Any):
-        self.content = content
-
-    def __hash__(self) -> int:
-        return 0
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Bytes)
+def _remember(memory: dict[str, Any], digest: str, value: Any) -> None:
+    memory[digest] = value
+    while len(memory) > _KEPT:
+        memory.pop(next(iter(memory)), None)
 
 
-def _call(payload: np.ndarray, digest: str, task: Task, index: int, block: Any) -> _Done:
+def _call(payload: np.ndarray | None, digest: str, task: Task, index: int, block: Any) -> _Done | _Unknown:
     """What a worker runs."""
-    shared = _unpack(digest, _Bytes(payload.data))
+    found = _shared_by(payload, digest)
+    if found is None:
+        return _Unknown()
+    (shared,) = found
     if threading.current_thread() is threading.main_thread():
         with _one_thread():
             return _compute(task, shared, index, block)
