@@ -247,6 +247,22 @@ def test_a_pair_without_a_value_touches_no_neighbour():
             assert torch.equal(getattr(solution, name)[rest], getattr(clean, name)[rest]), name
 
 
+def test_a_pair_without_a_value_touches_no_neighbour_with_which_it_shares_calls():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(12, 64), nn.Tanh(), nn.Linear(64, 33)).double()
+    metric = PullbackMetric(Decoder(lambda z: net(z) + torch.log(8 - z[:, :1]), latent_dim=12))
+    a, b = points(5, 12, 1, 1.0), points(5, 12, 2, 1.0)
+    bad = b.clone()
+    bad[3, 0] = 9.0
+    solution, clean = geodesic(metric, a, bad), geodesic(metric, a, b)
+    rest = torch.arange(5) != 3
+    assert solution.status[3] is Status.NOT_FINITE
+    assert solution.converged[rest].all()
+    for name in ("points", "length", "length_error", "steps"):
+        assert torch.equal(getattr(solution, name)[rest], getattr(clean, name)[rest]), name
+
+
 def test_near_and_equal_pairs_of_a_float32_decoder():
     metric = PullbackMetric(mlp(12, 300, dtype=torch.float32))
     a = points(6, 12).float()
