@@ -33,7 +33,7 @@ class Preconditioner:
     """
 
     def __init__(self, metrics: Tensor, weights: Tensor, h: Tensor):
-        values, self._vectors = torch.linalg.eigh(metrics)
+        values, self._vectors = _spectra(metrics)
         values = values.clamp_min(0)
         values = values + _FLOOR * values.mean(1, keepdim=True)
         stiff = ((values[:, :, None] + weights[:, None, :]) / h[:, None, :]).clamp_min(1e-300)
@@ -67,11 +67,23 @@ class Preconditioner:
         return _each(out.mT, self._vectors.mT)
 
 
+def _spectra(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (P, d) and eigenvectors of symmetric matrices (P, d, d), each by itself as in :func:`_each`."""
+    if matrices.device.type != "cpu" or not len(matrices):
+        values, vectors = torch.linalg.eigh(matrices)
+        return values, vectors
+    parts = [torch.linalg.eigh(matrix.clone()) for matrix in matrices]
+    return torch.stack([values for values, _ in parts]), torch.stack([vectors for _, vectors in parts])
+
+
 def _each(left: Tensor, right: Tensor) -> Tensor:
-    """Products of matrices (P, m, k) and (P, k, l), each by itself: in a batch they are summed in another order."""
+    """Products of matrices (P, m, k) and (P, k, l), each by itself: in a batch they are summed in another order.
+
+    And so they are where a matrix does not begin at an even address, as its place in a batch may have it: hence copies.
+    """
     if left.device.type != "cpu":
         return left @ right
-    return torch.stack([a @ b for a, b in zip(left, right, strict=True)])
+    return torch.stack([a.clone() @ b.clone() for a, b in zip(left, right, strict=True)])
 
 
 def precondition(parts: MetricParts, nodes: Tensor, h: Tensor, memory_limit: int) -> tuple[Preconditioner, int]:
