@@ -72,18 +72,23 @@ def _spectra(matrices: Tensor) -> tuple[Tensor, Tensor]:
     if matrices.device.type != "cpu" or not len(matrices):
         values, vectors = torch.linalg.eigh(matrices)
         return values, vectors
-    parts = [torch.linalg.eigh(matrix.clone()) for matrix in matrices]
+    parts = [torch.linalg.eigh(matrix) for matrix in _apart(matrices)]
     return torch.stack([values for values, _ in parts]), torch.stack([vectors for _, vectors in parts])
 
 
 def _each(left: Tensor, right: Tensor) -> Tensor:
     """Products of matrices (P, m, k) and (P, k, l), each by itself: in a batch they are summed in another order.
 
-    And so they are where a matrix does not begin at an even address, as its place in a batch may have it: hence copies.
+    And so they are where a matrix begins at an odd address, as its place in a batch may have it.
     """
     if left.device.type != "cpu":
         return left @ right
-    return torch.stack([a.clone() @ b.clone() for a, b in zip(left, right, strict=True)])
+    return torch.stack([a @ b for a, b in zip(_apart(left), _apart(right), strict=True)])
+
+
+def _apart(matrices: Tensor) -> list[Tensor]:
+    """The matrices of (P, m, k), copied where every other one begins at an odd address."""
+    return [matrix.clone() for matrix in matrices] if matrices.stride(0) % 2 else list(matrices)
 
 
 def precondition(parts: MetricParts, nodes: Tensor, h: Tensor, memory_limit: int) -> tuple[Preconditioner, int]:
