@@ -12,6 +12,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from joblib.externals.loky import get_reusable_executor
 
 from posthoc_metric.distances import distances, neighbours
 from posthoc_metric.distances.store import Store
@@ -108,6 +109,27 @@ def test_a_local_worker_killed_midway_changes_nothing(tmp_path):
     found = dict(run_blocks(die_once, str(tmp_path / "died"), range(12), n_jobs=2))
     assert (tmp_path / "died").exists()
     assert found == {block: block**2 for block in range(12)}
+
+
+def test_what_workers_keep_is_not_sent_again_and_to_new_ones_it_is(monkeypatch):
+    sent = []
+
+    def recorded(call):
+        def later(payload, *rest):
+            sent.append(payload is not None)
+            return joblib.delayed(call)(payload, *rest)
+
+        return later
+
+    monkeypatch.setattr("posthoc_metric.parallel.blocks.delayed", recorded)
+    shared = np.arange(1000.0)
+    for new_workers, expected in ((True, {True}), (False, {False}), (True, {False, True})):
+        if new_workers:
+            get_reusable_executor(max_workers=2).shutdown(wait=True)
+        sent.clear()
+        found = dict(run_blocks(square, shared, range(4), n_jobs=2))
+        assert set(sent) == expected
+        assert all(np.array_equal(found[block], shared * block**2) for block in range(4))
 
 
 def test_workers_that_keep_dying_are_an_error(monkeypatch):
