@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .._arrays import is_single
 from ..metric import MetricParts
-from ..smooth_map import SmoothMap
+from ..smooth_map import SmoothMap, gram
 from .batch import Batch
 from .elements import Model, add_blocks, add_gradient, add_weight, empty_model
 from .field import FieldDerivative
@@ -85,9 +85,16 @@ class CurveEnergy:
     def frame(self, nodes: Tensor, h: Tensor) -> Frame:
         """What curves through ``nodes`` (P, n+1, d) with time steps ``h`` (P, n) keep while the inner nodes move."""
         total, dim = nodes.shape[1:]
-        ends = None if self.embedding is None or self.lean(total, dim) else self._ends(nodes)
+        ends = squares = None
+        if self.embedding is not None and self.lean(total, dim):
+            tips = nodes[:, [0, -1]].flatten(0, 1)
+            squares = torch.cat([gram(self.embedding, tip) for tip in tips.split(1)]).view(-1, 2, dim, dim)
+        elif self.embedding is not None:
+            ends = self._ends(nodes)
+            slopes = ends[:, :, 1:].double()
+            squares = slopes @ slopes.mT
         quadrature = self.weight is not None or self.field is not None
-        return Frame.of(h, quadrature=quadrature, dense=dim > _FEW, ends=ends)
+        return Frame.of(h, quadrature=quadrature, dense=dim > _FEW, ends=ends, squares=squares)
 
     def linearise(self, nodes: Tensor, frame: Frame, before: Linearisation | None = None) -> Linearisation:
         """Energy, gradient and models at ``nodes`` (P, n+1, d), of curves that were at ``before``."""
@@ -105,7 +112,8 @@ class CurveEnergy:
                 self._add_chords_leanly(out, frame)
             else:
                 self._add_chords(out, frame, before)
-            assert out.squares is not None
+            assert out.squares is not None and frame.squares is not None
+            out.squares[:, [0, -1]] = frame.squares
             out.convex.diagonal += frame.diagonal * out.squares[:, 1:-1]
             out.convex.near *= frame.near
             out.convex.far *= frame.far
@@ -149,9 +157,6 @@ class CurveEnergy:
                     if node % 2 == 0 and node - 2 >= max(start, 1):
                         out.convex.far[p, node // 2 - 2] = held[node - 2 - start].mT @ this
                 held = held[-2:]
-            for node in (0, total - 1):
-                end = self.embedding.value_and_jacobian(out.nodes[p, node : node + 1])[1][0]
-                out.squares[p, node] = end.mT @ end
 
     def _add_chords(self, out: Linearisation, frame: Frame, before: Linearisation | None) -> None:
         assert self.embedding is not None
@@ -168,8 +173,6 @@ class CurveEnergy:
                 curves = slice(first + some, first + min(some + block, len(values)))
                 here = slice(some, some + block)
                 self._add_some_chords(out, curves, values[here], jacobians[here], frame, before)
-        assert frame.squares is not None
-        out.squares[:, [0, -1]] = frame.squares
         out.gradient += 2 * out.pull
 
     def _ends(self, nodes: Tensor) -> Tensor:

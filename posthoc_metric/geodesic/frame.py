@@ -21,8 +21,8 @@ class Frame(Batch):
             at neighbours and at ends of elements, count in the model: (P, n-1, 1, 1), (P, n-2, 1, 1), (P, n/2-2, 1, 1).
         where: quadrature points, where there is a weight or a field.
         coupled: :func:`~.elements.couplings` of these.
-        ends: ``F`` and ``J_Fᵀ`` at the two ends, side by side (P, 2, 1 + d, D), where there is an embedding.
-        squares: ``J_FᵀJ_F`` at the two ends (P, 2, d, d).
+        ends: ``F`` and ``J_Fᵀ`` at the two ends of an embedding, side by side (P, 2, 1 + d, D), where they are kept.
+        squares: ``J_FᵀJ_F`` at the two ends of an embedding (P, 2, d, d).
     """
 
     h: Tensor
@@ -36,14 +36,12 @@ class Frame(Batch):
     squares: Tensor | None = None
 
     @staticmethod
-    def of(h: Tensor, *, quadrature: bool, dense: bool, ends: Tensor | None = None) -> Frame:
+    def of(
+        h: Tensor, *, quadrature: bool, dense: bool, ends: Tensor | None = None, squares: Tensor | None = None
+    ) -> Frame:
         """From the time steps (P, n), n even; ``dense`` as in :func:`~.elements.places`."""
         form = stiffness(h)
         diagonal, near, far = (2 * part[:, 1:-1, None, None] for part in form.coefficients())
         where = places(h, dense=dense) if quadrature else None
         coupled = None if where is None else couplings(where)
-        squares = None
-        if ends is not None:
-            tips = ends[:, :, 1:].double()
-            squares = tips @ tips.mT
         return Frame(h, form, diagonal, near, far, where, coupled, ends, squares)
