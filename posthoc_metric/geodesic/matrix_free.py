@@ -2,7 +2,7 @@
 
 The energy is that of :mod:`.energy`.  Its gradient at an inner node is ``2 Jᵀ(f_{k-1} - f_k)``, ``f`` the flux through
 the chords: one vector-Jacobian product a node, whatever ``d`` is.  Values live only as long as the piece of work
-that needs them, and a piece is a curve or a stretch of one, as the memory limit lets.
+that needs them, and a piece is a few curves, one, or a stretch of one, as the memory limit lets.
 """
 
 from __future__ import annotations
@@ -131,9 +131,8 @@ class MatrixFreeEnergy:
         rows = torch.arange(_aligned(inner)).clamp_max(inner - 1)
         values, pull = value_and_pull(self.embedding, nodes[:, 1 + rows].flatten(0, 1))
         values = values.view(count, len(rows), -1)
-        flux = self._flux(
-            out, slice(None), nodes, torch.cat([ends[:, :1], values[:, :inner], ends[:, 1:]], dim=1), form
-        )
+        every = torch.cat([ends[:, :1], values[:, :inner], ends[:, 1:]], dim=1)
+        flux = self._flux(out, slice(None), nodes, every, form)
         bend = torch.zeros_like(values)
         torch.sub(flux[:, :-1], flux[:, 1:], out=bend[:, :inner])
         out.gradient += 2 * pull(bend.flatten(0, 1)).view(count, len(rows), dim)[:, :inner]
