@@ -19,6 +19,7 @@ from .batch import Batch
 from .elements import Elements, Places, Stiffness, add_gradient, add_weight
 from .energy import _CANCELLED, _precision
 from .field import FieldDerivative
+from .rows import aligned, filled_up
 
 #: arrays of D numbers a node that a piece holds at once: values, chords, flux, bends, and the copies between them
 _HELD = 10
@@ -29,8 +30,6 @@ _WORTH = 24
 #: what share of the rows whose evaluation the embedding would keep at once costs about as much as a call of it, and how
 #: many rows do at most
 _SHARE, _MOST_ROWS = 20, 64
-#: curves that share a call begin at rows that are multiples of this: last digits depend on where in a matrix a row is
-_ALIGNED = 4
 
 
 def matrix_free(parts: MetricParts, dim: int) -> bool:
@@ -66,7 +65,7 @@ class MatrixFreeEnergy:
     def elements(self, nodes: Tensor, h: Tensor) -> Elements:
         """What curves ``nodes`` (P, n+1, d) with time steps ``h`` (P, n), n even, keep while their inner nodes move."""
         found = Elements.of(h)
-        if self._together(nodes) > 1:
+        if nodes.device.type == "cpu" and self.together(nodes.shape[1] - 2) > 1:
             found.ends = torch.stack([self.embedding(ends) for ends in nodes[:, [0, -1]]])
         return found
 
@@ -82,21 +81,19 @@ class MatrixFreeEnergy:
         """
         if nodes.device.type != "cpu" or not len(nodes):
             return self._slope(elements, nodes)
-        together = self._together(nodes)
+        together = self.together(nodes.shape[1] - 2)
         found = []
         for some, these in zip(elements.split(together), nodes.split(together), strict=True):
             if len(these) == together:
                 found.append(self._slope(some, these))
             else:
-                filled = torch.arange(together).clamp_max(len(these) - 1)
+                filled = filled_up(torch.arange(len(these)), together)
                 found.append(self._slope(some.take(filled), these[filled]).split(len(these))[0])
         return Slope.join(found)
 
-    def _together(self, nodes: Tensor) -> int:
-        """How many curves (P, n+1, d) share a call."""
-        if nodes.device.type != "cpu":
-            return 1
-        return max(1, self.rows // _aligned(nodes.shape[1] - 2))
+    def together(self, points: int) -> int:
+        """How many curves share a call that asks for so many points of each."""
+        return max(1, self.rows // aligned(points))
 
     def _slope(self, elements: Elements, nodes: Tensor) -> Slope:
         count, total, dim = nodes.shape
@@ -128,7 +125,7 @@ class MatrixFreeEnergy:
         """Whole curves by one evaluation of their inner nodes; ``ends`` (P, 2, D) are known."""
         count, total, dim = nodes.shape
         inner = total - 2
-        rows = torch.arange(_aligned(inner)).clamp_max(inner - 1)
+        rows = filled_up(torch.arange(inner), aligned(inner))
         values, pull = value_and_pull(self.embedding, nodes[:, 1 + rows].flatten(0, 1))
         values = values.view(count, len(rows), -1)
         every = torch.cat([ends[:, :1], values[:, :inner], ends[:, 1:]], dim=1)
@@ -210,8 +207,3 @@ class MatrixFreeEnergy:
         along, by_place = share * along.view(*v.shape[:3], dim), share * by_place.view(*v.shape[:3], dim)
         out.energy += (along * v).sum((1, 2, 3))
         add_gradient(out.gradient, where.shapes.mT @ by_place + where.slopes.mT @ (2 * along))
-
-
-def _aligned(rows: int) -> int:
-    """The rows that a curve of so many takes where curves share a call."""
-    return -(-rows // _ALIGNED) * _ALIGNED

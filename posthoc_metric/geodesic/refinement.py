@@ -166,12 +166,11 @@ class Refiner:
         spans = knots.shape[1] - 1
         spline = interpolate(knots, relaxed.nodes)
         everyone = torch.arange(len(pair), device=pair.device)
-        measured = Measured.join(
-            [
-                measure(self.parts, spline.take(rows), None if relaxed.squares is None else relaxed.squares[rows])
-                for rows in everyone.split(self._rows_of_values(spans))
-            ]
-        )
+        pieces = []
+        for rows, count in self._groups(everyone, spans):
+            squares = None if relaxed.squares is None else relaxed.squares[rows]
+            pieces.append(measure(self.parts, spline.take(rows), squares).split(count)[0])
+        measured = Measured.join(pieces)
         self.evaluations.index_add_(0, pair, torch.full_like(pair, spans))
         status = relaxed.status
         # the chords of a curve fall short of it by a share of order h², its discretisation error by the square of that
@@ -185,8 +184,9 @@ class Refiner:
         worth &= (measured.length - begun.facts.length).abs() / 15 <= enough * measured.length
         error = measured.length * shortfall
         if bool(worth.any()):
-            for rows in worth.nonzero().flatten().split(self._rows_of_values(2 * spans)):
-                measured.put_rows(rows, confirm(self.parts, spline.take(rows), measured.take(rows)))
+            for rows, count in self._groups(worth.nonzero().flatten(), 2 * spans):
+                surer = confirm(self.parts, spline.take(rows), measured.take(rows))
+                measured.put_rows(rows[:count], surer.split(count)[0])
             self.evaluations.index_add_(0, pair[worth], torch.full_like(pair[worth], 2 * spans))
             unsure = worth & (measured.errors.sum(1) > _SURE * self.options.rtol * measured.length)
             doubtful = unsure.nonzero().flatten()
@@ -195,7 +195,7 @@ class Refiner:
                 measured.put_rows(doubtful, surer)
                 self.evaluations.index_add_(0, pair[doubtful], asked)
                 doubtful = doubtful[:0]
-            for rows in doubtful.split(self._rows_of_values(4 * spans + 1)) if len(doubtful) else ():
+            for rows, _ in self._groups(doubtful, 4 * spans + 1) if len(doubtful) else ():
                 measured.put_rows(rows, chorded(self.parts, spline.take(rows), measured.take(rows)))
                 self.evaluations.index_add_(0, pair[rows], torch.full_like(pair[rows], 4 * spans))
         doubt = torch.maximum(error, (measured.length - chords).abs())
@@ -224,12 +224,16 @@ class Refiner:
             stubborn | (measured.roughness > _SMOOTH),
         )
 
-    def _rows_of_values(self, points: int) -> int:
-        """Curves of which so many decoded points fit into the memory limit."""
+    def _groups(self, rows: Tensor, points: int) -> list[tuple[Tensor, int]]:
+        """The curves ``rows`` (k,) in groups of which so many decoded points each fit into the memory limit.
+
+        Beside each group how many of it count; see :meth:`~.many_dimensions.ManyDimensions.groups`.
+        """
         if self.many is not None:
-            return 1
+            return self.many.groups(rows, points)
         width = 1 if self.parts.embedding is None else self.parts.embedding.output_dim
-        return max(1, min(self.options.memory_limit, AT_ONCE) // (48 * width * points))
+        size = max(1, min(self.options.memory_limit, AT_ONCE) // (48 * width * points))
+        return [(some, len(some)) for some in rows.split(size)]
 
     def _assemble(self, done: list[Curves]) -> Refined:
         rows = [curves.pair for curves in done]

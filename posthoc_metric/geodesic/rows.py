@@ -1,4 +1,7 @@
-"""A metric's parts asked for few rows at a time."""
+"""Rows that a metric's parts are asked for: few at a time, and as many and at the same places whoever shares the call.
+
+Matrix products sum in another order for other numbers of rows, and where rows begin at other multiples of four.
+"""
 
 from __future__ import annotations
 
@@ -30,3 +33,13 @@ def few_rows(parts: MetricParts, memory_limit: int) -> FewRows:
     # values and what is pushed forward, in the decoder's precision and in double, and copies of the last rows
     most = max(1, min(memory_limit, AT_ONCE) // (8 * 6 * width))
     return FewRows(parts.embedding, parts.weight, parts.field, most)
+
+
+def aligned(rows: int) -> int:
+    """The rows that a curve of so many takes where curves share a call."""
+    return -(-rows // 4) * 4
+
+
+def filled_up(index: Tensor, size: int) -> Tensor:
+    """Indices (k,), the last repeated until there are ``size``."""
+    return torch.cat([index, index[-1:].expand(size - len(index))])
