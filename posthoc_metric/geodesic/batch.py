@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from itertools import repeat
 from typing import Any, TypeVar
 
 import torch
@@ -20,10 +19,9 @@ class Batch:
         index = _rows(index)
         return type(self)(**{name: _take(value, index) for name, value in self._items()})
 
-    def split(self: B, size: int) -> list[B]:
-        """Records of ``size`` rows each, views of this one; the last may have fewer."""
-        parts = [repeat(None) if value is None else value.split(size) for _, value in self._items()]
-        return [type(self)(*row) for row in zip(*parts, strict=False)]
+    def first(self: B, count: int) -> B:
+        """The first ``count`` rows, views of this record."""
+        return type(self)(**{name: _first(value, count) for name, value in self._items()})
 
     @classmethod
     def join(cls: type[B], parts: list[B]) -> B:
@@ -52,6 +50,12 @@ def _join(values: list[Any]) -> Any:
     if values[0] is None:
         return None
     return torch.cat(values) if isinstance(values[0], Tensor) else type(values[0]).join(values)
+
+
+def _first(value: Any, count: int) -> Any:
+    if value is None:
+        return None
+    return value[:count] if isinstance(value, Tensor) else value.first(count)
 
 
 def _take(value: Any, index: Tensor) -> Any:

@@ -87,6 +87,7 @@ class CurveEnergy:
         total, dim = nodes.shape[1:]
         ends = squares = None
         if self.embedding is not None and self.lean(total, dim):
+            # one at a time: the Jacobians of a few points may already be all that there is room for
             tips = nodes[:, [0, -1]].flatten(0, 1)
             squares = torch.cat([gram(self.embedding, tip) for tip in tips.split(1)]).view(-1, 2, dim, dim)
         elif self.embedding is not None:

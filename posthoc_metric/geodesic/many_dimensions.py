@@ -13,7 +13,7 @@ from .preconditioner import precondition
 from .quadrature import Measured
 from .quasi_newton import MEMORY, relax_matrix_free
 from .relaxation import Relaxed
-from .rows import few_rows, filled_up
+from .rows import few_rows, groups
 from .spline import Spline
 from .start_curves import StartCurves
 
@@ -62,7 +62,7 @@ class ManyDimensions:
         size = self.energy.together(points)
         if rows.device.type != "cpu":
             return [(some, len(some)) for some in rows.split(size)]
-        return [(filled_up(some, size), len(some)) for some in rows.split(size)]
+        return groups(rows, size)
 
     def confirm(self, spline: Spline, known: Measured) -> tuple[Measured, Tensor]:
         """Lengths by chords where those are surer than ``known``, and how many points of each curve it took (P,)."""

@@ -19,7 +19,7 @@ from .batch import Batch
 from .elements import Elements, Places, Stiffness, add_gradient, add_weight
 from .energy import _CANCELLED, _precision
 from .field import FieldDerivative
-from .rows import aligned, filled_up
+from .rows import aligned, groups, padded
 
 #: arrays of D numbers a node that a piece holds at once: values, chords, flux, bends, and the copies between them
 _HELD = 10
@@ -81,14 +81,9 @@ class MatrixFreeEnergy:
         """
         if nodes.device.type != "cpu" or not len(nodes):
             return self._slope(elements, nodes)
-        together = self.together(nodes.shape[1] - 2)
         found = []
-        for some, these in zip(elements.split(together), nodes.split(together), strict=True):
-            if len(these) == together:
-                found.append(self._slope(some, these))
-            else:
-                filled = filled_up(torch.arange(len(these)), together)
-                found.append(self._slope(some.take(filled), these[filled]).split(len(these))[0])
+        for some, counted in groups(torch.arange(len(nodes)), self.together(nodes.shape[1] - 2)):
+            found.append(self._slope(elements.take(some), nodes[some]).first(counted))
         return Slope.join(found)
 
     def together(self, points: int) -> int:
@@ -123,16 +118,14 @@ class MatrixFreeEnergy:
 
     def _add_together(self, out: Slope, nodes: Tensor, form: Stiffness, ends: Tensor) -> None:
         """Whole curves by one evaluation of their inner nodes; ``ends`` (P, 2, D) are known."""
-        count, total, dim = nodes.shape
-        inner = total - 2
-        rows = filled_up(torch.arange(inner), aligned(inner))
-        values, pull = value_and_pull(self.embedding, nodes[:, 1 + rows].flatten(0, 1))
-        values = values.view(count, len(rows), -1)
+        inner, asked = nodes.shape[1] - 2, padded(nodes[:, 1:-1])
+        values, pull = value_and_pull(self.embedding, asked.flatten(0, 1))
+        values = values.view(*asked.shape[:2], -1)
         every = torch.cat([ends[:, :1], values[:, :inner], ends[:, 1:]], dim=1)
         flux = self._flux(out, slice(None), nodes, every, form)
         bend = torch.zeros_like(values)
         torch.sub(flux[:, :-1], flux[:, 1:], out=bend[:, :inner])
-        out.gradient += 2 * pull(bend.flatten(0, 1)).view(count, len(rows), dim)[:, :inner]
+        out.gradient += 2 * pull(bend.flatten(0, 1)).view_as(asked)[:, :inner]
 
     def _add_chords(self, out: Slope, nodes: Tensor, every: Stiffness, curves: slice, first: int, last: int) -> None:
         """The elements from node ``first`` to node ``last``, and the gradient at the inner nodes in [first, last)."""
@@ -170,7 +163,8 @@ class MatrixFreeEnergy:
         energy = (flux * chords)[:, first:].sum((1, 2))
         close = 2 * self.precision * grain.sqrt() > _CANCELLED * energy
         if bool(close.any()):
-            # the values of near nodes agree in most of their digits; their derivatives do not lose any
+            # the values of near nodes agree in most of their digits; their derivatives do not lose any; asked about
+            # are all, so that a call has as many rows whoever is close
             chords[close] = self._pushed_chords(nodes)[close]
             flux = form.flux(chords)
             energy = (flux * chords)[:, first:].sum((1, 2))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..metric import MetricParts
 from .batch import Batch
-from .rows import aligned, filled_up
+from .rows import padded
 from .spline import Spline
 
 #: Gauss-Lobatto rule with five points on [0, 1] (degree 7); Simpson's rule (degree 3) shares three of them
@@ -138,12 +138,13 @@ def _squared_speeds(parts: MetricParts, points: Tensor, velocities: Tensor, know
     count, number, dim = points.shape
     bad = ~(torch.isfinite(points).all(2) & torch.isfinite(velocities).all(2)).all(1)
     points, velocities = points.masked_fill(bad[:, None, None], 0.0), velocities.masked_fill(bad[:, None, None], 0.0)
-    asked = aligned(number)
-    if known is not None:
-        parts, asked = MetricParts(weight=parts.weight, field=parts.field), number
-    rows = filled_up(torch.arange(number, device=points.device), asked)
-    flat = velocities[:, rows].flatten(0, 1)
-    squares = parts.inner(points[:, rows].flatten(0, 1), flat, flat).view(count, -1)[:, :number]
+    asked, along = points, velocities
+    if known is None:
+        asked, along = padded(points), padded(velocities)
+    else:
+        parts = MetricParts(weight=parts.weight, field=parts.field)
+    flat = along.flatten(0, 1)
+    squares = parts.inner(asked.flatten(0, 1), flat, flat).view(count, -1)[:, :number]
     if known is not None:
         squares = squares + torch.einsum("pmi,pmij,pmj->pm", velocities, known, velocities)
     return squares.masked_fill(bad[:, None], float("nan"))

@@ -169,7 +169,7 @@ class Refiner:
         pieces = []
         for rows, count in self._groups(everyone, spans):
             squares = None if relaxed.squares is None else relaxed.squares[rows]
-            pieces.append(measure(self.parts, spline.take(rows), squares).split(count)[0])
+            pieces.append(measure(self.parts, spline.take(rows), squares).first(count))
         measured = Measured.join(pieces)
         self.evaluations.index_add_(0, pair, torch.full_like(pair, spans))
         status = relaxed.status
@@ -186,7 +186,7 @@ class Refiner:
         if bool(worth.any()):
             for rows, count in self._groups(worth.nonzero().flatten(), 2 * spans):
                 surer = confirm(self.parts, spline.take(rows), measured.take(rows))
-                measured.put_rows(rows[:count], surer.split(count)[0])
+                measured.put_rows(rows[:count], surer.first(count))
             self.evaluations.index_add_(0, pair[worth], torch.full_like(pair[worth], 2 * spans))
             unsure = worth & (measured.errors.sum(1) > _SURE * self.options.rtol * measured.length)
             doubtful = unsure.nonzero().flatten()

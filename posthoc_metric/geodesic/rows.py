@@ -40,6 +40,12 @@ def aligned(rows: int) -> int:
     return -(-rows // 4) * 4
 
 
-def filled_up(index: Tensor, size: int) -> Tensor:
-    """Indices (k,), the last repeated until there are ``size``."""
-    return torch.cat([index, index[-1:].expand(size - len(index))])
+def padded(points: Tensor) -> Tensor:
+    """Points (P, m, d) of curves, the last repeated until there are :func:`aligned` many."""
+    more = aligned(points.shape[1]) - points.shape[1]
+    return points if more == 0 else torch.cat([points, points[:, -1:].expand(-1, more, -1)], dim=1)
+
+
+def groups(rows: Tensor, size: int) -> list[tuple[Tensor, int]]:
+    """Indices (k,) in groups of exactly ``size``, the last filled up with its last one; and how many of each count."""
+    return [(torch.cat([some, some[-1:].expand(size - len(some))]), len(some)) for some in rows.split(size)]

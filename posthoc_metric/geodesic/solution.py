@@ -30,7 +30,8 @@ class Solution:
         speed_variation: ``(fastest - slowest) / mean`` Riemannian speed (B,) of the relaxed curve in its own time,
             which nothing but its energy made constant; ``solution(t)`` is timed by length on top of that.
         steps: steps taken, over all starts and refinements (B,).
-        evaluations: points at which the metric or its derivative was asked for, starts included (B,).
+        evaluations: points at which the metric or its derivative was asked for, starts included (B,); beyond d = 8 a
+            decoder's calls may be filled up with others, which are not counted.
         spans: cubic spans of the curve (B,).
         start: name of the start curve that won, B of them.
         status: B of them; ``str(status)`` is advice.
