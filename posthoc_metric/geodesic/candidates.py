@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
-from .curves import Clock, between, respace
+from .curves import Clock, between, respace, retimed
 from .spline import Spline
 from .start_curves import StartCurves
 
@@ -82,10 +82,11 @@ class Begun(Batch):
 
 
 def begin(curves: Curves, spans: int) -> Begun:
-    """Relaxed curves with ``spans`` spans, nodes where they are needed."""
+    """Relaxed curves with ``spans`` spans, nodes where they are needed, run at nearly constant speed."""
     knots, nodes = respace(curves.spline, curves.density, spans)
     secant = between(curves.spline.knots, curves.secant, knots)
-    return Begun(curves.pair, curves.kind, knots, nodes, curves.facts, curves.rate, secant, curves.stubborn)
+    times = retimed(curves.clock, knots)
+    return Begun(curves.pair, curves.kind, times, nodes, curves.facts, curves.rate, secant, curves.stubborn)
 
 
 def begin_anew(starts: StartCurves, spans: int, learnt: tuple[int, ...]) -> Begun:

@@ -41,6 +41,21 @@ def respace(spline: Spline, density: Tensor, spans: int) -> tuple[Tensor, Tensor
     return knots, nodes
 
 
+#: share of a curve's old times in new ones
+_KEPT = 0.1
+
+
+def retimed(clock: Clock, knots: Tensor) -> Tensor:
+    """Times at which a curve, run at nearly constant speed, is where it was at ``knots`` (P, n+1).
+
+    Of all timings of a curve constant speed has the least energy; a share of the old one keeps knots apart where
+    hardly any length is run.
+    """
+    times = torch.lerp(invert(clock.shares, clock.times, knots), knots, _KEPT)
+    times[:, 0], times[:, -1] = 0.0, 1.0
+    return times
+
+
 @dataclass
 class Clock(Batch):
     """When a curve is where: knots' time ``times`` (P, m) against the share of the length run by then (P, m)."""
