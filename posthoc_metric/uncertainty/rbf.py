@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ _RESIDUAL_ROWS = 20_000
 _FOLDS = 10
 #: exponents below this add nothing to a sum with 1 in double precision, not even a million times
 _NOTHING = -80.0
+#: bytes of evidence that are worked on at once
+_CACHED = 8 * 2**20
 
 
 class RBF(UncertaintyModel):
@@ -79,21 +82,29 @@ class RBF(UncertaintyModel):
         return scores
 
     def score(self, z: Tensor) -> Tensor:
-        return self._evaluate(z)[0]
+        return self._in_pieces(lambda some: self._evaluate(some)[:1], z)[0]
 
     def score_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        score, evidence, centred = self._evaluate(z)
-        # ∇ score² / 2 = Σ_k p_k (z - c_k), with p_k the centres' shares of the evidence
-        assert self._points is not None
-        mean = (evidence @ self._points) / evidence.sum(1, keepdim=True)
-        return score, (centred - mean) / score[:, None]
+        score, gradient = self._in_pieces(self._score_and_gradient, z)
+        return score, gradient
 
     def score_gradient_hessian(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        score, evidence, centred = self._evaluate(z)
+        score, gradient, hessian = self._in_pieces(self._score_gradient_hessian, z)
+        return score, gradient, hessian
+
+    def _score_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        score, evidence, total, centred = self._evaluate(z)
+        # ∇ score² / 2 = Σ_k p_k (z - c_k), with p_k the centres' shares of the evidence
+        assert self._points is not None
+        mean = (evidence @ self._points) / total
+        return score, (centred - mean) / score[:, None]
+
+    def _score_gradient_hessian(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        score, evidence, total, centred = self._evaluate(z)
         assert self._points is not None
         dim = z.shape[1]
         squares = (self._points[:, :, None] * self._points[:, None]).flatten(1)
-        moments = evidence @ torch.cat([self._points, squares], dim=1) / evidence.sum(1, keepdim=True)
+        moments = evidence @ torch.cat([self._points, squares], dim=1) / total
         mean, second = moments[:, :dim], moments[:, dim:].view(-1, dim, dim)
         gradient = (centred - mean) / score[:, None]
         # ∇∇ score² / 2 = I - Cov(c) / h², the covariance that of the centres under their shares
@@ -101,18 +112,27 @@ class RBF(UncertaintyModel):
         hessian = torch.eye(dim, dtype=z.dtype, device=z.device) - covariance / self._width.square()
         return score, gradient, (hessian - gradient[:, :, None] * gradient[:, None]) / score[:, None, None]
 
-    def _evaluate(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores (B,), the centres' evidence over that of the one that has most (B, K), and ``z`` from the origin."""
+    def _in_pieces(self, ask: Callable[[Tensor], tuple[Tensor, ...]], z: Tensor) -> tuple[Tensor, ...]:
+        """``ask(z)``, so many points (B, d) at a time that their evidence stays in the cache."""
         if self._points is None:
             raise NotFittedError("this RBF model is not fitted; call fit(decoder, latents) first.")
+        rows = max(4, _CACHED // (32 * len(self._points)) * 4)
+        if len(z) <= rows:
+            return ask(z)
+        return tuple(torch.cat(parts) for parts in zip(*map(ask, z.split(rows)), strict=True))
+
+    def _evaluate(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Scores (B,), the centres' evidence over that of the one that has most (B, K) and its sum (B, 1), and ``z``
+        from the origin."""
         centred = z - self._origin
         logits = torch.addmm(self._offset, centred, self._directions)
         top = logits.amax(dim=1, keepdim=True)
         # exp of what underflows takes five times as long, and products with what nearly does even longer
         evidence = logits.sub_(top).clamp_min_(_NOTHING).exp_()
-        log_sum = top[:, 0] + evidence.sum(1).log()
+        total = evidence.sum(1, keepdim=True)
+        log_sum = (top + total.log())[:, 0]
         square = 2 * self._width.square() * (1 + self._total - log_sum) + centred.square().sum(1)
-        return square.sqrt(), evidence, centred
+        return square.sqrt(), evidence, total, centred
 
     def _settle(self) -> None:
         """What every evaluation needs of ``log a_k - ‖z - c_k‖² / 2h²``: the part that is each centre's own."""
