@@ -125,7 +125,8 @@ class Refiner:
             change = change.maximum(self.many.excess(facts.length, facts.chord_length, begun.facts.chord_length))
         change = torch.where(begun.fresh, facts.length - facts.chord_length, change)
         rough_error = facts.length_error + change + facts.residual.square() * facts.length
-        error = torch.where(better.roughness <= _SMOOTH, facts.length_error + change / 15, rough_error)
+        smooth_error = facts.length_error + change / 15
+        error = torch.where(better.roughness <= _SMOOTH, smooth_error, rough_error)
         # the geodesic is hardly shorter than its discrete counterpart, and no longer than the curve: where the two are
         # apart, a curve that has settled beside a bend it does not see is as stationary as any
         confirmed = error.maximum(facts.length - facts.chord_length) <= rtol * facts.length
@@ -140,9 +141,10 @@ class Refiner:
         confirmed |= rough
         facts.status[~confirmed & ~broken] = _CODE[Status.UNRESOLVED]
         wary = torch.minimum(_WARY * facts.length_error, self.options.rough_rtol * facts.length)
-        facts.length_error = torch.where(
-            better.roughness > _SMOOTH, wary.maximum(facts.length_error), facts.length_error
-        )
+        # spacings that are not yet small gain by less than the fourth power
+        unsure = torch.minimum(smooth_error + change / 5, self.options.rtol * facts.length)
+        more = torch.where(better.roughness > _SMOOTH, wary, torch.where(confirmed, unsure, facts.length_error))
+        facts.length_error = more.maximum(facts.length_error)
         converged = facts.status == _CODE[Status.CONVERGED]
         # no curve is given up for one whose chords have jumped over what its interpolation crosses
         rejected = ~torch.isfinite(facts.length) | (_jumped(facts) & (facts.length > begun.facts.length))
