@@ -67,6 +67,15 @@ class Stiffness(Batch):
         # a product of small matrices runs over the long chords once
         return (form.to(chords.dtype) @ chords.unflatten(1, (-1, 2))).flatten(1, 2)
 
+    def most_flux(self, shares: Tensor) -> Tensor:
+        """A bound on ``‖flux‖²`` of curves (P,), from the products of their chords with the flux through them (P, n).
+
+        With even time steps it is no more than a third too high.
+        """
+        mean, apart = (self.k11 + self.k22) / 2, (self.k11 - self.k22) / 2
+        stiffest = mean + torch.hypot(apart, self.k12)
+        return (stiffest * shares.unflatten(1, (-1, 2)).sum(2)).sum(1).clamp_min(0)
+
     def between(self, curves: slice, first: int, last: int) -> Stiffness:
         """Of some curves, the elements from node ``first`` to node ``last``, both even."""
         some = slice(first // 2, last // 2)
