@@ -127,24 +127,23 @@ class Places(Batch):
         return nodes[:, 1::2, None] + self.shapes[..., ::2] @ chords, self.slopes[..., ::2] @ chords
 
 
-#: Gauss-Legendre points on [-1, 1] and their weights
+#: Gauss-Legendre points on [-1, 1] and their weights; over an element, and over each of its spans, where a wall
+#: hides between the nodes from too few points
 _TWO = ((-(3**-0.5), 1.0), (3**-0.5, 1.0))
 _THREE = ((-(0.6**0.5), 5 / 9), (0.0, 8 / 9), (0.6**0.5, 5 / 9))
-#: by how many points there are to a span: one, as two to an element, will do where the metric is smooth; a wall hides
-#: between the nodes from too few
-_RULES = {1: _TWO, 2: _TWO, 3: _THREE}
 
 
-def places(h: Tensor, a_span: int) -> Places:
-    """One, two or three points to a span, for time steps ``h`` (P, n)."""
+def places(h: Tensor, *, dense: bool) -> Places:
+    """Two points an element, or three a span where ``dense``, for time steps ``h`` (P, n)."""
     first, second = h[:, ::2, None], h[:, 1::2, None]
     whole = first + second
-    at, share = (h.new_tensor(column) for column in zip(*_RULES[a_span], strict=True))
-    if a_span == 1:
-        t, weights = whole * (1 + at) / 2, whole * share / 2
-    else:
+    if dense:
+        at, share = (h.new_tensor([pair[i] for pair in _THREE]) for i in (0, 1))
         t = torch.cat([first * (1 + at) / 2, first + second * (1 + at) / 2], dim=2)
         weights = torch.cat([first * share / 2, second * share / 2], dim=2)
+    else:
+        at, share = (h.new_tensor([pair[i] for pair in _TWO]) for i in (0, 1))
+        t, weights = whole * (1 + at) / 2, whole * share / 2
     low, mid, high = first * whole, first * second, second * whole
     shapes = torch.stack([(t - first) * (t - whole) / low, t * (whole - t) / mid, t * (t - first) / high], dim=3)
     slopes = torch.stack([(2 * t - first - whole) / low, (whole - 2 * t) / mid, (2 * t - first) / high], dim=3)
@@ -168,7 +167,7 @@ class Elements(Batch):
     @staticmethod
     def of(h: Tensor) -> Elements:
         """From the time steps (P, n), n even."""
-        return Elements(stiffness(h), places(h, 3))
+        return Elements(stiffness(h), places(h, dense=True))
 
 
 def add_gradient(gradient: Tensor, parts: Tensor) -> None:

@@ -25,7 +25,7 @@ from .elements import Model, add_blocks, add_gradient, add_weight, empty_model
 from .field import FieldDerivative
 from .frame import Frame
 
-#: latent dimensions in which a grid leads round walls, so that fewer points of quadrature will do
+#: latent dimensions in which a grid leads round walls, so that few points of quadrature will do for a field
 _FEW = 3
 #: share of the energy that may be rounding error before chords are taken from Jacobians
 _CANCELLED = 1e-4
@@ -94,15 +94,10 @@ class CurveEnergy:
             ends = self._ends(nodes)
             slopes = ends[:, :, 1:].double()
             squares = slopes @ slopes.mT
-        return Frame.of(h, a_span=self._a_span(dim), ends=ends, squares=squares)
-
-    def _a_span(self, dim: int) -> int:
-        """Quadrature points to a span: more where a weight builds walls, and where no grid has led round them."""
-        if self.weight is None and self.field is None:
-            return 0
-        if dim > _FEW:
-            return 3
-        return 1 if self.weight is None else 2
+        quadrature = self.weight is not None or self.field is not None
+        # a weight builds walls; a field varies smoothly, and costs more
+        dense = dim > _FEW or self.weight is not None
+        return Frame.of(h, quadrature=quadrature, dense=dense, ends=ends, squares=squares)
 
     def linearise(self, nodes: Tensor, frame: Frame, before: Linearisation | None = None) -> Linearisation:
         """Energy, gradient and models at ``nodes`` (P, n+1, d), of curves that were at ``before``."""

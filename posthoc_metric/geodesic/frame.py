@@ -36,10 +36,12 @@ class Frame(Batch):
     squares: Tensor | None = None
 
     @staticmethod
-    def of(h: Tensor, *, a_span: int, ends: Tensor | None = None, squares: Tensor | None = None) -> Frame:
-        """From the time steps (P, n), n even, with so many quadrature points to a span."""
+    def of(
+        h: Tensor, *, quadrature: bool, dense: bool, ends: Tensor | None = None, squares: Tensor | None = None
+    ) -> Frame:
+        """From the time steps (P, n), n even; ``dense`` as in :func:`~.elements.places`."""
         form = stiffness(h)
         diagonal, near, far = (2 * part[:, 1:-1, None, None] for part in form.coefficients())
-        where = places(h, a_span) if a_span else None
+        where = places(h, dense=dense) if quadrature else None
         coupled = None if where is None else couplings(where)
         return Frame(h, form, diagonal, near, far, where, coupled, ends, squares)

@@ -27,7 +27,7 @@ _TRIES = 15
 #: steps at one number of spans, unless it is the last
 _STEPS_A_LEVEL = 25
 #: the same in few dimensions up to MOST_COARSE, where steps of few curves cost nearly as much as those of all
-_STEPS_IN_FEW = 4
+_STEPS_IN_FEW = 5
 _STEPS_A_COARSE_LEVEL = 80
 #: residual to which coarse curves are relaxed: they are compared before they are stationary to the tolerance asked for
 COARSE_TOL = 5e-2
