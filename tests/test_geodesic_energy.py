@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 
 import posthoc_metric as pm
-from posthoc_metric.geodesic.elements import Model
+from posthoc_metric.geodesic.curves import make_clock, retimed
+from posthoc_metric.geodesic.elements import Model, stiffness
 from posthoc_metric.geodesic.energy import CurveEnergy, Linearisation
+from posthoc_metric.geodesic.quadrature import confirm, measure
+from posthoc_metric.geodesic.spline import interpolate
 from posthoc_metric.geodesic.trust_region import step_in_region
 from posthoc_metric.metric import MetricParts
 
@@ -104,3 +107,56 @@ def test_a_step_says_whether_the_model_is_positive_definite_without_damping(sign
     assert bool(step.bowl) == (sign > 0)
     # where it is not, the Gauss-Newton part takes its place
     torch.testing.assert_close(step.move, -torch.ones_like(step.move))
+
+
+class Ridge:
+    """``w(z) = 1 + 100 exp(-z₁² / 2s²)``, with its gradient."""
+
+    width = 0.03
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return 1 + 100 * torch.exp(-z[:, 0].square() / (2 * self.width**2))
+
+    def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        slope = -(self(z) - 1) * z[:, 0] / self.width**2
+        return self(z), torch.stack([slope, torch.zeros_like(slope)], dim=1)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.02, 0.04, 0.0625])
+def test_a_ridge_between_the_nodes_is_felt(offset):
+    """A ridge less than half a span wide, across a straight curve, wherever it lies."""
+    nodes = torch.zeros(1, 17, 2, dtype=torch.float64)
+    nodes[0, :, 0] = torch.linspace(-1, 1, 17) + offset
+    h = torch.full((1, 16), 1 / 16, dtype=torch.float64)
+    energy = CurveEnergy(MetricParts(weight=Ridge()), nodes[0])
+    found = float(energy.linearise(nodes, energy.frame(nodes, h)).energy)
+    exact = 4 + 200 * Ridge.width * (2 * torch.pi) ** 0.5
+    assert abs(found / exact - 1) < 0.1
+
+
+def test_retimed_curves_lose_the_energy_that_uneven_speed_costs():
+    """Of all timings of a curve constant speed has the least energy, the square of its length."""
+    parts = MetricParts(weight=Bowl())
+    knots = torch.linspace(0, 1, 33, dtype=torch.float64)[None]
+    # at first slow, and standing still at the end
+    way = (2 * knots - knots.square()) ** 2
+    spline = interpolate(knots, torch.stack([way, 1 - way.square()], dim=2))
+    measured = confirm(parts, spline, measure(parts, spline, None))
+    times = retimed(make_clock(spline, measured.squares.sqrt()), knots)
+    again = interpolate(times, spline.nodes)
+    better = confirm(parts, again, measure(parts, again, None))
+    assert float(times[0, 0]) == 0 and float(times[0, -1]) == 1 and bool((times.diff(dim=1) > 0).all())
+    torch.testing.assert_close(better.length, measured.length, rtol=1e-4, atol=0)
+    lost, left = (part.energy / measured.length.square() - 1 for part in (measured, better))
+    assert float(lost) > 0.2 and 0 <= float(left) < 0.05 * float(lost)
+
+
+@pytest.mark.parametrize("even", [True, False])
+def test_the_bound_on_the_flux_is_one_and_near(even):
+    _, h = _curves(5, 12)
+    form = stiffness(torch.full_like(h, 1 / 12) if even else h)
+    chords = torch.randn(5, 12, 30, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    flux = form.flux(chords)
+    exact, bound = flux.square().sum((1, 2)), form.most_flux(torch.linalg.vecdot(flux, chords))
+    assert bool((bound >= exact).all())
+    assert bool((bound <= (4 / 3 if even else 3) * exact).all())

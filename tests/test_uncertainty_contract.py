@@ -14,7 +14,7 @@ from torch import nn
 
 import posthoc_metric as pm
 from posthoc_metric.support import Support
-from posthoc_metric.uncertainty import RBF, UncertaintyModel
+from posthoc_metric.uncertainty import RBF, UncertaintyModel, rbf
 from posthoc_metric.uncertainty.gp import GaussianProcess
 
 DEMOS = Path(__file__).resolve().parents[1] / "demos"
@@ -126,6 +126,18 @@ def test_batch_equals_items(case):
     shape = case.model.shape()
     if shape is not None:
         torch.testing.assert_close(shape(z), torch.cat([shape(row[None]) for row in z]), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dim", [2, 10])
+def test_many_points_are_weighed_a_few_at_a_time_and_come_out_the_same(monkeypatch, dim):
+    latents = _latents(300, dim)
+    model = RBF().fit(pm.Decoder(_decoder(dim), latent_dim=dim), latents)
+    whole = model.score_gradient_hessian(latents)
+    assert torch.equal(whole[0], model.score(latents))
+    monkeypatch.setattr(rbf, "_CACHED", 4096)
+    for found, expected in zip(model.score_gradient_hessian(latents), whole, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(model.score_and_gradient(latents)[1], whole[1], rtol=1e-10, atol=1e-10)
 
 
 def test_gradient_is_the_finite_difference(case):
