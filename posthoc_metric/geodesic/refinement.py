@@ -31,6 +31,8 @@ _SMOOTH = 0.2
 _ROUGH_RESIDUAL = 5e-2
 #: errors at kinks are as random as where these lie: so many times the usual one is exceeded by few
 _WARY = 1.5
+#: what the last doubling changed, over what may still be to come, where curves are smooth but not yet finely divided
+_SLOWER = 5
 #: share of the error asked for that the quadrature may take before chords are asked as well
 _SURE = 0.3
 
@@ -125,8 +127,8 @@ class Refiner:
             change = change.maximum(self.many.excess(facts.length, facts.chord_length, begun.facts.chord_length))
         change = torch.where(begun.fresh, facts.length - facts.chord_length, change)
         rough_error = facts.length_error + change + facts.residual.square() * facts.length
-        smooth_error = facts.length_error + change / 15
-        error = torch.where(better.roughness <= _SMOOTH, smooth_error, rough_error)
+        kinked = ~(better.roughness <= _SMOOTH)
+        error = torch.where(kinked, rough_error, facts.length_error + change / 15)
         # the geodesic is hardly shorter than its discrete counterpart, and no longer than the curve: where the two are
         # apart, a curve that has settled beside a bend it does not see is as stationary as any
         confirmed = error.maximum(facts.length - facts.chord_length) <= rtol * facts.length
@@ -140,17 +142,21 @@ class Refiner:
         facts.status[rough & ~broken] = _CODE[Status.CONVERGED]
         confirmed |= rough
         facts.status[~confirmed & ~broken] = _CODE[Status.UNRESOLVED]
-        wary = torch.minimum(_WARY * facts.length_error, self.options.rough_rtol * facts.length)
-        # spacings that are not yet small gain by less than the fourth power
-        unsure = torch.minimum(smooth_error + change / 5, self.options.rtol * facts.length)
-        more = torch.where(better.roughness > _SMOOTH, wary, torch.where(confirmed, unsure, facts.length_error))
-        facts.length_error = more.maximum(facts.length_error)
+        facts.length_error = self._cautious(facts, change, kinked, confirmed)
         converged = facts.status == _CODE[Status.CONVERGED]
         # no curve is given up for one whose chords have jumped over what its interpolation crosses
         rejected = ~torch.isfinite(facts.length) | (_jumped(facts) & (facts.length > begun.facts.length))
         rejected &= torch.isfinite(begun.facts.length)
         again = torch.where(begun.fresh, self._anew(facts, spans), rejected)
         return ((converged & confirmed) | broken) & ~again, again
+
+    def _cautious(self, facts: Facts, change: Tensor, kinked: Tensor, confirmed: Tensor) -> Tensor:
+        """Errors (P,) that few exceed, of lengths that the last doubling changed by ``change`` (P,)."""
+        wary = torch.minimum(_WARY * facts.length_error, self.options.rough_rtol * facts.length)
+        # spacings that are not yet small gain by less than the fourth power
+        unsure = torch.minimum(facts.length_error + change / _SLOWER, self.options.rtol * facts.length)
+        more = torch.where(kinked, wary, torch.where(confirmed, unsure, facts.length_error))
+        return more.maximum(facts.length_error)
 
     def _relaxed(self, begun: Begun, tol: float) -> tuple[Begun, Tensor, Curves]:
         """Of curves (P,) those that are no other's double (Q,): as begun, mask of them (P,), and relaxed."""
