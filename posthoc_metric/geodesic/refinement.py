@@ -111,8 +111,13 @@ class Refiner:
 
     def _begun(self, before: list[Curves | StartCurves], spans: int) -> Begun:
         learnt = self.routes.learnt
+        # gradients alone take twice as long over times that differ much from node to node
+        even = self.many is None
         return Begun.join(
-            [begin(part, spans) if isinstance(part, Curves) else begin_anew(part, spans, learnt) for part in before]
+            [
+                begin(part, spans, even=even) if isinstance(part, Curves) else begin_anew(part, spans, learnt)
+                for part in before
+            ]
         )
 
     def _settled(self, begun: Begun, better: Curves) -> tuple[Tensor, Tensor]:
