@@ -22,8 +22,8 @@ _RESIDUAL_ROWS = 20_000
 _FOLDS = 10
 #: exponents below this add nothing to a sum with 1 in double precision, not even a million times
 _NOTHING = -80.0
-#: bytes of evidence that are worked on at once
-_CACHED = 8 * 2**20
+#: bytes of evidence that are worked on at once, on a processor and on an accelerator
+_CACHED, _MOST_BYTES = 8 * 2**20, 512 * 2**20
 
 
 class RBF(UncertaintyModel):
@@ -113,10 +113,11 @@ class RBF(UncertaintyModel):
         return score, gradient, (hessian - gradient[:, :, None] * gradient[:, None]) / score[:, None, None]
 
     def _in_pieces(self, ask: Callable[[Tensor], tuple[Tensor, ...]], z: Tensor) -> tuple[Tensor, ...]:
-        """``ask(z)``, so many points (B, d) at a time that their evidence stays in the cache."""
+        """``ask(z)``, so many points (B, d) at a time that on a processor their evidence stays in its cache."""
         if self._points is None:
             raise NotFittedError("this RBF model is not fitted; call fit(decoder, latents) first.")
-        rows = max(4, _CACHED // (32 * len(self._points)) * 4)
+        held = _CACHED if z.device.type == "cpu" else _MOST_BYTES
+        rows = max(4, held // (32 * len(self._points)) * 4)
         if len(z) <= rows:
             return ask(z)
         return tuple(torch.cat(parts) for parts in zip(*map(ask, z.split(rows)), strict=True))
