@@ -166,19 +166,16 @@ class CurveEnergy:
         count, total, dim = out.nodes.shape
         new, width = out.nodes.new_empty, self.embedding.output_dim
         out.squares, out.grain = new(count, total, dim, dim), new(count)
+        out.jacobians = new(count, total - 2, dim, width, dtype=torch.float32)
         out.pull, out.pull_before = new(count, total - 2, dim), torch.zeros_like(out.gradient)
         # large temporaries cost more to allocate than to compute
         asked, block = (max(1, size // (8 * total * width * dim)) for size in (_ASKED, _CACHED))
-        if asked < count:
-            out.jacobians = new(count, total - 2, dim, width, dtype=torch.float32)
         for first in range(0, count, asked):
             values, jacobians = self._ask(out.nodes[first : first + asked, 1:-1])
             for some in range(0, len(values), block):
                 curves = slice(first + some, first + min(some + block, len(values)))
                 here = slice(some, some + block)
                 self._add_some_chords(out, curves, values[here], jacobians[here], frame, before)
-        if out.jacobians is None:
-            out.jacobians = jacobians.float()
         out.gradient += 2 * out.pull
 
     def _ends(self, nodes: Tensor) -> Tensor:
@@ -197,7 +194,7 @@ class CurveEnergy:
     ) -> None:
         """Of the curves ``some`` (p,), from ``F`` (p, n-1, D) and ``J_Fᵀ`` (p, n-1, d, D) at the inner nodes."""
         assert out.squares is not None and frame.ends is not None
-        assert out.pull is not None and out.grain is not None
+        assert out.jacobians is not None and out.pull is not None and out.grain is not None
         nodes, ends = out.nodes[some], frame.ends[some]
         count, total, dim = nodes.shape
         form = frame.form.between(some, 0, total - 1)
@@ -225,8 +222,7 @@ class CurveEnergy:
         out.pull[some] = torch.linalg.vecdot(rows, bend)
         if before is not None and before.jacobians is not None and out.pull_before is not None:
             out.pull_before[some] = torch.linalg.vecdot(before.jacobians[some], bend.float())
-        if out.jacobians is not None:
-            out.jacobians[some] = rows
+        out.jacobians[some] = rows
         # conditions of Jacobians are squared here; the first node of a curve holds a place, so that every other node
         # of all curves is a slice
         wide = rows.new_empty(count, total - 1, dim, rows.shape[3], dtype=torch.float64)
