@@ -151,7 +151,7 @@ def test_curves_with_kinks_are_left_to_gradients_and_come_out_shorter(monkeypatc
     monkeypatch.setattr(routes, "_FEW", 99)
     newton = geodesic(metric, a, b)
     gain = (newton.length - found.length) / newton.length
-    assert (gain > -5e-4).all()
+    assert (gain * newton.length > -found.length_error).all()
     # Newton's nodes rest in linear pieces of the decoder, and are called converged there
     assert gain[newton.converged].max() > 2e-3
 
@@ -291,7 +291,7 @@ def test_chords_find_the_length_of_a_kinked_curve():
     start, end = points(1, 200, 1, 1.0), points(1, 200, 2, 1.0)
     line = start[:, None] + knots[..., None] * (end - start)[:, None]
     spline = interpolate(knots, line)
-    known = measure(parts, spline, None)
+    known = measure(parts, spline, None)[0]
     known.errors += 1.0
     found, asked = halved(parts, spline, known, 1e-3 * known.length, 32, 2**20)
     exact = (end - start).norm()

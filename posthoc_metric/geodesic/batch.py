@@ -40,7 +40,8 @@ class Batch:
     def put_rows(self, rows: Tensor, other: Any) -> None:
         """Overwrite the rows ``rows`` (indices) by ``other``, which has only those."""
         for name, value in self._items():
-            value[rows] = getattr(other, name)
+            if value is not None:
+                value[rows] = getattr(other, name)
 
     def _items(self) -> list[tuple[str, Any]]:
         return [(name, getattr(self, name)) for name in self.__dataclass_fields__]  # type: ignore[attr-defined]

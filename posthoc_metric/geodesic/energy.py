@@ -24,6 +24,7 @@ from .batch import Batch
 from .elements import Model, add_blocks, add_gradient, add_weight, empty_model
 from .field import FieldDerivative
 from .frame import Frame
+from .image import Image
 
 #: latent dimensions in which a grid leads round walls, so that few points of quadrature will do for a field
 _FEW = 3
@@ -45,7 +46,7 @@ class Linearisation(Batch):
         gradient: with respect to the inner nodes (P, n-1, d).
         convex: the Gauss-Newton model, positive semi-definite.
         rest: what the first derivatives at hand tell of the rest of the Hessian; indefinite.
-        squares: ``J_FᵀJ_F`` at the nodes (P, n+1, d, d).
+        image: of an embedding, at the nodes and between.
         jacobians: ``J_Fᵀ`` at the inner nodes (P, n-1, d, D), in single precision: they serve the secant only.
         pull: ``J_Fᵀ b``, ``b`` half the energy's derivative by ``F``, at the inner nodes (P, n-1, d).
         pull_before: the same ``b`` under the Jacobians of the nodes before (P, n-1, d).
@@ -57,7 +58,7 @@ class Linearisation(Batch):
     gradient: Tensor
     convex: Model
     rest: Model
-    squares: Tensor | None = None
+    image: Image | None = None
     jacobians: Tensor | None = None
     pull: Tensor | None = None
     pull_before: Tensor | None = None
@@ -115,9 +116,9 @@ class CurveEnergy:
                 self._add_chords_leanly(out, frame)
             else:
                 self._add_chords(out, frame, before)
-            assert out.squares is not None and frame.squares is not None
-            out.squares[:, [0, -1]] = frame.squares
-            out.convex.diagonal += frame.diagonal * out.squares[:, 1:-1]
+            assert out.image is not None and frame.squares is not None
+            out.image.squares[:, [0, -1]] = frame.squares
+            out.convex.diagonal += frame.diagonal * out.image.squares[:, 1:-1]
             out.convex.near *= frame.near
             out.convex.far *= frame.far
         if self.weight is not None:
@@ -134,8 +135,8 @@ class CurveEnergy:
     def _add_chords_leanly(self, out: Linearisation, frame: Frame) -> None:
         assert self.embedding is not None
         count, total, dim = out.nodes.shape
-        out.squares = out.nodes.new_zeros(count, total, dim, dim)
-        out.grain = torch.zeros_like(out.energy)
+        squares = out.nodes.new_zeros(count, total, dim, dim)
+        out.image, out.grain = Image(squares), torch.zeros_like(out.energy)
         # two more than a chunk, for the products with those before
         chunk = max(2, self.memory_limit // (24 * self.embedding.output_dim * dim) - 2)
         for p in range(count):
@@ -152,7 +153,7 @@ class CurveEnergy:
                 out.gradient[p, first - 1 : stop - 1] += (
                     2 * (jacobians.mT @ bend[first - 1 : stop - 1, :, None])[..., 0]
                 )
-                out.squares[p, first:stop] = jacobians.mT @ jacobians
+                squares[p, first:stop] = jacobians.mT @ jacobians
                 start, held = first - len(held), torch.cat([held, jacobians])
                 for node in range(max(start + 1, first), stop):
                     this = held[node - start]
@@ -165,7 +166,8 @@ class CurveEnergy:
         assert self.embedding is not None
         count, total, dim = out.nodes.shape
         new, width = out.nodes.new_empty, self.embedding.output_dim
-        out.squares, out.grain = new(count, total, dim, dim), new(count)
+        out.image = Image(new(count, total, dim, dim), new(count, total - 1, dim, dim), new(count, total - 1))
+        out.grain = new(count)
         out.jacobians = new(count, total - 2, dim, width, dtype=torch.float32)
         out.pull, out.pull_before = new(count, total - 2, dim), torch.zeros_like(out.gradient)
         # large temporaries cost more to allocate than to compute
@@ -193,8 +195,8 @@ class CurveEnergy:
         self, out: Linearisation, some: slice, values: Tensor, rows: Tensor, frame: Frame, before: Linearisation | None
     ) -> None:
         """Of the curves ``some`` (p,), from ``F`` (p, n-1, D) and ``J_Fᵀ`` (p, n-1, d, D) at the inner nodes."""
-        assert out.squares is not None and frame.ends is not None
-        assert out.jacobians is not None and out.pull is not None and out.grain is not None
+        assert out.image is not None and out.image.across is not None and out.image.chords is not None
+        assert frame.ends is not None and out.jacobians is not None and out.pull is not None and out.grain is not None
         nodes, ends = out.nodes[some], frame.ends[some]
         count, total, dim = nodes.shape
         form = frame.form.between(some, 0, total - 1)
@@ -218,6 +220,7 @@ class CurveEnergy:
             energy = torch.linalg.vecdot(flux, r).sum(1, dtype=torch.float64)
         out.energy[some] += energy
         out.grain[some] = grain
+        out.image.chords[some] = torch.linalg.vecdot(r, r)
         bend = (flux[:, :-1] - flux[:, 1:])[:, :, None]
         out.pull[some] = torch.linalg.vecdot(rows, bend)
         if before is not None and before.jacobians is not None and out.pull_before is not None:
@@ -228,8 +231,10 @@ class CurveEnergy:
         wide = rows.new_empty(count, total - 1, dim, rows.shape[3], dtype=torch.float64)
         wide[:, 0], wide[:, 1:] = ends[:, 0, 1:], rows
         flat, every_other = wide.flatten(0, 1), wide[:, ::2].flatten(0, 1)
-        out.squares[some, :-1] = (flat @ flat.mT).view(count, -1, dim, dim)
-        out.convex.near[some] = _products(flat).view(count, -1, dim, dim)[:, 1:-1]
+        out.image.squares[some, :-1] = (flat @ flat.mT).view(count, -1, dim, dim)
+        across = _products(flat).view(count, -1, dim, dim)
+        torch.matmul(wide[:, -1], ends[:, 1, 1:].mT.double(), out=across[:, -1])
+        out.image.across[some], out.convex.near[some] = across, across[:, 1:-1]
         out.convex.far[some] = _products(every_other).view(count, -1, dim, dim)[:, 1:-1]
 
     def _add_weight(self, out: Linearisation, frame: Frame) -> None:

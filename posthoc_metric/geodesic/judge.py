@@ -9,16 +9,16 @@ from ..metric import MetricParts
 from .candidates import Facts
 from .curves import Clock, make_clock
 from .energy import CurveEnergy
-from .quadrature import chorded, confirm, measure
+from .quadrature import chorded, confirm, measure, sharpen
 from .relaxation import STATUSES, relax
 from .spline import Spline
 from .status import Status
 
 
-def judge(parts: MetricParts, spline: Spline, memory_limit: int) -> tuple[Facts, Clock, int]:
-    """Facts and clocks of P curves of n spans, and the points a curve that the metric was asked for.
+def judge(parts: MetricParts, spline: Spline, memory_limit: int) -> tuple[Facts, Clock, Tensor]:
+    """Facts and clocks of P curves of n spans, and the points of each that the metric was asked for (P,).
 
-    The length is that of the Gauss-Lobatto rule, confirmed by Simpson's and by chords; the residual that of the
+    The length is that of Kronrod's rule, confirmed by the Gauss-Lobatto rule's and by chords; the residual that of the
     discrete geodesic equation at the nodes; ``length_error`` is the sum of what the quadrature leaves open and of
     what relaxing the curve would still gain.  ``status`` is ``CONVERGED`` throughout, for the caller to correct.
     """
@@ -27,14 +27,15 @@ def judge(parts: MetricParts, spline: Spline, memory_limit: int) -> tuple[Facts,
     # values, bend and their like, and Jacobians with copies between them
     block = max(1, memory_limit // (8 * total * (width * (9 * dim + 12) + 60 * dim * dim)))
     energy = CurveEnergy(parts, _probe(spline), memory_limit)
-    facts, clocks = [], []
+    facts, clocks, points = [], [], []
     for rows in torch.arange(count, device=spline.nodes.device).split(block):
         one = spline.take(rows)
         # without steps a relaxation is a linearisation, with the residual it starts from
         still = relax(energy, one.nodes, one.knots, tol=0.0, max_steps=0)
-        simpson = measure(parts, one, still.squares)
-        lobatto = confirm(parts, one, simpson)
-        measured = chorded(parts, one, lobatto)
+        simpson, asked = measure(parts, one, still.image)
+        measured = chorded(parts, one, sharpen(parts, one, confirm(parts, one, simpson)))
+        # the nodes, and two, three and four more in every span
+        points.append(still.evaluations + asked + 9 * (total - 1))
         speeds = measured.squares.clamp_min(0).sqrt()
         # a quarter by the Gauss-Newton model, which is stiffer than the energy along flat valleys
         gain = measured.length * still.residual.square() / 2
@@ -51,7 +52,7 @@ def judge(parts: MetricParts, spline: Spline, memory_limit: int) -> tuple[Facts,
             )
         )
         clocks.append(make_clock(one, speeds))
-    return Facts.join(facts), Clock.join(clocks), 8 * (total - 1) + 1
+    return Facts.join(facts), Clock.join(clocks), torch.cat(points)
 
 
 def _probe(spline: Spline) -> Tensor:

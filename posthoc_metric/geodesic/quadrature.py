@@ -9,16 +9,22 @@ from torch import Tensor
 
 from ..metric import MetricParts
 from .batch import Batch
+from .image import Image
 from .rows import padded
 from .spline import Spline
 
-#: Gauss-Lobatto rule with five points on [0, 1] (degree 7); Simpson's rule (degree 3) shares three of them
-FRACTIONS = (0.0, 0.5 - (3 / 28) ** 0.5, 0.5, 0.5 + (3 / 28) ** 0.5, 1.0)
+#: the points on [0, 1] of the Gauss-Lobatto rule with four (degree 5), and the middle for Simpson's rule (degree 3)
+FRACTIONS = (0.0, 0.5 - 0.05**0.5, 0.5, 0.5 + 0.05**0.5, 1.0)
+#: share of a length that the trapezoidal rule may err by where the nodes tell all
+_PLAIN = 0.1
 #: least share of the difference of two rules that is the better one's error
 _BETTER = 0.02
 _TRAPEZOID = (1 / 2, 0.0, 0.0, 0.0, 1 / 2)
-_LOBATTO = (1 / 20, 49 / 180, 16 / 45, 49 / 180, 1 / 20)
+_LOBATTO = (1 / 12, 5 / 12, 0.0, 5 / 12, 1 / 12)
 _SIMPSON = (1 / 6, 0.0, 2 / 3, 0.0, 1 / 6)
+#: what Kronrod's extension of the rule adds, and its weights (degree 9): of the rule's own points, then of these
+_KRONROD = (0.5 - (1 / 6) ** 0.5, 0.5, 0.5 + (1 / 6) ** 0.5)
+_EXTENDED = tuple(part / 2940 for part in (77, 625, 625, 77, 432, 672, 432))
 
 
 @dataclass
@@ -46,16 +52,36 @@ class Measured(Batch):
         return self.lengths.sum(1)
 
 
-def measure(parts: MetricParts, spline: Spline, at_nodes: Tensor | None) -> Measured:
-    """Lengths by Simpson's rule; ``errors`` are the trapezoidal rule's.
+def measure(parts: MetricParts, spline: Spline, image: Image | None) -> tuple[Measured, Tensor]:
+    """Lengths by Simpson's rule, ``errors`` the trapezoidal rule's; and how many points of each curve it took (P,).
 
     Args:
-        at_nodes: ``J_Fᵀ J_F`` at the nodes (P, n+1, d, d), which the relaxation leaves behind.
+        image: what the relaxation leaves known of an embedding, which is then asked only where the trapezoidal rule
+            errs so much that something may stand between the nodes of which these do not tell.
 
     NaN where the metric is not finite on a curve.
     """
+    count, spans = len(spline.knots), spline.knots.shape[1] - 1
+    if image is None:
+        found = _by_simpson(parts, spline, None, None)
+        return found, torch.full((count,), 2 * spans + 1, device=spline.knots.device)
+    at_nodes = image.at_nodes(spline)
+    if image.whole:
+        found = _by_simpson(parts, spline, at_nodes, image.in_the_middle(spline))
+        unsure = ~(found.errors.sum(1) <= _PLAIN * found.length)
+        rows = unsure.nonzero().flatten()
+        if len(rows):
+            found.put_rows(rows, _by_simpson(parts, spline.take(rows), at_nodes[rows], None))
+    else:
+        found = _by_simpson(parts, spline, at_nodes, None)
+        unsure = torch.ones(count, dtype=torch.bool, device=spline.knots.device)
+    return found, spans * unsure
+
+
+def _by_simpson(parts: MetricParts, spline: Spline, at_nodes: Tensor | None, inside: Tensor | None) -> Measured:
+    """With an embedding's squared speeds at the nodes (P, n+1) and in the middle of the spans (P, n), if known."""
     squares = _squared_speeds(parts, spline.nodes, spline.slopes, at_nodes)
-    middle = _inside(parts, spline, (2,))
+    middle = _inside(parts, spline, (FRACTIONS[2],), inside)
     quarter, three = ((1 - u) * squares[:, :-1] + u * squares[:, 1:] for u in (FRACTIONS[1], FRACTIONS[3]))
     # a parabola through the three points stands in for the two that are not asked for
     bulge = middle[..., 0] - (squares[:, :-1] + squares[:, 1:]) / 2
@@ -70,18 +96,36 @@ def measure(parts: MetricParts, spline: Spline, at_nodes: Tensor | None) -> Meas
 
 def confirm(parts: MetricParts, spline: Spline, rough: Measured) -> Measured:
     """The same curves by the Gauss-Lobatto rule, with two more points in every span."""
-    pair = _inside(parts, spline, (1, 3))
+    pair = _inside(parts, spline, (FRACTIONS[1], FRACTIONS[3]))
     five = rough.squares.clone()
     five[..., 1], five[..., 3] = pair[..., 0], pair[..., 1]
     five = five.clamp_min(0.0)
     h = spline.knots.diff(dim=1)
     lengths = five.sqrt() @ five.new_tensor(_LOBATTO) * h
     energy = (five @ five.new_tensor(_LOBATTO) * h).sum(1)
-    # orders 2, 4 and 8: where the curve is smooth each error is the square of the one before, where it has kinks
+    # orders 2, 4 and 6: where the curve is smooth each error is the square of the one before, where it has kinks
     # they are alike; the first power of the ratio is the cautious side of both
     differ = (lengths - rough.lengths).abs()
     ratio = (differ / rough.errors.clamp_min(1e-300)).clamp(_BETTER, 1.0)
     roughness = differ.sum(1) / rough.errors.sum(1).clamp_min(1e-300)
+    return Measured(five, lengths, differ * ratio, energy, roughness)
+
+
+def sharpen(parts: MetricParts, spline: Spline, known: Measured) -> Measured:
+    """The same curves by Kronrod's extension of the Gauss-Lobatto rule, with three more points in every span.
+
+    Gander & Gautschi 2000, Adaptive quadrature - revisited, section 4.
+    """
+    h, five = spline.knots.diff(dim=1), known.squares.clone()
+    more = _inside(parts, spline, _KRONROD)
+    every = torch.cat([five[..., (0, 1, 3, 4)], more], dim=2).clamp_min(0.0)
+    lengths = every.sqrt() @ every.new_tensor(_EXTENDED) * h
+    energy = (every @ every.new_tensor(_EXTENDED) * h).sum(1)
+    trapezoid, simpson = (five.sqrt() @ five.new_tensor(rule) * h for rule in (_TRAPEZOID, _SIMPSON))
+    differ, before = (lengths - known.lengths).abs(), (known.lengths - simpson).abs()
+    ratio = (differ / before.clamp_min(1e-300)).clamp(_BETTER, 1.0)
+    roughness = differ.sum(1) / (simpson - trapezoid).abs().sum(1).clamp_min(1e-300)
+    five[..., 2] = every[..., 5]
     return Measured(five, lengths, differ * ratio, energy, roughness)
 
 
@@ -125,16 +169,18 @@ def chorded(parts: MetricParts, spline: Spline, known: Measured) -> Measured:
     )
 
 
-def _inside(parts: MetricParts, spline: Spline, which: tuple[int, ...]) -> Tensor:
-    fractions = spline.nodes.new_tensor([FRACTIONS[i] for i in which])
-    points, velocities = spline.inside(fractions)
+def _inside(parts: MetricParts, spline: Spline, at: tuple[float, ...], known: Tensor | None = None) -> Tensor:
+    points, velocities = spline.inside(spline.nodes.new_tensor(at))
     count, spans, number, dim = points.shape
-    flat = _squared_speeds(parts, points.reshape(count, -1, dim), velocities.reshape(count, -1, dim), None)
+    flat = _squared_speeds(parts, points.reshape(count, -1, dim), velocities.reshape(count, -1, dim), known)
     return flat.view(count, spans, number)
 
 
 def _squared_speeds(parts: MetricParts, points: Tensor, velocities: Tensor, known: Tensor | None) -> Tensor:
-    """(P, m, d), (P, m, d) -> (P, m); NaN for curves that are not finite, which the metric is not asked about."""
+    """(P, m, d), (P, m, d) -> (P, m); ``known`` are the embedding's, if they are.
+
+    NaN for curves that are not finite, which the metric is not asked about.
+    """
     count, number, dim = points.shape
     bad = ~(torch.isfinite(points).all(2) & torch.isfinite(velocities).all(2)).all(1)
     points, velocities = points.masked_fill(bad[:, None, None], 0.0), velocities.masked_fill(bad[:, None, None], 0.0)
@@ -146,5 +192,5 @@ def _squared_speeds(parts: MetricParts, points: Tensor, velocities: Tensor, know
     flat = along.flatten(0, 1)
     squares = parts.inner(asked.flatten(0, 1), flat, flat).view(count, -1)[:, :number]
     if known is not None:
-        squares = squares + torch.einsum("pmi,pmij,pmj->pm", velocities, known, velocities)
+        squares = squares + known
     return squares.masked_fill(bad[:, None], float("nan"))

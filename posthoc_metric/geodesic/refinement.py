@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from .batch import Batch
 from .candidates import Begun, Curves, Facts, begin, begin_anew, contest, rivals
 from .curves import Clock, density, make_clock, pad
 from .options import RelaxationOptions
-from .quadrature import Measured, chorded, confirm, measure
+from .quadrature import Measured, chorded, confirm, measure, sharpen
 from .relaxation import STATUSES, Relaxed
 from .routes import COARSE_TOL, MOST_COARSE, Routes
 from .spline import Spline, interpolate
@@ -35,6 +36,9 @@ _WARY = 1.5
 _SLOWER = 5
 #: share of the error asked for that the quadrature may take before chords are asked as well
 _SURE = 0.3
+
+#: what measures curves anew that it is told the lengths of
+Rule = Callable[[MetricParts, Spline, Measured], Measured]
 
 _CODE = {status: code for code, status in enumerate(STATUSES)}
 
@@ -181,10 +185,11 @@ class Refiner:
         everyone = torch.arange(len(pair), device=pair.device)
         pieces = []
         for rows, count in self._groups(everyone, spans):
-            squares = None if relaxed.squares is None else relaxed.squares[rows]
-            pieces.append(measure(self.parts, spline.take(rows), squares).first(count))
+            image = None if relaxed.image is None else relaxed.image.take(rows)
+            found, asked = measure(self.parts, spline.take(rows), image)
+            pieces.append(found.first(count))
+            self.evaluations.index_add_(0, pair[rows[:count]], asked[:count])
         measured = Measured.join(pieces)
-        self.evaluations.index_add_(0, pair, torch.full_like(pair, spans))
         status = relaxed.status
         # the chords of a curve fall short of it by a share of order h², its discretisation error by the square of that
         chords = relaxed.energy.clamp_min(0).sqrt()
@@ -196,21 +201,24 @@ class Refiner:
             worth &= measured.length - chords <= 2 * enough * measured.length
         worth &= (measured.length - begun.facts.length).abs() / 15 <= enough * measured.length
         error = measured.length * shortfall
-        if bool(worth.any()):
-            for rows, count in self._groups(worth.nonzero().flatten(), 2 * spans):
-                surer = confirm(self.parts, spline.take(rows), measured.take(rows))
-                measured.put_rows(rows[:count], surer.first(count))
-            self.evaluations.index_add_(0, pair[worth], torch.full_like(pair[worth], 2 * spans))
-            unsure = worth & (measured.errors.sum(1) > _SURE * self.options.rtol * measured.length)
-            doubtful = unsure.nonzero().flatten()
-            if self.many is not None and len(doubtful):
-                surer, asked = self.many.confirm(spline.take(doubtful), measured.take(doubtful))
-                measured.put_rows(doubtful, surer)
-                self.evaluations.index_add_(0, pair[doubtful], asked)
-                doubtful = doubtful[:0]
-            for rows, _ in self._groups(doubtful, 4 * spans + 1) if len(doubtful) else ():
-                measured.put_rows(rows, chorded(self.parts, spline.take(rows), measured.take(rows)))
-                self.evaluations.index_add_(0, pair[rows], torch.full_like(pair[rows], 4 * spans))
+
+        def improve(rule: Rule, rows: Tensor, points: int) -> Tensor:
+            """Measure the curves ``rows`` anew at so many more points of each; which are still not sure (k,)."""
+            for some, count in self._groups(rows, points) if len(rows) else ():
+                surer = rule(self.parts, spline.take(some), measured.take(some))
+                measured.put_rows(some[:count], surer.first(count))
+            self.evaluations.index_add_(0, pair[rows], torch.full_like(rows, points))
+            unsure = measured.errors.sum(1) > _SURE * self.options.rtol * measured.length
+            return rows[unsure[rows]]
+
+        doubtful = improve(confirm, worth.nonzero().flatten(), 2 * spans)
+        doubtful = improve(sharpen, doubtful, 3 * spans)
+        if self.many is None:
+            improve(chorded, doubtful, 4 * spans)
+        elif len(doubtful):
+            surer, asked = self.many.confirm(spline.take(doubtful), measured.take(doubtful))
+            measured.put_rows(doubtful, surer)
+            self.evaluations.index_add_(0, pair[doubtful], asked)
         doubt = torch.maximum(error, (measured.length - chords).abs())
         error = torch.where(worth, error + measured.errors.sum(1), doubt)
         speeds = measured.squares.sqrt()

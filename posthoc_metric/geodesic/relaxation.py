@@ -19,6 +19,7 @@ from .doubles import couples_of, doubles
 from .elements import Model, node_masses
 from .energy import CurveEnergy, Linearisation
 from .frame import Frame
+from .image import Image
 from .saddle import escapes
 from .status import Status
 from .trust_region import UNDAMPED, Step, step_in_region
@@ -47,7 +48,7 @@ class Relaxed(Batch):
         residual: ``sqrt(gᵀ H⁻¹ g / E)`` (P,): twice the relative energy still to be gained, as a root; ``H`` is the
             model, corrected by how much slower than by its prediction the residual falls.
         rate: factor by which the last step changed the uncorrected residual (P,).
-        squares: ``J_FᵀJ_F`` at the nodes (P, n+1, d, d), where there is an embedding.
+        image: what is known of an embedding along the curve.
         secant: what was learnt of the Hessian, for a unit of time at the inner nodes (P, n-1, d, d).
         status: indices into ``STATUSES`` (P,).
         steps: accepted and rejected steps (P,).
@@ -60,7 +61,7 @@ class Relaxed(Batch):
     energy: Tensor
     residual: Tensor
     rate: Tensor
-    squares: Tensor | None
+    image: Image | None
     secant: Tensor
     status: Tensor
     steps: Tensor
@@ -115,7 +116,7 @@ def relax(
         here.energy.clone(),
         torch.full_like(here.energy, float("inf")),
         torch.zeros_like(here.energy),
-        None if here.squares is None else here.squares.clone(),
+        None if here.image is None else here.image.take(row),
         torch.zeros_like(here.convex.diagonal),
         torch.full_like(row, STATUSES.index(Status.STEP_LIMIT)),
         torch.zeros_like(row),
@@ -248,8 +249,8 @@ def _leave(final: Relaxed, active: _Active, which: Tensor, why: Status) -> None:
     here, some = active.here, which.nonzero().flatten()
     rows = active.row[some]
     final.nodes[rows], final.energy[rows] = here.nodes[some], here.energy[some]
-    if final.squares is not None and here.squares is not None:
-        final.squares[rows] = here.squares[some]
+    if final.image is not None and here.image is not None:
+        final.image.put_rows(rows, here.image.take(some))
     final.secant[rows] = active.secant[some]
     final.status[rows] = STATUSES.index(why)
 

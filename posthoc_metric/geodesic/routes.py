@@ -13,6 +13,7 @@ from torch import Tensor
 from ..metric import MetricParts
 from .candidates import Begun
 from .energy import CurveEnergy
+from .image import Image
 from .many_dimensions import ManyDimensions
 from .matrix_free import matrix_free
 from .options import RelaxationOptions
@@ -85,9 +86,11 @@ class Routes:
         if len(easy):
             found = self._in_blocks(begun.take(easy), tol, min(steps, _TRIES), doubles=False)
             late = found.status == _LATE
+            # how a curve is measured must not depend on whether another of its batch is late
+            found.image = None if found.image is None else Image(found.image.squares)
             if len(easy) == len(nodes) and not bool(late.any()):
                 return found, stubborn
-            found.squares = None
+            found.image = None
             pieces, order = [found.take(~late)], [easy[~late]]
             nodes, stubborn = nodes.index_copy(0, easy, found.nodes), stubborn.index_copy(0, easy, late)
             spent[:, easy] = torch.stack([found.steps, found.evaluations])
