@@ -10,7 +10,7 @@ import posthoc_metric as pm
 from posthoc_metric.geodesic.curves import make_clock, retimed
 from posthoc_metric.geodesic.elements import Model, stiffness
 from posthoc_metric.geodesic.energy import CurveEnergy, Linearisation
-from posthoc_metric.geodesic.quadrature import confirm, measure
+from posthoc_metric.geodesic.quadrature import FIVE, confirm, measure
 from posthoc_metric.geodesic.spline import interpolate
 from posthoc_metric.geodesic.trust_region import step_in_region
 from posthoc_metric.metric import MetricParts
@@ -141,10 +141,10 @@ def test_retimed_curves_lose_the_energy_that_uneven_speed_costs():
     # at first slow, and standing still at the end
     way = (2 * knots - knots.square()) ** 2
     spline = interpolate(knots, torch.stack([way, 1 - way.square()], dim=2))
-    measured = confirm(parts, spline, measure(parts, spline, None)[0])
-    times = retimed(make_clock(spline, measured.squares.sqrt()), knots)
+    measured = confirm(parts, spline, measure(parts, spline, None, FIVE)[0], FIVE)
+    times = retimed(make_clock(spline, measured.squares.sqrt(), FIVE), knots)
     again = interpolate(times, spline.nodes)
-    better = confirm(parts, again, measure(parts, again, None)[0])
+    better = confirm(parts, again, measure(parts, again, None, FIVE)[0], FIVE)
     assert float(times[0, 0]) == 0 and float(times[0, -1]) == 1 and bool((times.diff(dim=1) > 0).all())
     torch.testing.assert_close(better.length, measured.length, rtol=1e-4, atol=0)
     lost, left = (part.energy / measured.length.square() - 1 for part in (measured, better))

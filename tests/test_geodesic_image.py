@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import posthoc_metric as pm
 from posthoc_metric.geodesic.energy import CurveEnergy
 from posthoc_metric.geodesic.image import Image
-from posthoc_metric.geodesic.quadrature import confirm, measure, sharpen
+from posthoc_metric.geodesic.quadrature import FIVE, FOUR, confirm, measure, sharpen
 from posthoc_metric.geodesic.spline import Spline, interpolate
 from posthoc_metric.metric import MetricParts
 
@@ -49,7 +49,7 @@ def test_arcs_through_the_nodes_are_lengths_of_fourth_order_for_nothing():
         spline = _bent(spans)
         image = _image(decoder, spline)
         with decoder.counting() as work:
-            found, asked = measure(MetricParts(embedding=decoder), spline, image)
+            found, asked = measure(MetricParts(embedding=decoder), spline, image, FOUR)
         assert work.values == work.jvps == 0 and int(asked.sum()) == 0
         errors.append((found.length / _fine(decoder, spline) - 1).abs())
     assert (errors[-1] < 1e-5).all()
@@ -70,9 +70,9 @@ def test_where_nodes_do_not_tell_enough_the_embedding_is_asked(whole):
     image = _image(decoder, spline)
     given = image if whole else Image(image.squares)
     with decoder.counting() as work:
-        found, asked = measure(MetricParts(embedding=decoder), spline, given)
+        found, asked = measure(MetricParts(embedding=decoder), spline, given, FOUR)
     assert asked.tolist() == [8, 8] and work.jvps == 16
-    alone, points = measure(MetricParts(embedding=decoder), spline, None)
+    alone, points = measure(MetricParts(embedding=decoder), spline, None, FOUR)
     assert points.tolist() == [17, 17]
     torch.testing.assert_close(found.lengths, alone.lengths)
 
@@ -98,10 +98,12 @@ def test_every_rule_is_surer_than_the_one_before_and_kronrods_has_degree_nine():
     knots = torch.linspace(0, 1, 5, dtype=torch.float64)[None]
     spline = interpolate(knots, torch.stack([knots, torch.zeros_like(knots)], dim=2))
     parts = MetricParts(weight=_Eighth())
-    simpson, _ = measure(parts, spline, None)
-    lobatto = confirm(parts, spline, simpson)
+    simpson, _ = measure(parts, spline, None, FOUR)
+    lobatto = confirm(parts, spline, simpson, FOUR)
+    five = confirm(parts, spline, measure(parts, spline, None, FIVE)[0], FIVE)
     kronrod = sharpen(parts, spline, lobatto)
     exact = 10 / 9
+    assert abs(float(five.length) - exact) < 1e-2 * abs(float(lobatto.length) - exact)
     for found in (simpson, lobatto):
         assert 1e-9 < abs(float(found.length) - exact) < float(found.errors.sum())
     assert abs(float(kronrod.length) - exact) < 1e-13

@@ -12,7 +12,7 @@ from posthoc_metric.geodesic.chords import halved
 from posthoc_metric.geodesic.energy import CurveEnergy
 from posthoc_metric.geodesic.matrix_free import MatrixFreeEnergy, matrix_free
 from posthoc_metric.geodesic.preconditioner import Preconditioner, _sketch, precondition
-from posthoc_metric.geodesic.quadrature import measure
+from posthoc_metric.geodesic.quadrature import FIVE, measure
 from posthoc_metric.geodesic.quasi_newton import relax_matrix_free
 from posthoc_metric.geodesic.rows import few_rows
 from posthoc_metric.geodesic.spline import interpolate
@@ -291,7 +291,7 @@ def test_chords_find_the_length_of_a_kinked_curve():
     start, end = points(1, 200, 1, 1.0), points(1, 200, 2, 1.0)
     line = start[:, None] + knots[..., None] * (end - start)[:, None]
     spline = interpolate(knots, line)
-    known = measure(parts, spline, None)[0]
+    known = measure(parts, spline, None, FIVE)[0]
     known.errors += 1.0
     found, asked = halved(parts, spline, known, 1e-3 * known.length, 32, 2**20)
     exact = (end - start).norm()

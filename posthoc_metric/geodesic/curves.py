@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
-from .quadrature import FRACTIONS
+from .quadrature import Rule
 from .spline import Spline
 
 
@@ -72,15 +72,15 @@ class Clock(Batch):
 _TICKS, _MOST_TICKS = 8, 256
 
 
-def make_clock(spline: Spline, speeds: Tensor) -> Clock:
-    """The clock of ``spline`` from its speeds (P, n, 5) at the Gauss-Lobatto points of its spans.
+def make_clock(spline: Spline, speeds: Tensor, rule: Rule) -> Clock:
+    """The clock of ``spline`` from its speeds (P, n, 5) at the points of a ``rule`` in its spans.
 
     Inside a span the speed is the polynomial through its five values, and the length its integral.
     """
     number = max(1, min(_TICKS, _MOST_TICKS // speeds.shape[1]))
     ticks = torch.linspace(0, 1, number + 1, dtype=speeds.dtype, device=speeds.device)
     powers = torch.arange(5, dtype=speeds.dtype, device=speeds.device)
-    nodes = torch.tensor(FRACTIONS, dtype=speeds.dtype, device=speeds.device)
+    nodes = torch.tensor(rule.fractions, dtype=speeds.dtype, device=speeds.device)
     integrate = torch.linalg.solve((nodes[:, None] ** powers).mT, (ticks[:, None] ** (powers + 1) / (powers + 1)).mT)
     h = spline.knots.diff(dim=1)[..., None]
     run = (speeds @ integrate) * h

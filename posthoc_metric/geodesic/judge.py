@@ -9,7 +9,8 @@ from ..metric import MetricParts
 from .candidates import Facts
 from .curves import Clock, make_clock
 from .energy import CurveEnergy
-from .quadrature import chorded, confirm, measure, sharpen
+from .image import Image
+from .quadrature import FIVE, chorded, confirm, measure
 from .relaxation import STATUSES, relax
 from .spline import Spline
 from .status import Status
@@ -18,7 +19,7 @@ from .status import Status
 def judge(parts: MetricParts, spline: Spline, memory_limit: int) -> tuple[Facts, Clock, Tensor]:
     """Facts and clocks of P curves of n spans, and the points of each that the metric was asked for (P,).
 
-    The length is that of Kronrod's rule, confirmed by the Gauss-Lobatto rule's and by chords; the residual that of the
+    The length is that of the Gauss-Lobatto rule, confirmed by Simpson's and by chords; the residual that of the
     discrete geodesic equation at the nodes; ``length_error`` is the sum of what the quadrature leaves open and of
     what relaxing the curve would still gain.  ``status`` is ``CONVERGED`` throughout, for the caller to correct.
     """
@@ -32,10 +33,11 @@ def judge(parts: MetricParts, spline: Spline, memory_limit: int) -> tuple[Facts,
         one = spline.take(rows)
         # without steps a relaxation is a linearisation, with the residual it starts from
         still = relax(energy, one.nodes, one.knots, tol=0.0, max_steps=0)
-        simpson, asked = measure(parts, one, still.image)
-        measured = chorded(parts, one, sharpen(parts, one, confirm(parts, one, simpson)))
-        # the nodes, and two, three and four more in every span
-        points.append(still.evaluations + asked + 9 * (total - 1))
+        known = None if still.image is None else Image(still.image.squares)
+        simpson, asked = measure(parts, one, known, FIVE)
+        measured = chorded(parts, one, confirm(parts, one, simpson, FIVE))
+        # the nodes, and two and four more in every span
+        points.append(still.evaluations + asked + 6 * (total - 1))
         speeds = measured.squares.clamp_min(0).sqrt()
         # a quarter by the Gauss-Newton model, which is stiffer than the energy along flat valleys
         gain = measured.length * still.residual.square() / 2
@@ -51,7 +53,7 @@ def judge(parts: MetricParts, spline: Spline, memory_limit: int) -> tuple[Facts,
                 chord_length=still.energy.clamp_min(0).sqrt(),
             )
         )
-        clocks.append(make_clock(one, speeds))
+        clocks.append(make_clock(one, speeds, FIVE))
     return Facts.join(facts), Clock.join(clocks), torch.cat(points)
 
 

@@ -13,16 +13,30 @@ from .image import Image
 from .rows import padded
 from .spline import Spline
 
-#: the points on [0, 1] of the Gauss-Lobatto rule with four (degree 5), and the middle for Simpson's rule (degree 3)
-FRACTIONS = (0.0, 0.5 - 0.05**0.5, 0.5, 0.5 + 0.05**0.5, 1.0)
 #: share of a length that the trapezoidal rule may err by where the nodes tell all
 _PLAIN = 0.1
 #: least share of the difference of two rules that is the better one's error
 _BETTER = 0.02
+#: by how much less Kronrod's rule errs at kinks than the one before
+_LATER = 2.0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule of quadrature on [0, 1]: five points, the ends and the middle among them, and their weights."""
+
+    fractions: tuple[float, float, float, float, float]
+    weights: tuple[float, float, float, float, float]
+
+
+#: the Gauss-Lobatto rules with five points (degree 7), and with four (degree 5), where the middle is not asked for
+FIVE = Rule(
+    (0.0, 0.5 - (3 / 28) ** 0.5, 0.5, 0.5 + (3 / 28) ** 0.5, 1.0), (1 / 20, 49 / 180, 16 / 45, 49 / 180, 1 / 20)
+)
+FOUR = Rule((0.0, 0.5 - 0.05**0.5, 0.5, 0.5 + 0.05**0.5, 1.0), (1 / 12, 5 / 12, 0.0, 5 / 12, 1 / 12))
 _TRAPEZOID = (1 / 2, 0.0, 0.0, 0.0, 1 / 2)
-_LOBATTO = (1 / 12, 5 / 12, 0.0, 5 / 12, 1 / 12)
 _SIMPSON = (1 / 6, 0.0, 2 / 3, 0.0, 1 / 6)
-#: what Kronrod's extension of the rule adds, and its weights (degree 9): of the rule's own points, then of these
+#: what Kronrod's extension of the rule with four adds, and its weights (degree 9): of that rule's points, then of these
 _KRONROD = (0.5 - (1 / 6) ** 0.5, 0.5, 0.5 + (1 / 6) ** 0.5)
 _EXTENDED = tuple(part / 2940 for part in (77, 625, 625, 77, 432, 672, 432))
 
@@ -32,7 +46,7 @@ class Measured(Batch):
     """Lengths of P curves of n spans.
 
     Attributes:
-        squares: squared Riemannian speeds at five points of every span (P, n, 5).
+        squares: squared Riemannian speeds at the five points of a rule in every span (P, n, 5).
         lengths: of every span (P, n).
         errors: estimated, span by span (P, n).
         energy: ``∫ ‖ż‖² dt`` (P,).
@@ -52,40 +66,49 @@ class Measured(Batch):
         return self.lengths.sum(1)
 
 
-def measure(parts: MetricParts, spline: Spline, image: Image | None) -> tuple[Measured, Tensor]:
+def rule_for(image: Image | None) -> Rule:
+    """The rule by which curves of which that is known are measured."""
+    return FOUR if image is not None and image.whole else FIVE
+
+
+def measure(parts: MetricParts, spline: Spline, image: Image | None, rule: Rule) -> tuple[Measured, Tensor]:
     """Lengths by Simpson's rule, ``errors`` the trapezoidal rule's; and how many points of each curve it took (P,).
 
     Args:
         image: what the relaxation leaves known of an embedding, which is then asked only where the trapezoidal rule
             errs so much that something may stand between the nodes of which these do not tell.
+        rule: by which the curves will be confirmed.
 
     NaN where the metric is not finite on a curve.
     """
     count, spans = len(spline.knots), spline.knots.shape[1] - 1
     if image is None:
-        found = _by_simpson(parts, spline, None, None)
+        found = _by_simpson(parts, spline, rule, None, None)
         return found, torch.full((count,), 2 * spans + 1, device=spline.knots.device)
     at_nodes = image.at_nodes(spline)
     if image.whole:
-        found = _by_simpson(parts, spline, at_nodes, image.in_the_middle(spline))
+        found = _by_simpson(parts, spline, rule, at_nodes, image.in_the_middle(spline))
         unsure = ~(found.errors.sum(1) <= _PLAIN * found.length)
         rows = unsure.nonzero().flatten()
         if len(rows):
-            found.put_rows(rows, _by_simpson(parts, spline.take(rows), at_nodes[rows], None))
+            found.put_rows(rows, _by_simpson(parts, spline.take(rows), rule, at_nodes[rows], None))
     else:
-        found = _by_simpson(parts, spline, at_nodes, None)
+        found = _by_simpson(parts, spline, rule, at_nodes, None)
         unsure = torch.ones(count, dtype=torch.bool, device=spline.knots.device)
     return found, spans * unsure
 
 
-def _by_simpson(parts: MetricParts, spline: Spline, at_nodes: Tensor | None, inside: Tensor | None) -> Measured:
+def _by_simpson(
+    parts: MetricParts, spline: Spline, rule: Rule, at_nodes: Tensor | None, inside: Tensor | None
+) -> Measured:
     """With an embedding's squared speeds at the nodes (P, n+1) and in the middle of the spans (P, n), if known."""
     squares = _squared_speeds(parts, spline.nodes, spline.slopes, at_nodes)
-    middle = _inside(parts, spline, (FRACTIONS[2],), inside)
-    quarter, three = ((1 - u) * squares[:, :-1] + u * squares[:, 1:] for u in (FRACTIONS[1], FRACTIONS[3]))
+    middle = _inside(parts, spline, (0.5,), inside)
+    low, high = rule.fractions[1], rule.fractions[3]
+    quarter, three = ((1 - u) * squares[:, :-1] + u * squares[:, 1:] for u in (low, high))
     # a parabola through the three points stands in for the two that are not asked for
     bulge = middle[..., 0] - (squares[:, :-1] + squares[:, 1:]) / 2
-    quarter, three = (part + 4 * u * (1 - u) * bulge for part, u in ((quarter, FRACTIONS[1]), (three, FRACTIONS[3])))
+    quarter, three = (part + 4 * u * (1 - u) * bulge for part, u in ((quarter, low), (three, high)))
     five = torch.stack([squares[:, :-1], quarter, middle[..., 0], three, squares[:, 1:]], dim=2).clamp_min(0.0)
     h = spline.knots.diff(dim=1)
     lengths = five.sqrt() @ five.new_tensor(_SIMPSON) * h
@@ -94,16 +117,16 @@ def _by_simpson(parts: MetricParts, spline: Spline, at_nodes: Tensor | None, ins
     return Measured(five, lengths, errors, energy, torch.zeros_like(energy))
 
 
-def confirm(parts: MetricParts, spline: Spline, rough: Measured) -> Measured:
-    """The same curves by the Gauss-Lobatto rule, with two more points in every span."""
-    pair = _inside(parts, spline, (FRACTIONS[1], FRACTIONS[3]))
+def confirm(parts: MetricParts, spline: Spline, rough: Measured, rule: Rule) -> Measured:
+    """The same curves by the Gauss-Lobatto rule they were measured for, with two more points in every span."""
+    pair = _inside(parts, spline, (rule.fractions[1], rule.fractions[3]))
     five = rough.squares.clone()
     five[..., 1], five[..., 3] = pair[..., 0], pair[..., 1]
     five = five.clamp_min(0.0)
     h = spline.knots.diff(dim=1)
-    lengths = five.sqrt() @ five.new_tensor(_LOBATTO) * h
-    energy = (five @ five.new_tensor(_LOBATTO) * h).sum(1)
-    # orders 2, 4 and 6: where the curve is smooth each error is the square of the one before, where it has kinks
+    lengths = five.sqrt() @ five.new_tensor(rule.weights) * h
+    energy = (five @ five.new_tensor(rule.weights) * h).sum(1)
+    # orders 2, 4 and 6 or 8: where the curve is smooth each error is the square of the one before, where it has kinks
     # they are alike; the first power of the ratio is the cautious side of both
     differ = (lengths - rough.lengths).abs()
     ratio = (differ / rough.errors.clamp_min(1e-300)).clamp(_BETTER, 1.0)
@@ -112,7 +135,7 @@ def confirm(parts: MetricParts, spline: Spline, rough: Measured) -> Measured:
 
 
 def sharpen(parts: MetricParts, spline: Spline, known: Measured) -> Measured:
-    """The same curves by Kronrod's extension of the Gauss-Lobatto rule, with three more points in every span.
+    """The same curves by Kronrod's extension of the rule with four points, with three more in every span.
 
     Gander & Gautschi 2000, Adaptive quadrature - revisited, section 4.
     """
@@ -124,7 +147,7 @@ def sharpen(parts: MetricParts, spline: Spline, known: Measured) -> Measured:
     trapezoid, simpson = (five.sqrt() @ five.new_tensor(rule) * h for rule in (_TRAPEZOID, _SIMPSON))
     differ, before = (lengths - known.lengths).abs(), (known.lengths - simpson).abs()
     ratio = (differ / before.clamp_min(1e-300)).clamp(_BETTER, 1.0)
-    roughness = differ.sum(1) / (simpson - trapezoid).abs().sum(1).clamp_min(1e-300)
+    roughness = _LATER * differ.sum(1) / (simpson - trapezoid).abs().sum(1).clamp_min(1e-300)
     five[..., 2] = every[..., 5]
     return Measured(five, lengths, differ * ratio, energy, roughness)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from .batch import Batch
 from .candidates import Begun, Curves, Facts, begin, begin_anew, contest, rivals
 from .curves import Clock, density, make_clock, pad
 from .options import RelaxationOptions
-from .quadrature import Measured, chorded, confirm, measure, sharpen
+from .quadrature import FOUR, Measured, chorded, confirm, measure, rule_for, sharpen
 from .relaxation import STATUSES, Relaxed
 from .routes import COARSE_TOL, MOST_COARSE, Routes
 from .spline import Spline, interpolate
@@ -28,17 +29,19 @@ _MARGIN = 0.01
 _CHORD_SHARE = 0.9
 #: roughness up to which a curve's length converges as that of a smooth one
 _SMOOTH = 0.2
+#: roughness above which a curve whose length is not sure yet has kinks, and is no smooth one with too few nodes
+_PLAIN = 0.3
 #: residual at which a curve with kinks, whose gradient jumps, is as stationary as it gets
 _ROUGH_RESIDUAL = 5e-2
 #: errors at kinks are as random as where these lie: so many times the usual one is exceeded by few
-_WARY = 1.5
+_WARY = 1.75
 #: what the last doubling changed, over what may still be to come, where curves are smooth but not yet finely divided
 _SLOWER = 5
 #: share of the error asked for that the quadrature may take before chords are asked as well
 _SURE = 0.3
 
 #: what measures curves anew that it is told the lengths of
-Rule = Callable[[MetricParts, Spline, Measured], Measured]
+Remeasure = Callable[[MetricParts, Spline, Measured], Measured]
 
 _CODE = {status: code for code, status in enumerate(STATUSES)}
 
@@ -183,10 +186,10 @@ class Refiner:
         spans = knots.shape[1] - 1
         spline = interpolate(knots, relaxed.nodes)
         everyone = torch.arange(len(pair), device=pair.device)
-        pieces = []
+        rule, pieces = rule_for(relaxed.image), []
         for rows, count in self._groups(everyone, spans):
             image = None if relaxed.image is None else relaxed.image.take(rows)
-            found, asked = measure(self.parts, spline.take(rows), image)
+            found, asked = measure(self.parts, spline.take(rows), image, rule)
             pieces.append(found.first(count))
             self.evaluations.index_add_(0, pair[rows[:count]], asked[:count])
         measured = Measured.join(pieces)
@@ -202,17 +205,20 @@ class Refiner:
         worth &= (measured.length - begun.facts.length).abs() / 15 <= enough * measured.length
         error = measured.length * shortfall
 
-        def improve(rule: Rule, rows: Tensor, points: int) -> Tensor:
+        def improve(by: Remeasure, rows: Tensor, points: int) -> Tensor:
             """Measure the curves ``rows`` anew at so many more points of each; which are still not sure (k,)."""
             for some, count in self._groups(rows, points) if len(rows) else ():
-                surer = rule(self.parts, spline.take(some), measured.take(some))
+                surer = by(self.parts, spline.take(some), measured.take(some))
                 measured.put_rows(some[:count], surer.first(count))
             self.evaluations.index_add_(0, pair[rows], torch.full_like(rows, points))
             unsure = measured.errors.sum(1) > _SURE * self.options.rtol * measured.length
             return rows[unsure[rows]]
 
-        doubtful = improve(confirm, worth.nonzero().flatten(), 2 * spans)
-        doubtful = improve(sharpen, doubtful, 3 * spans)
+        doubtful = improve(partial(confirm, rule=rule), worth.nonzero().flatten(), 2 * spans)
+        if rule is FOUR:
+            # at kinks more points of a rule tell little
+            plain = measured.roughness[doubtful] <= _PLAIN
+            doubtful = torch.cat([doubtful[~plain], improve(sharpen, doubtful[plain], 3 * spans)])
         if self.many is None:
             improve(chorded, doubtful, 4 * spans)
         elif len(doubtful):
@@ -237,7 +243,7 @@ class Refiner:
             begun.kind,
             facts,
             spline,
-            make_clock(spline, speeds),
+            make_clock(spline, speeds, rule),
             density(spline, measured.lengths, measured.errors),
             relaxed.rate,
             relaxed.secant,
