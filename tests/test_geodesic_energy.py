@@ -90,23 +90,28 @@ def test_single_precision_costs_no_more_than_the_decoders_own():
     torch.testing.assert_close(single.image.squares, double.image.squares, rtol=1e-12, atol=0.0)
 
 
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_a_step_says_whether_the_model_is_positive_definite_without_damping(sign):
+@pytest.mark.parametrize("curvatures, far", [((1.0, 1.0), 1.0), ((0.5, -1.0), 2.0), ((-1.0, -1.0), 3.0)])
+def test_a_step_says_whether_the_model_is_positive_definite_without_damping(curvatures, far):
     eye = torch.eye(2, dtype=torch.float64).expand(1, 3, 2, 2)
-    far, near = (torch.zeros(1, k, 2, 2, dtype=torch.float64) for k in (0, 2))
+    none, near = (torch.zeros(1, k, 2, 2, dtype=torch.float64) for k in (0, 2))
     one = torch.ones(1, dtype=torch.float64)
+    gradient = torch.tensor([1.0, 0.0], dtype=torch.float64).expand(1, 3, 2)
     here = Linearisation(
         torch.zeros(1, 5, 2, dtype=torch.float64),
         one,
-        torch.ones(1, 3, 2, dtype=torch.float64),
-        Model(eye.clone(), near.clone(), far.clone()),
-        Model(torch.zeros_like(eye), near, far),
+        gradient,
+        Model(eye.clone(), near.clone(), none.clone()),
+        Model(torch.zeros_like(eye), near, none),
     )
-    model = Model(sign * eye, near.clone(), far.clone())
-    step, _, _ = step_in_region(here, model, eye.clone(), 10 * one, torch.zeros_like(one))
-    assert bool(step.bowl) == (sign > 0)
-    # where it is not, the Gauss-Newton part takes its place
-    torch.testing.assert_close(step.move, -torch.ones_like(step.move))
+    bent = torch.tensor(curvatures, dtype=torch.float64).diag().expand_as(eye)
+    step, _, _ = step_in_region(
+        here, Model(bent.clone(), near.clone(), none.clone()), eye.clone(), 100 * one, torch.zeros_like(one)
+    )
+    assert bool(step.bowl) == (min(curvatures) > 0)
+    # where it is not, the way is the Gauss-Newton part's, and the model says how far: to its minimum, or three times
+    torch.testing.assert_close(step.move, -far * gradient)
+    torch.testing.assert_close(step.predicted, 3 * (far - curvatures[0] * far**2 / 2) * one)
+    torch.testing.assert_close(step.size, 3**0.5 * far * one)
 
 
 class Ridge:

@@ -151,7 +151,7 @@ def test_curves_with_kinks_are_left_to_gradients_and_come_out_shorter(monkeypatc
     monkeypatch.setattr(routes, "_FEW", 99)
     newton = geodesic(metric, a, b)
     gain = (newton.length - found.length) / newton.length
-    assert (gain * newton.length > -found.length_error).all()
+    assert (gain * newton.length > -found.length_error - newton.length_error).all()
     # Newton's nodes rest in linear pieces of the decoder, and are called converged there
     assert gain[newton.converged].max() > 2e-3
 

@@ -14,6 +14,8 @@ from .linear import solve_model
 
 #: damping at or below which the next step tries to do without
 UNDAMPED = 1e-2
+#: how many times as far as its own model says a Gauss-Newton step may go
+_FARTHEST = 3.0
 
 
 @dataclass
@@ -56,6 +58,7 @@ def step_in_region(
     # the last damping is a good first guess; a tenth of it lets a curve grow out of it
     mu = torch.where(damping > UNDAMPED, damping / 10, torch.zeros_like(damping))
     todo = torch.arange(len(mu), device=mu.device)
+    stiff, whole = todo[:0], model
     for trial in range(60):
         # all curves are tried once: no copies of everything
         rows, norm, energy = (None, inertia, here.energy) if trial == 0 else (todo, inertia[todo], here.energy[todo])
@@ -66,6 +69,8 @@ def step_in_region(
         if not bool(convex.all()):
             # far from a minimum the Gauss-Newton part alone gives longer steps than damping what is indefinite
             saddle = todo[~convex]
+            if trial == 0:
+                stiff, whole = saddle, model.take(saddle)
             model.put_rows(saddle, here.convex.take(saddle))
             found[~convex], convex[~convex] = _damped(model, saddle, push[~convex], here.gradient)
         length = (found * (norm @ found[..., None])[..., 0]).sum((1, 2)).clamp_min(0).sqrt()
@@ -90,9 +95,19 @@ def step_in_region(
     residual = (decrement / here.energy.clamp_min(1e-300)).sqrt()
     # a curve for which no damping gives a step has nothing to be judged by
     residual[todo] = float("inf")
+    predicted = 0.5 * (slope + braking)
+    if len(stiff):
+        # the way is the Gauss-Newton part's, how far to go is for all that is known to say
+        along = move[stiff]
+        bend = (along * whole.times(along)).sum((1, 2))
+        most = (1.2 * radius[stiff] / size[stiff].clamp_min(1e-300)).clamp(1, _FARTHEST)
+        far = torch.where(bend > 0, slope[stiff] / bend.clamp_min(1e-300), most).clamp_min(1).minimum(most)
+        gain = far * slope[stiff] - far.square() * bend / 2
+        predicted[stiff] = torch.where(far > 1, gain, predicted[stiff])
+        move[stiff], size[stiff] = far[:, None, None] * along, far * size[stiff]
     radius = radius.clone()
     radius[todo] = 0.0
-    return Step(move, 0.5 * (slope + braking), residual, size, bowl), mu, radius
+    return Step(move, predicted, residual, size, bowl), mu, radius
 
 
 def _damped(model: Model, rows: Tensor | None, push: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
