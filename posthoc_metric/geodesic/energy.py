@@ -83,16 +83,20 @@ class CurveEnergy:
             self.dtype = _own_dtype(parts.embedding, probe[:16], values)
             self.precision = _precision(values)
 
-    def frame(self, nodes: Tensor, h: Tensor) -> Frame:
-        """What curves through ``nodes`` (P, n+1, d) with time steps ``h`` (P, n) keep while the inner nodes move."""
+    def frame(self, nodes: Tensor, h: Tensor, ends: Tensor | None = None) -> Frame:
+        """What curves through ``nodes`` (P, n+1, d) with time steps ``h`` (P, n) keep while the inner nodes move.
+
+        ``ends`` are :meth:`ends` of their first and last nodes, where these are known.
+        """
         total, dim = nodes.shape[1:]
-        ends = squares = None
+        squares = None
         if self.embedding is not None and self.lean(total, dim):
             # one at a time: the Jacobians of a few points may already be all that there is room for
             tips = nodes[:, [0, -1]].flatten(0, 1)
             squares = torch.cat([gram(self.embedding, tip) for tip in tips.split(1)]).view(-1, 2, dim, dim)
+            ends = None
         elif self.embedding is not None:
-            ends = self._ends(nodes)
+            ends = self.ends(nodes[:, [0, -1]]) if ends is None else ends
             slopes = ends[:, :, 1:].double()
             squares = slopes @ slopes.mT
         quadrature = self.weight is not None or self.field is not None
@@ -180,9 +184,9 @@ class CurveEnergy:
                 self._add_some_chords(out, curves, values[here], jacobians[here], frame, before)
         out.gradient += 2 * out.pull
 
-    def _ends(self, nodes: Tensor) -> Tensor:
-        """At the ends, which never move, the embedding is asked once."""
-        values, jacobians = self._ask(nodes[:, [0, -1]])
+    def ends(self, points: Tensor) -> Tensor:
+        """``F`` and ``J_Fᵀ``, side by side (P, 2, 1 + d, D), at the two ends (P, 2, d) of curves, which never move."""
+        values, jacobians = self._ask(points)
         return torch.cat([values[:, :, None], jacobians], dim=2)
 
     def _ask(self, points: Tensor) -> tuple[Tensor, Tensor]:

@@ -95,6 +95,7 @@ def relax(
     rate: Tensor | None = None,
     secant: Tensor | None = None,
     pair: Tensor | None = None,
+    ends: Tensor | None = None,
 ) -> Relaxed:
     """Minimise the discrete energy over the inner nodes.
 
@@ -105,10 +106,11 @@ def relax(
         max_steps: steps for each curve.
         rate, secant: of :class:`Relaxed`, from the same curves with fewer nodes.
         pair: whose curve each is (P,), where of several in one valley one is enough.
+        ends: of :meth:`CurveEnergy.ends`, where that has been asked.
     """
     count, total, _ = nodes.shape
     h = knots.diff(dim=1)
-    frame = energy.frame(nodes, h)
+    frame = energy.frame(nodes, h, ends)
     here = energy.linearise(nodes.clone(), frame)
     row = torch.arange(count, device=nodes.device)
     final = Relaxed(
@@ -120,7 +122,7 @@ def relax(
         torch.zeros_like(here.convex.diagonal),
         torch.full_like(row, STATUSES.index(Status.STEP_LIMIT)),
         torch.zeros_like(row),
-        torch.full_like(row, total),
+        torch.full_like(row, total if ends is None else total - 2),
         None if pair is None else torch.zeros_like(row, dtype=torch.bool),
     )
     couples = None if pair is None else couples_of(pair)

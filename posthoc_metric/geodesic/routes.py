@@ -44,6 +44,8 @@ class Routes:
     Attributes:
         parts: the metric as it may be asked within the memory limit.
         many: the way by gradients alone, where all curves take it.
+        ends: what an embedding says of the ends of every pair, for curves of any number of spans to share, where they
+            fit into a quarter of the memory limit; see :meth:`CurveEnergy.ends`.
     """
 
     def __init__(self, parts: MetricParts, starts: StartCurves, options: RelaxationOptions):
@@ -58,6 +60,18 @@ class Routes:
         self.parts = parts if self.many is None else self.many.parts
         probe = starts.nodes[:, ::16].flatten(0, 1)
         self.energy = CurveEnergy(self.parts, probe[torch.isfinite(probe).all(1)][:512], options.memory_limit)
+        self.ends = self._ask_ends(starts)
+
+    def _ask_ends(self, starts: StartCurves) -> Tensor | None:
+        embedding = self.parts.embedding
+        if embedding is None or self.many is not None:
+            return None
+        count = int(starts.pair.max()) + 1
+        if 4 * 16 * count * (1 + self.dim) * embedding.output_dim > self.options.memory_limit:
+            return None
+        points = starts.nodes.new_zeros(count, 2, self.dim)
+        points[starts.pair] = starts.nodes[:, [0, -1]]
+        return self.energy.ends(points)
 
     @property
     def learnt(self) -> tuple[int, ...]:
@@ -126,6 +140,7 @@ class Routes:
                     rate=some.rate,
                     secant=some.secant,
                     pair=some.pair if doubles else None,
+                    ends=None if self.ends is None else self.ends.index_select(0, some.pair),
                 )
             )
         found = Relaxed.join(pieces)
