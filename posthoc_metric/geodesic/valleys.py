@@ -17,7 +17,7 @@ from .graph import MetricGraph
 from .shortest_paths import Paths, trees
 
 #: how much longer than the shortest path, relative to it: about what the grid's lengths err by
-_MARGIN = 0.07
+_MARGIN = 0.1
 #: other paths of a pair
 _MOST = 3
 #: share of the shortest path that a plateau must make up
