@@ -89,7 +89,7 @@ class CurveEnergy:
         ``ends`` are :meth:`ends` of their first and last nodes, where these are known.
         """
         total, dim = nodes.shape[1:]
-        squares = None
+        squares = size = None
         if self.embedding is not None and self.lean(total, dim):
             # one at a time: the Jacobians of a few points may already be all that there is room for
             tips = nodes[:, [0, -1]].flatten(0, 1)
@@ -98,11 +98,11 @@ class CurveEnergy:
         elif self.embedding is not None:
             ends = self.ends(nodes[:, [0, -1]]) if ends is None else ends
             slopes = ends[:, :, 1:].double()
-            squares = slopes @ slopes.mT
+            squares, size = slopes @ slopes.mT, ends[:, 0, 0].norm(dim=-1).double()
         quadrature = self.weight is not None or self.field is not None
         # a weight builds walls; a field varies smoothly, and costs more
         dense = dim > _FEW or self.weight is not None
-        return Frame.of(h, quadrature=quadrature, dense=dense, ends=ends, squares=squares)
+        return Frame.of(h, quadrature=quadrature, dense=dense, ends=ends, squares=squares, size=size)
 
     def linearise(self, nodes: Tensor, frame: Frame, before: Linearisation | None = None) -> Linearisation:
         """Energy, gradient and models at ``nodes`` (P, n+1, d), of curves that were at ``before``."""
@@ -199,8 +199,9 @@ class CurveEnergy:
         self, out: Linearisation, some: slice, values: Tensor, rows: Tensor, frame: Frame, before: Linearisation | None
     ) -> None:
         """Of the curves ``some`` (p,), from ``F`` (p, n-1, D) and ``J_Fᵀ`` (p, n-1, d, D) at the inner nodes."""
+        assert frame.ends is not None and frame.size is not None
         assert out.image is not None and out.image.across is not None and out.image.chords is not None
-        assert frame.ends is not None and out.jacobians is not None and out.pull is not None and out.grain is not None
+        assert out.jacobians is not None and out.pull is not None and out.grain is not None
         nodes, ends = out.nodes[some], frame.ends[some]
         count, total, dim = nodes.shape
         form = frame.form.between(some, 0, total - 1)
@@ -208,23 +209,21 @@ class CurveEnergy:
         torch.sub(values[:, 1:], values[:, :-1], out=r[:, 1:-1])
         torch.sub(values[:, 0], ends[:, 0, 0], out=r[:, 0])
         torch.sub(ends[:, 1, 0], values[:, -1], out=r[:, -1])
-        flux = form.flux(r)
-        shares = torch.linalg.vecdot(flux, r).double()
-        energy = shares.sum(1)
+        squares, crossed = _chord_products(r)
+        energy = form.energy(squares, crossed)
         # errors of different chords have nothing to do with one another
-        square = form.most_flux(shares)
-        grain = 2 * self.precision * ends[:, 0, 0].norm(dim=-1).double() * square.sqrt()
+        grain = 2 * self.precision * frame.size[some] * form.flux_square(squares, crossed).sqrt()
         close = grain > _CANCELLED * energy
         if bool(close.any()):
             # the values of near nodes agree in most of their digits; their derivatives do not lose any
             every = torch.cat([ends[close, :1, 1:], rows[close], ends[close, 1:, 1:]], dim=1)
             mean = (every[:, :-1] + every[:, 1:]) / 2
             r[close] = (nodes[close].diff(dim=1)[:, :, None].to(r.dtype) @ mean)[:, :, 0]
-            flux = form.flux(r)
-            energy = torch.linalg.vecdot(flux, r).sum(1, dtype=torch.float64)
+            squares, crossed = _chord_products(r)
+            energy = form.energy(squares, crossed)
         out.energy[some] += energy
-        out.grain[some] = grain
-        out.image.chords[some] = torch.linalg.vecdot(r, r)
+        out.grain[some], out.image.chords[some] = grain, squares
+        flux = form.flux(r)
         bend = (flux[:, :-1] - flux[:, 1:])[:, :, None]
         out.pull[some] = torch.linalg.vecdot(rows, bend)
         if before is not None and before.jacobians is not None and out.pull_before is not None:
@@ -277,6 +276,12 @@ class CurveEnergy:
         add_blocks(out.convex, coupled, curved / 2, pushed.mT, 2 * tensors)
         exact = curved / 2 if exact is None else share * exact.view_as(curved) - curved / 2
         add_blocks(out.rest, coupled, exact, pushed.mT)
+
+
+def _chord_products(chords: Tensor) -> tuple[Tensor, Tensor]:
+    """``‖a‖²`` of chords (P, n, D), and ``⟨a, b⟩`` of the two of an element (P, n/2)."""
+    squares = torch.linalg.vecdot(chords, chords)
+    return squares.double(), torch.linalg.vecdot(chords[:, ::2], chords[:, 1::2]).double()
 
 
 def _products(rows: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ class Frame(Batch):
         coupled: :func:`~.elements.couplings` of these.
         ends: ``F`` and ``J_Fᵀ`` at the two ends of an embedding, side by side (P, 2, 1 + d, D), where they are kept.
         squares: ``J_FᵀJ_F`` at the two ends of an embedding (P, 2, d, d).
+        size: ``‖F‖`` at the first end (P,), where ``ends`` are kept.
     """
 
     h: Tensor
@@ -34,14 +35,21 @@ class Frame(Batch):
     coupled: Tensor | None = None
     ends: Tensor | None = None
     squares: Tensor | None = None
+    size: Tensor | None = None
 
     @staticmethod
     def of(
-        h: Tensor, *, quadrature: bool, dense: bool, ends: Tensor | None = None, squares: Tensor | None = None
+        h: Tensor,
+        *,
+        quadrature: bool,
+        dense: bool,
+        ends: Tensor | None = None,
+        squares: Tensor | None = None,
+        size: Tensor | None = None,
     ) -> Frame:
         """From the time steps (P, n), n even; ``dense`` as in :func:`~.elements.places`."""
         form = stiffness(h)
         diagonal, near, far = (2 * part[:, 1:-1, None, None] for part in form.coefficients())
         where = places(h, dense=dense) if quadrature else None
         coupled = None if where is None else couplings(where)
-        return Frame(h, form, diagonal, near, far, where, coupled, ends, squares)
+        return Frame(h, form, diagonal, near, far, where, coupled, ends, squares, size)
