@@ -41,16 +41,14 @@ class Gate:
     def weight(self, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``w - ε`` and its first and second derivative by the score, each (B,), from scores (B,)."""
         u = score - self.knee
-        terms = torch.stack(
-            [
-                torch.full_like(u, -math.log(self.ceiling)),
-                -u / self.steep - math.log(self.level),
-                -u / self.gentle - math.log(self.level),
-            ]
-        )
-        total = torch.logsumexp(terms, dim=0)
-        weight = (-total).exp()
-        steep, gentle = (terms[1] - total).exp() / self.steep, (terms[2] - total).exp() / self.gentle
+        # the logarithms of the three parts of 1 / (w - ε), and the largest, which keeps their sum in range
+        least = -math.log(self.ceiling)
+        first, second = (u / -scale - math.log(self.level) for scale in (self.steep, self.gentle))
+        top = torch.maximum(first, second).clamp_min(least)
+        first, second = (first - top).exp(), (second - top).exp()
+        total = first + second + (least - top).exp()
+        weight = (-top).exp() / total
+        steep, gentle = first / total / self.steep, second / total / self.gentle
         slope = steep + gentle
         return weight, weight * slope, weight * (2 * slope.square() - steep / self.steep - gentle / self.gentle)
 
