@@ -30,7 +30,7 @@ _CHORD_SHARE = 0.9
 #: roughness up to which a curve's length converges as that of a smooth one
 _SMOOTH = 0.2
 #: roughness above which a curve whose length is not sure yet has kinks, and is no smooth one with too few nodes
-_PLAIN = 0.3
+_KINKED = 0.3
 #: residual at which a curve with kinks, whose gradient jumps, is as stationary as it gets
 _ROUGH_RESIDUAL = 5e-2
 #: errors at kinks are as random as where these lie: so many times the usual one is exceeded by few
@@ -217,7 +217,7 @@ class Refiner:
         doubtful = improve(partial(confirm, rule=rule), worth.nonzero().flatten(), 2 * spans)
         if rule is FOUR:
             # at kinks more points of a rule tell little
-            plain = measured.roughness[doubtful] <= _PLAIN
+            plain = measured.roughness[doubtful] <= _KINKED
             doubtful = torch.cat([doubtful[~plain], improve(sharpen, doubtful[plain], 3 * spans)])
         if self.many is None:
             improve(chorded, doubtful, 4 * spans)
