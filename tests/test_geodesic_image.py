@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import posthoc_metric as pm
+from posthoc_metric.geodesic import routes
 from posthoc_metric.geodesic.energy import CurveEnergy
 from posthoc_metric.geodesic.image import Image
 from posthoc_metric.geodesic.quadrature import FIVE, FOUR, confirm, measure, sharpen
@@ -108,3 +111,27 @@ def test_every_rule_is_surer_than_the_one_before_and_kronrods_has_degree_nine():
         assert 1e-9 < abs(float(found.length) - exact) < float(found.errors.sum())
     assert abs(float(kronrod.length) - exact) < 1e-13
     assert float(kronrod.errors.sum()) < float(lobatto.errors.sum()) < float(simpson.errors.sum())
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_the_ends_of_a_pair_are_asked_about_once_where_there_is_room(room, monkeypatch):
+    decoder = _decoder(2.0)
+    metric = pm.PullbackMetric(decoder)
+    a, b = torch.tensor([[-1.0, 0.3]], dtype=torch.float64), torch.tensor([[0.9, -0.6]], dtype=torch.float64)
+    times, levels, ask, relaxed = [], [], CurveEnergy._ask, routes.relax
+
+    def counted(self: CurveEnergy, points: Tensor) -> tuple[Tensor, Tensor]:
+        times.append(int((points == a).all(-1).sum()))
+        return ask(self, points)
+
+    def level(*arguments: Any, **named: Any) -> Any:
+        levels.append(len(arguments[1]))
+        return relaxed(*arguments, **named)
+
+    monkeypatch.setattr(CurveEnergy, "_ask", counted)
+    monkeypatch.setattr(routes, "relax", level)
+    if not room:
+        monkeypatch.setattr(routes.Routes, "_ask_ends", lambda *_: None)
+    found = metric.geodesic(a, b)
+    assert bool(found.converged.all()) and len(levels) > 1
+    assert sum(times) == (1 if room else sum(levels))
