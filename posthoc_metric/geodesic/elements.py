@@ -91,6 +91,12 @@ class Stiffness(Batch):
         return diagonal, near, -self.k12
 
 
+def chord_products(chords: Tensor) -> tuple[Tensor, Tensor]:
+    """``‖a‖²`` of chords (P, n, D), and ``⟨a, b⟩`` of the two of an element (P, n/2), for :class:`Stiffness`."""
+    squares = torch.linalg.vecdot(chords, chords)
+    return squares.double(), torch.linalg.vecdot(chords[:, ::2], chords[:, 1::2]).double()
+
+
 def stiffness(h: Tensor) -> Stiffness:
     """From the time steps (P, n), n even."""
     first, second = h[:, ::2], h[:, 1::2]

@@ -21,7 +21,7 @@ from .._arrays import is_single
 from ..metric import MetricParts
 from ..smooth_map import SmoothMap, gram
 from .batch import Batch
-from .elements import Model, add_blocks, add_gradient, add_weight, empty_model
+from .elements import Model, add_blocks, add_gradient, add_weight, chord_products, empty_model
 from .field import FieldDerivative
 from .frame import Frame
 from .image import Image
@@ -209,7 +209,7 @@ class CurveEnergy:
         torch.sub(values[:, 1:], values[:, :-1], out=r[:, 1:-1])
         torch.sub(values[:, 0], ends[:, 0, 0], out=r[:, 0])
         torch.sub(ends[:, 1, 0], values[:, -1], out=r[:, -1])
-        squares, crossed = _chord_products(r)
+        squares, crossed = chord_products(r)
         energy = form.energy(squares, crossed)
         # errors of different chords have nothing to do with one another
         grain = 2 * self.precision * frame.size[some] * form.flux_square(squares, crossed).sqrt()
@@ -219,7 +219,7 @@ class CurveEnergy:
             every = torch.cat([ends[close, :1, 1:], rows[close], ends[close, 1:, 1:]], dim=1)
             mean = (every[:, :-1] + every[:, 1:]) / 2
             r[close] = (nodes[close].diff(dim=1)[:, :, None].to(r.dtype) @ mean)[:, :, 0]
-            squares, crossed = _chord_products(r)
+            squares, crossed = chord_products(r)
             energy = form.energy(squares, crossed)
         out.energy[some] += energy
         out.grain[some], out.image.chords[some] = grain, squares
@@ -276,12 +276,6 @@ class CurveEnergy:
         add_blocks(out.convex, coupled, curved / 2, pushed.mT, 2 * tensors)
         exact = curved / 2 if exact is None else share * exact.view_as(curved) - curved / 2
         add_blocks(out.rest, coupled, exact, pushed.mT)
-
-
-def _chord_products(chords: Tensor) -> tuple[Tensor, Tensor]:
-    """``‖a‖²`` of chords (P, n, D), and ``⟨a, b⟩`` of the two of an element (P, n/2)."""
-    squares = torch.linalg.vecdot(chords, chords)
-    return squares.double(), torch.linalg.vecdot(chords[:, ::2], chords[:, 1::2]).double()
 
 
 def _products(rows: Tensor) -> Tensor:
