@@ -1,6 +1,7 @@
 """Where the CPU time of a solve goes: the decoder's own forward and JVPs, the repair's weight, everything else.
 
-Run ``python tests/benchmarks/time_shares.py [pairs] [dimensions ...]``; repaired MLP decoders, D = 784, default repair.
+Run ``python tests/benchmarks/time_shares.py [pairs] [dimensions ...]``; repaired MLP decoders with two hidden layers of
+256 and of 512, D = 784, default repair.
 The decoder counts from the call of the wrapped map on, the library's own wrapping of it included.  (Not profile.py:
 that would hide the standard library's module from everything that is run beside it.)
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
@@ -47,9 +49,9 @@ class Clocked:
         return clocked
 
 
-def shares(dim: int, count: int, epochs: int) -> tuple[Any, ...]:
+def shares(dim: int, hidden: int, count: int, epochs: int) -> tuple[Any, ...]:
     """One row of the table, of a solve whose start graphs are there."""
-    module, latents, data = mlp_vae(dim, epochs=epochs)
+    module, latents, data = mlp_vae(dim, hidden, epochs)
     repaired = pm.repair(pm.Decoder(module, latent_dim=dim), latents.double(), data)
     clock = {"decoder": 0.0, "weight": 0.0}
     parts = repaired.parts()
@@ -62,17 +64,16 @@ def shares(dim: int, count: int, epochs: int) -> tuple[Any, ...]:
     total, solution = timed(lambda: metric.geodesic(a, b))
     rest = total - sum(clock.values())
     found = (clock["decoder"] / total, clock["weight"] / total, rest / total)
-    return (dim, 1e3 * total / count, *found, float(solution.converged.double().mean()))
+    return (dim, hidden, 1e3 * total / count, *found, float(solution.converged.double().mean()))
 
 
 def main(count: int = 100, dims: tuple[int, ...] = (2, 20, 64), epochs: int = 40) -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    for dim in dims:
+    header = ("d", "hidden", "ms/pair", "decoder", "weight", "rest", "converged")
+    for dim, hidden in product(dims, (256, 512)):
         # each as it comes: many dimensions take long
-        print(
-            table(("d", "ms/pair", "decoder", "weight", "rest", "converged"), [shares(dim, count, epochs)]), flush=True
-        )
+        print(table(header, [shares(dim, hidden, count, epochs)]), flush=True)
 
 
 if __name__ == "__main__":
