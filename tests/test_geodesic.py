@@ -417,6 +417,7 @@ def test_jacobians_that_do_not_fit_are_asked_for_in_pieces(chunk):
     left, right = (energy.linearise(nodes, energy.frame(nodes, h)) for energy in (pieces, whole))
     for name in ("energy", "gradient", "grain"):
         torch.testing.assert_close(getattr(left, name), getattr(right, name))
+    torch.testing.assert_close(left.image.squares, right.image.squares)
     torch.testing.assert_close(left.convex.diagonal, right.convex.diagonal)
     torch.testing.assert_close(left.convex.near, right.convex.near)
     torch.testing.assert_close(left.convex.far, right.convex.far)
