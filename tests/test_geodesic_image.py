@@ -83,7 +83,7 @@ def test_where_nodes_do_not_tell_enough_the_embedding_is_asked(whole):
 def test_an_image_that_stands_still_has_no_length():
     zeros = torch.zeros(2, 5, 2, 2, dtype=torch.float64)
     still = Image(zeros, zeros[:, :4], zeros[:, :4, 0, 0])
-    assert torch.equal(still.in_the_middle(_bent(4)), zeros[:, :4, 0, 0])
+    assert torch.equal(still.in_the_middle(_bent(4), zeros[:, :, 0, 0]), zeros[:, :4, 0, 0])
 
 
 class _Eighth:

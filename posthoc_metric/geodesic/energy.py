@@ -89,7 +89,7 @@ class CurveEnergy:
         ``ends`` are :meth:`ends` of their first and last nodes, where these are known.
         """
         total, dim = nodes.shape[1:]
-        squares = size = None
+        squares = None
         if self.embedding is not None and self.lean(total, dim):
             # one at a time: the Jacobians of a few points may already be all that there is room for
             tips = nodes[:, [0, -1]].flatten(0, 1)
@@ -98,11 +98,11 @@ class CurveEnergy:
         elif self.embedding is not None:
             ends = self.ends(nodes[:, [0, -1]]) if ends is None else ends
             slopes = ends[:, :, 1:].double()
-            squares, size = slopes @ slopes.mT, ends[:, 0, 0].norm(dim=-1).double()
+            squares = slopes @ slopes.mT
         quadrature = self.weight is not None or self.field is not None
         # a weight builds walls; a field varies smoothly, and costs more
         dense = dim > _FEW or self.weight is not None
-        return Frame.of(h, quadrature=quadrature, dense=dense, ends=ends, squares=squares, size=size)
+        return Frame.of(h, quadrature=quadrature, dense=dense, ends=ends, squares=squares)
 
     def linearise(self, nodes: Tensor, frame: Frame, before: Linearisation | None = None) -> Linearisation:
         """Energy, gradient and models at ``nodes`` (P, n+1, d), of curves that were at ``before``."""

@@ -39,17 +39,12 @@ class Frame(Batch):
 
     @staticmethod
     def of(
-        h: Tensor,
-        *,
-        quadrature: bool,
-        dense: bool,
-        ends: Tensor | None = None,
-        squares: Tensor | None = None,
-        size: Tensor | None = None,
+        h: Tensor, *, quadrature: bool, dense: bool, ends: Tensor | None = None, squares: Tensor | None = None
     ) -> Frame:
         """From the time steps (P, n), n even; ``dense`` as in :func:`~.elements.places`."""
         form = stiffness(h)
         diagonal, near, far = (2 * part[:, 1:-1, None, None] for part in form.coefficients())
         where = places(h, dense=dense) if quadrature else None
         coupled = None if where is None else couplings(where)
+        size = None if ends is None else ends[:, 0, 0].norm(dim=-1).double()
         return Frame(h, form, diagonal, near, far, where, coupled, ends, squares, size)

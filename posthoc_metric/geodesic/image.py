@@ -35,14 +35,21 @@ class Image(Batch):
         """Whether it tells of what is between the nodes."""
         return self.across is not None and self.chords is not None
 
+    def only_nodes(self) -> Image:
+        """The same without what is between the nodes."""
+        return Image(self.squares)
+
     def at_nodes(self, spline: Spline) -> Tensor:
         """Squared speeds of the image of ``spline`` at its nodes (P, n+1)."""
         return torch.einsum("pki,pkij,pkj->pk", spline.slopes, self.squares, spline.slopes)
 
-    def in_the_middle(self, spline: Spline) -> Tensor:
-        """Squared speeds in the middle of every span (P, n), with which Simpson's rule has the length of the arc."""
+    def in_the_middle(self, spline: Spline, at_nodes: Tensor) -> Tensor:
+        """Squared speeds in the middle of every span (P, n), with which Simpson's rule has the length of the arc.
+
+        ``at_nodes`` are :meth:`at_nodes` of ``spline``.
+        """
         assert self.across is not None and self.chords is not None
-        slopes, speeds = spline.slopes, self.at_nodes(spline).clamp_min(0).sqrt()
+        slopes, speeds = spline.slopes, at_nodes.clamp_min(0).sqrt()
         left, right = speeds[:, :-1], speeds[:, 1:]
         product = torch.einsum("pki,pkij,pkj->pk", slopes[:, :-1], self.across, slopes[:, 1:])
         angle = (product / (left * right)).nan_to_num(nan=1.0).clamp(-1, 1).acos()

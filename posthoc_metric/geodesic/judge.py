@@ -9,7 +9,6 @@ from ..metric import MetricParts
 from .candidates import Facts
 from .curves import Clock, make_clock
 from .energy import CurveEnergy
-from .image import Image
 from .quadrature import FIVE, chorded, confirm, measure
 from .relaxation import STATUSES, relax
 from .spline import Spline
@@ -33,7 +32,7 @@ def judge(parts: MetricParts, spline: Spline, memory_limit: int) -> tuple[Facts,
         one = spline.take(rows)
         # without steps a relaxation is a linearisation, with the residual it starts from
         still = relax(energy, one.nodes, one.knots, tol=0.0, max_steps=0)
-        known = None if still.image is None else Image(still.image.squares)
+        known = None if still.image is None else still.image.only_nodes()
         simpson, asked = measure(parts, one, known, FIVE)
         measured = chorded(parts, one, confirm(parts, one, simpson, FIVE))
         # the nodes, and two and four more in every span

@@ -87,7 +87,7 @@ def measure(parts: MetricParts, spline: Spline, image: Image | None, rule: Rule)
         return found, torch.full((count,), 2 * spans + 1, device=spline.knots.device)
     at_nodes = image.at_nodes(spline)
     if image.whole:
-        found = _by_simpson(parts, spline, rule, at_nodes, image.in_the_middle(spline))
+        found = _by_simpson(parts, spline, rule, at_nodes, image.in_the_middle(spline, at_nodes))
         unsure = ~(found.errors.sum(1) <= _PLAIN * found.length)
         rows = unsure.nonzero().flatten()
         if len(rows):
@@ -110,10 +110,8 @@ def _by_simpson(
     bulge = middle[..., 0] - (squares[:, :-1] + squares[:, 1:]) / 2
     quarter, three = (part + 4 * u * (1 - u) * bulge for part, u in ((quarter, low), (three, high)))
     five = torch.stack([squares[:, :-1], quarter, middle[..., 0], three, squares[:, 1:]], dim=2).clamp_min(0.0)
-    h = spline.knots.diff(dim=1)
-    lengths = five.sqrt() @ five.new_tensor(_SIMPSON) * h
-    energy = (five @ five.new_tensor(_SIMPSON) * h).sum(1)
-    errors = (lengths - five.sqrt() @ five.new_tensor(_TRAPEZOID) * h).abs()
+    lengths, energy = _summed(spline, five, _SIMPSON)
+    errors = (lengths - _summed(spline, five, _TRAPEZOID)[0]).abs()
     return Measured(five, lengths, errors, energy, torch.zeros_like(energy))
 
 
@@ -123,15 +121,10 @@ def confirm(parts: MetricParts, spline: Spline, rough: Measured, rule: Rule) -> 
     five = rough.squares.clone()
     five[..., 1], five[..., 3] = pair[..., 0], pair[..., 1]
     five = five.clamp_min(0.0)
-    h = spline.knots.diff(dim=1)
-    lengths = five.sqrt() @ five.new_tensor(rule.weights) * h
-    energy = (five @ five.new_tensor(rule.weights) * h).sum(1)
-    # orders 2, 4 and 6 or 8: where the curve is smooth each error is the square of the one before, where it has kinks
-    # they are alike; the first power of the ratio is the cautious side of both
+    lengths, energy = _summed(spline, five, rule.weights)
     differ = (lengths - rough.lengths).abs()
-    ratio = (differ / rough.errors.clamp_min(1e-300)).clamp(_BETTER, 1.0)
     roughness = differ.sum(1) / rough.errors.sum(1).clamp_min(1e-300)
-    return Measured(five, lengths, differ * ratio, energy, roughness)
+    return Measured(five, lengths, _left(differ, rough.errors), energy, roughness)
 
 
 def sharpen(parts: MetricParts, spline: Spline, known: Measured) -> Measured:
@@ -139,17 +132,30 @@ def sharpen(parts: MetricParts, spline: Spline, known: Measured) -> Measured:
 
     Gander & Gautschi 2000, Adaptive quadrature - revisited, section 4.
     """
-    h, five = spline.knots.diff(dim=1), known.squares.clone()
+    five = known.squares.clone()
     more = _inside(parts, spline, _KRONROD)
     every = torch.cat([five[..., (0, 1, 3, 4)], more], dim=2).clamp_min(0.0)
-    lengths = every.sqrt() @ every.new_tensor(_EXTENDED) * h
-    energy = (every @ every.new_tensor(_EXTENDED) * h).sum(1)
-    trapezoid, simpson = (five.sqrt() @ five.new_tensor(rule) * h for rule in (_TRAPEZOID, _SIMPSON))
-    differ, before = (lengths - known.lengths).abs(), (known.lengths - simpson).abs()
-    ratio = (differ / before.clamp_min(1e-300)).clamp(_BETTER, 1.0)
+    lengths, energy = _summed(spline, every, _EXTENDED)
+    trapezoid, simpson = (_summed(spline, five, rule)[0] for rule in (_TRAPEZOID, _SIMPSON))
+    differ = (lengths - known.lengths).abs()
     roughness = _LATER * differ.sum(1) / (simpson - trapezoid).abs().sum(1).clamp_min(1e-300)
     five[..., 2] = every[..., 5]
-    return Measured(five, lengths, differ * ratio, energy, roughness)
+    return Measured(five, lengths, _left(differ, (known.lengths - simpson).abs()), energy, roughness)
+
+
+def _summed(spline: Spline, squares: Tensor, weights: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """Lengths of the spans (P, n) and energies (P,) from squared speeds (P, n, k) at the points of a rule."""
+    h, shares = spline.knots.diff(dim=1), squares.new_tensor(weights)
+    return squares.sqrt() @ shares * h, (squares @ shares * h).sum(1)
+
+
+def _left(differ: Tensor, before: Tensor) -> Tensor:
+    """Errors (P, n) of a rule that differs from the one before by so much (P, n), and that one from its own before.
+
+    Where a curve is smooth the error of each rule is the square of the last one's, where it has kinks they are alike;
+    the first power of the ratio is the cautious side of both.
+    """
+    return differ * (differ / before.clamp_min(1e-300)).clamp(_BETTER, 1.0)
 
 
 def chorded(parts: MetricParts, spline: Spline, known: Measured) -> Measured:

@@ -40,9 +40,6 @@ _SLOWER = 5
 #: share of the error asked for that the quadrature may take before chords are asked as well
 _SURE = 0.3
 
-#: what measures curves anew that it is told the lengths of
-Remeasure = Callable[[MetricParts, Spline, Measured], Measured]
-
 _CODE = {status: code for code, status in enumerate(STATUSES)}
 
 
@@ -205,7 +202,7 @@ class Refiner:
         worth &= (measured.length - begun.facts.length).abs() / 15 <= enough * measured.length
         error = measured.length * shortfall
 
-        def improve(by: Remeasure, rows: Tensor, points: int) -> Tensor:
+        def improve(by: Callable[..., Measured], rows: Tensor, points: int) -> Tensor:
             """Measure the curves ``rows`` anew at so many more points of each; which are still not sure (k,)."""
             for some, count in self._groups(rows, points) if len(rows) else ():
                 surer = by(self.parts, spline.take(some), measured.take(some))

@@ -13,7 +13,6 @@ from torch import Tensor
 from ..metric import MetricParts
 from .candidates import Begun
 from .energy import CurveEnergy
-from .image import Image
 from .many_dimensions import ManyDimensions
 from .matrix_free import matrix_free
 from .options import RelaxationOptions
@@ -100,9 +99,9 @@ class Routes:
         if len(easy):
             found = self._in_blocks(begun.take(easy), tol, min(steps, _TRIES), doubles=False)
             late = found.status == _LATE
-            # how a curve is measured must not depend on whether another of its batch is late
-            found.image = None if found.image is None else Image(found.image.squares)
             if len(easy) == len(nodes) and not bool(late.any()):
+                # how a curve is measured must not depend on whether another of its batch is late
+                found.image = None if found.image is None else found.image.only_nodes()
                 return found, stubborn
             found.image = None
             pieces, order = [found.take(~late)], [easy[~late]]
