@@ -19,11 +19,13 @@ from posthoc_metric.geodesic.spline import interpolate
 from posthoc_metric.metric import MetricParts, PullbackMetric, StructuredMetric
 
 
-def mlp(dim=12, outputs=40, bend=nn.Tanh, seed=0, dtype=torch.float64):
+def mlp(dim=12, outputs=40, bend=nn.Tanh, seed=0, dtype=torch.float64, scale=None):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = nn.Sequential(nn.Linear(dim, 64), bend(), nn.Linear(64, outputs))
-    return Decoder(net.to(dtype), latent_dim=dim)
+        net = nn.Sequential(nn.Linear(dim, 64), bend(), nn.Linear(64, outputs)).to(dtype)
+        if scale is not None:
+            net[0].weight.data *= scale
+    return Decoder(net, latent_dim=dim)
 
 
 class Bowl:
@@ -163,6 +165,21 @@ def test_which_route_is_taken():
     assert not matrix_free(MetricParts(field=field), 12)
 
 
+@pytest.mark.parametrize("dim", [6, 12])
+def test_a_second_start_in_the_same_valley_costs_little(dim):
+    flat = torch.ones(dim, dtype=torch.float64)
+    # directions that hardly matter, in which two curves of one length are far apart
+    flat[dim // 2 :] = 0.02
+    metric = PullbackMetric(mlp(dim, scale=flat))
+    latents = points(200, dim, 3, 1.0)
+    a, b = points(10, dim, 1, 1.0), points(10, dim, 2, 1.0)
+    line = geodesic(metric, a, b, starts="straight")
+    both = geodesic(metric, a, b, support=latents, starts=("straight", "graph"))
+    assert both.converged.all()
+    assert both.evaluations.sum() < 1.5 * line.evaluations.sum()
+    assert (both.length <= line.length * (1 + 3e-4)).all()
+
+
 def test_no_longer_than_a_long_relaxation_of_the_same_energy():
     metric = PullbackMetric(mlp(20, 60))
     a, b = points(4, 20, 1, 1.0), points(4, 20, 2, 1.0)
@@ -171,7 +188,7 @@ def test_no_longer_than_a_long_relaxation_of_the_same_energy():
     nodes = a[:, None] + knots[..., None] * (b - a)[:, None]
     start, _ = precondition(metric.parts(), nodes, knots.diff(dim=1), 2**29)
     energy = MatrixFreeEnergy(metric.parts(), a)
-    long = relax_matrix_free(energy, start, nodes, knots, tol=1e-5, max_steps=2000)
+    long = relax_matrix_free(energy, start, nodes, knots, tol=1e-5, max_steps=2000, pair=torch.arange(4))
     assert (long.residual <= 1e-5).all()
     assert solution.converged.all()
     assert (solution.length <= 1.001 * long.energy.sqrt()).all()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from posthoc_metric.geodesic.candidates import contenders
-from posthoc_metric.geodesic.doubles import couples_of, doubles
+from posthoc_metric.geodesic.doubles import couples_of, doubles, parted_by_no_hill
 from posthoc_metric.geodesic.energy import CurveEnergy
 from posthoc_metric.geodesic.guard import guard
 from posthoc_metric.geodesic.relaxation import relax
@@ -122,7 +122,7 @@ def test_of_two_curves_that_come_together_the_shorter_stays():
     stays = ~found.doubled
     assert torch.allclose(found.energy[stays], torch.ones(2, dtype=torch.float64), atol=1e-9)
     apart = relax(energy, nodes, knots, tol=1e-6, max_steps=20)
-    assert apart.doubled is None
+    assert not bool(apart.doubled.any())
     assert doubles(nodes, found.energy, couples_of(pair)).numel() == 0
 
 
@@ -141,3 +141,35 @@ def test_curves_of_one_course_are_doubles_wherever_their_nodes_are():
     energy = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
     assert float((nodes[1] - nodes[0]).norm(dim=-1).max()) > 0.02
     assert doubles(nodes, energy, couples_of(torch.zeros(3, dtype=torch.long))).tolist() == [1]
+
+
+def heights_of(values):
+    """Curves that run up to these heights and back."""
+    knots = torch.linspace(0, 1, 9, dtype=torch.float64).expand(len(values), -1)
+    bow = torch.sin(torch.pi * knots) * torch.tensor(values, dtype=torch.float64)[:, None]
+    return torch.stack([knots, bow], dim=2), knots
+
+
+def two_wells(nodes, h):
+    """An energy that is least at heights of -1 and 1."""
+    assert torch.allclose(h.sum(1), torch.ones(len(h), dtype=h.dtype))
+    return 100 + (nodes[:, 4, 1].square() - 1).square()
+
+
+def test_curves_far_apart_in_one_valley_are_told_from_those_with_a_hill_between():
+    nodes, knots = heights_of([0.9, 1.2, -0.9, 5.0])
+    energy = two_wells(nodes, knots.diff(dim=1))
+    pair = torch.zeros(4, dtype=torch.long)
+    gone, asked = parted_by_no_hill(two_wells, nodes, knots, energy, couples_of(pair))
+    # the second is higher than the first; the third, as low, lies across the hill; the last is on another level
+    assert set(gone.tolist()) == {1}
+    assert 3 not in asked.tolist() and len(asked) == 3
+
+
+def test_one_of_several_curves_of_equal_energy_in_one_valley_is_left():
+    nodes, knots = heights_of([1.0, 1.0, 1.0])
+    energy = two_wells(nodes, knots.diff(dim=1))
+    energy = torch.cat([energy, energy.new_full((1,), float("nan"))])
+    nodes, knots = torch.cat([nodes, nodes[:1]]), torch.cat([knots, knots[:1]])
+    gone, _ = parted_by_no_hill(two_wells, nodes, knots, energy, couples_of(torch.zeros(4, dtype=torch.long)))
+    assert sorted(set(gone.tolist())) == [1, 2]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 #: a curve whose nodes are nearer to another than this share of its extent will end as that
 _NEAR = 0.01
+#: share by which the energies of two curves may differ of which the one of less stands for both
+_LEVEL = 0.02
 
 
 def couples_of(pair: Tensor) -> Tensor:
@@ -28,6 +32,40 @@ def doubles(nodes: Tensor, energy: Tensor, couples: Tensor) -> Tensor:
     extent = (nodes[one].amax(1) - nodes[one].amin(1)).norm(dim=-1)
     near = _apart(nodes[one], nodes[other]).amax(1) <= _NEAR * extent
     return torch.where(energy[one] <= energy[other], other, one)[near]
+
+
+def parted_by_no_hill(
+    energies: Callable[[Tensor, Tensor], Tensor], nodes: Tensor, knots: Tensor, energy: Tensor, couples: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of the ``couples`` (2, k) of curves (P, n+1, d) at about one level in one valley, that of more energy.
+
+    In many dimensions a valley is wide: its curves may be far apart in directions that matter little, and still agree
+    in length.  The energy of the curve half way between them tells whether it is one.
+
+    Args:
+        energies: of curves (m, n+1, d) with time steps (m, n).
+        knots: (P, n+1).
+        energy: (P,).
+
+    Returns:
+        Numbers of curves (m,), and of those that were compared with another at the price of one energy (k',).
+    """
+    of_less, order = energy[couples].sort(dim=0, stable=True)
+    low, high = couples.gather(0, order)
+    level = of_less[1] <= (1 + _LEVEL) * of_less[0]
+    low, high, mean = low[level], high[level], of_less[:, level].mean(0)
+    if not len(low):
+        return high, high
+    between = energies((nodes[low] + nodes[high]) / 2, (knots[low] + knots[high]).diff(dim=1) / 2)
+    return high[between <= mean], high
+
+
+def blocks_of(pair: Tensor, block: int) -> list[Tensor]:
+    """The curves (P,) in blocks of about so many, those of a pair together: what it gets depends on itself alone."""
+    order = pair.argsort(stable=True)
+    first = torch.searchsorted(pair[order], pair[order])
+    sizes = torch.unique_consecutive(torch.div(first, block, rounding_mode="floor"), return_counts=True)[1]
+    return list(order.split(sizes.tolist()))
 
 
 def _apart(nodes: Tensor, others: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from ..metric import MetricParts
 from .chords import halved
+from .doubles import blocks_of
 from .matrix_free import MatrixFreeEnergy
 from .options import RelaxationOptions
 from .preconditioner import precondition
 from .quadrature import Measured
-from .quasi_newton import MEMORY, relax_matrix_free
+from .quasi_newton import MEMORY, mark_doubles, relax_matrix_free
 from .relaxation import Relaxed
 from .rows import few_rows, groups
 from .spline import Spline
@@ -37,8 +38,8 @@ class ManyDimensions:
         self.options = options
         self.energy = MatrixFreeEnergy(self.parts, starts.nodes[:16, ::16].flatten(0, 1), options.memory_limit)
 
-    def relax(self, nodes: Tensor, knots: Tensor, tol: float, steps: int) -> Relaxed:
-        """Relax as many curves (P, n+1, d) at once as the memory limit lets."""
+    def relax(self, nodes: Tensor, knots: Tensor, pair: Tensor, tol: float, steps: int) -> Relaxed:
+        """Relax as many curves (P, n+1, d) of pairs ``pair`` (P,) at once as the memory limit lets."""
         # a length errs by a quarter of the residual's square; digits beyond those asked for take as long as all others
         smooth = knots.shape[1] <= _ROUGH_SPANS
         spare = _SMOOTH_SHARE * self.options.rtol if smooth else _ROUGH_SHARE * self._rough()
@@ -46,13 +47,20 @@ class ManyDimensions:
         # the memory twice, for it is copied as steps enter it and curves leave
         held = 8 * nodes[0].numel() * (4 * MEMORY + 24)
         block = max(1, self.options.memory_limit // held)
-        done = []
-        for part, times in zip(nodes.split(block), knots.split(block), strict=True):
+        order, done = blocks_of(pair, block), []
+        for rows in order:
+            part, times = nodes[rows], knots[rows]
             start, points = precondition(self.parts, part, times.diff(dim=1), self.options.memory_limit)
-            relaxed = relax_matrix_free(self.energy, start, part, times, tol=tol, max_steps=_STEPS * steps)
+            relaxed = relax_matrix_free(
+                self.energy, start, part, times, tol=tol, max_steps=_STEPS * steps, pair=pair[rows]
+            )
             relaxed.evaluations += points
             done.append(relaxed)
-        return Relaxed.join(done)
+        return Relaxed.join(done).take(torch.cat(order).argsort())
+
+    def mark_doubles(self, relaxed: Relaxed, knots: Tensor, couples: Tensor) -> None:
+        """See :func:`~.quasi_newton.mark_doubles`."""
+        mark_doubles(self.energy, relaxed, knots, couples)
 
     def groups(self, rows: Tensor, points: int) -> list[tuple[Tensor, int]]:
         """The curves ``rows`` (k,) in groups that are measured at so many points of each, and how many count of each.

@@ -73,6 +73,10 @@ class MatrixFreeEnergy:
         """At curves ``nodes`` (P, n+1, d) with time steps ``h`` (P, n), n even."""
         return self.slope_on(self.elements(nodes, h), nodes)
 
+    def energies(self, nodes: Tensor, h: Tensor) -> Tensor:
+        """Energies (P,) alone."""
+        return self.slope(nodes, h).energy
+
     def slope_on(self, elements: Elements, nodes: Tensor) -> Slope:
         """The same, of curves that keep their time steps from call to call.
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
+from .doubles import couples_of, parted_by_no_hill
 from .elements import Elements
 from .matrix_free import MatrixFreeEnergy, Slope
 from .preconditioner import Preconditioner
@@ -24,6 +25,8 @@ from .status import Status
 MEMORY = 20
 #: steps over which the fall of the energy is watched
 _WATCH = 8
+#: steps from which to which is looked whether the curves of a pair have come into one valley
+_LOOK = 8
 #: what a residual is multiplied by that only the model vouches for
 _UNSURE = 5.0
 #: share of the slope that a step must bring in energy
@@ -64,6 +67,7 @@ def relax_matrix_free(
     *,
     tol: float,
     max_steps: int,
+    pair: Tensor,
 ) -> Relaxed:
     """Minimise the discrete energy over the inner nodes; see :func:`~.relaxation.relax`.
 
@@ -85,7 +89,9 @@ def relax_matrix_free(
         torch.full_like(row, STATUSES.index(Status.STEP_LIMIT)),
         torch.zeros_like(row),
         torch.full_like(row, total),
+        torch.zeros_like(row, dtype=torch.bool),
     )
+    couples = couples_of(pair)
     inner = (total - 2) * dim
     active = _Active(
         row,
@@ -123,7 +129,21 @@ def relax_matrix_free(
             active, preconditioner = active.take(~done & ~stuck), preconditioner.take(~done & ~stuck)
         if len(active.row):
             _advance(energy, preconditioner, active, final)
+        if number % _LOOK == _LOOK - 1 and len(active.row):
+            final.nodes[active.row], final.energy[active.row] = active.nodes, active.slope.energy
+            mark_doubles(energy, final, knots, couples)
+            single = ~final.doubled[active.row]
+            active, preconditioner = active.take(single), preconditioner.take(single)
+    mark_doubles(energy, final, knots, couples)
     return final
+
+
+def mark_doubles(energy: MatrixFreeEnergy, final: Relaxed, knots: Tensor, couples: Tensor) -> None:
+    """Mark the curves that run in one valley with another of their pair (``couples`` (2, k)), which is as short."""
+    alive = couples[:, ~final.doubled[couples].any(0)]
+    found, asked = parted_by_no_hill(energy.energies, final.nodes, knots, final.energy, alive)
+    final.doubled[found] = True
+    final.evaluations[asked] += knots.shape[1]
 
 
 def _aim(active: _Active, preconditioner: Preconditioner) -> None:

@@ -172,7 +172,7 @@ class Refiner:
         relaxed, stubborn = self.routes.relax(begun, tol)
         self.steps.index_add_(0, begun.pair, relaxed.steps)
         self.evaluations.index_add_(0, begun.pair, relaxed.evaluations)
-        single = torch.ones_like(stubborn) if relaxed.doubled is None else ~relaxed.doubled
+        single = ~relaxed.doubled
         if not bool(single.all()):
             begun, relaxed, stubborn = begun.take(single), relaxed.take(single), stubborn[single]
         return begun, single, self._measure(begun, relaxed, stubborn)

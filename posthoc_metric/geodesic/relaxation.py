@@ -66,7 +66,7 @@ class Relaxed(Batch):
     status: Tensor
     steps: Tensor
     evaluations: Tensor
-    doubled: Tensor | None = None
+    doubled: Tensor
 
 
 @dataclass
@@ -123,7 +123,7 @@ def relax(
         torch.full_like(row, STATUSES.index(Status.STEP_LIMIT)),
         torch.zeros_like(row),
         torch.full_like(row, total if ends is None else total - 2),
-        None if pair is None else torch.zeros_like(row, dtype=torch.bool),
+        torch.zeros_like(row, dtype=torch.bool),
     )
     couples = None if pair is None else couples_of(pair)
     radius = torch.full_like(here.energy, float("inf"))
@@ -236,7 +236,6 @@ def _advance(energy: CurveEnergy, active: _Active, step: Step, final: Relaxed) -
 
 def _single(active: _Active, final: Relaxed, couples: Tensor) -> _Active:
     """The curves at work without those that have come near a shorter one of their pair."""
-    assert final.doubled is not None
     final.nodes[active.row], final.energy[active.row] = active.here.nodes, active.here.energy
     alive = couples[:, ~final.doubled[couples].any(0)]
     final.doubled[doubles(final.nodes, final.energy, alive)] = True

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..metric import MetricParts
 from .candidates import Begun
+from .doubles import blocks_of, couples_of
 from .energy import CurveEnergy
 from .many_dimensions import ManyDimensions
 from .matrix_free import matrix_free
@@ -78,12 +79,8 @@ class Routes:
         return (self.dim, self.dim) if self.many is None else (0,)
 
     def relax(self, begun: Begun, tol: float) -> tuple[Relaxed, Tensor]:
-        """Curves relaxed, and which of them Newton steps did not bring on (P,).
-
-        In few dimensions, where a pair may have many, one goes on of those that come together.
-        """
-        nodes, knots, stubborn = begun.nodes, begun.knots, begun.stubborn
-        spans = knots.shape[1] - 1
+        """Curves relaxed, those of a pair that come together marked; and which Newton steps did not bring on (P,)."""
+        spans = begun.knots.shape[1] - 1
         # a curve that is slow here goes on with more nodes, where its like are still in the batch; in many dimensions
         # steps with few nodes are cheap beside the Jacobians of many
         few = _STEPS_IN_FEW if self.dim <= _FEW else _STEPS_A_COARSE_LEVEL
@@ -91,9 +88,16 @@ class Routes:
         last = 2 * spans > self.options.max_spans
         steps = self.options.max_steps if last else min(most, self.options.max_steps)
         if self.many is not None:
-            return self.many.relax(nodes, knots, tol, steps), stubborn
+            return self.many.relax(begun.nodes, begun.knots, begun.pair, tol, steps), begun.stubborn
         if self.rest is None:
-            return self._in_blocks(begun, tol, steps, doubles=True), stubborn
+            return self._in_blocks(begun, tol, steps, doubles=True), begun.stubborn
+        relaxed, stubborn = self._newton_first(begun, tol, steps, self.rest)
+        self.rest.mark_doubles(relaxed, begun.knots, couples_of(begun.pair))
+        return relaxed, stubborn
+
+    def _newton_first(self, begun: Begun, tol: float, steps: int, rest: ManyDimensions) -> tuple[Relaxed, Tensor]:
+        """By Newton steps, and by ``rest`` what they do not bring on."""
+        nodes, knots, stubborn = begun.nodes, begun.knots, begun.stubborn
         pieces, order, spent = [], [], torch.zeros(2, len(nodes), dtype=torch.long, device=nodes.device)
         easy = (~stubborn).nonzero().flatten()
         if len(easy):
@@ -109,7 +113,7 @@ class Routes:
             spent[:, easy] = torch.stack([found.steps, found.evaluations])
         rows = stubborn.nonzero().flatten()
         if len(rows):
-            other = self.rest.relax(nodes[rows], knots[rows], tol, steps)
+            other = rest.relax(nodes[rows], knots[rows], begun.pair[rows], tol, steps)
             other.secant = torch.zeros_like(other.nodes[:, 1:-1, :, None]).expand(-1, -1, -1, self.dim)
             other.steps += spent[0, rows]
             other.evaluations += spent[1, rows]
@@ -124,7 +128,9 @@ class Routes:
         held = 0 if self.energy.lean(total, self.dim) else 2 * width * self.dim
         block = max(1, self.options.memory_limit // (8 * total * (held + 60 * self.dim**2)))
         order = (
-            _blocks(begun.pair, block) if doubles else list(torch.arange(count, device=begun.pair.device).split(block))
+            blocks_of(begun.pair, block)
+            if doubles
+            else list(torch.arange(count, device=begun.pair.device).split(block))
         )
         pieces = []
         for rows in order:
@@ -144,11 +150,3 @@ class Routes:
             )
         found = Relaxed.join(pieces)
         return found.take(torch.cat(order).argsort()) if doubles else found
-
-
-def _blocks(pair: Tensor, block: int) -> list[Tensor]:
-    """The curves (P,) in blocks of about so many, those of a pair together: what it gets depends on itself alone."""
-    order = pair.argsort(stable=True)
-    first = torch.searchsorted(pair[order], pair[order])
-    sizes = torch.unique_consecutive(torch.div(first, block, rounding_mode="floor"), return_counts=True)[1]
-    return list(order.split(sizes.tolist()))
