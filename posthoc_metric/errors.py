@@ -62,6 +62,10 @@ class PosthocMetricWarning(UserWarning):
     """Base of every warning this library gives."""
 
 
+class BatchWarning(PosthocMetricWarning):
+    """A decoder takes one latent at a time, at many times the cost."""
+
+
 class DerivativeWarning(PosthocMetricWarning):
     """Derivatives come from a slower or less accurate route than forward-mode AD."""
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import pickle
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from joblib import Parallel, delayed
 from torch import nn
 
 from posthoc_metric.decoder import Decoder, same_fingerprint
-from posthoc_metric.errors import DecoderError, InvalidArgumentError
+from posthoc_metric.errors import BatchWarning, DecoderError, InvalidArgumentError
 
 
 def net(dim=2, out=6):
@@ -284,6 +285,70 @@ def test_vectors_beside_z(condition):
     decoder = Decoder(model, latent_dim=2, condition=condition)
     expected = model(latents().float(), torch.tensor([[0.1, 0.2, 0.3]]).expand(5, -1))
     assert torch.allclose(decoder(latents()).float(), expected)
+
+
+class Counts(nn.Module):
+    """Rates of counts, as models of single cells have them: a batch label and a library size beside z."""
+
+    def __init__(self, batches=3):
+        super().__init__()
+        self.batches = batches
+        self.net = net(2 + batches, 6)
+
+    def forward(self, z, library, batch):
+        return library.exp() * self.net(torch.cat([z, self.one_hot(batch)], dim=-1)).softmax(-1)
+
+    def one_hot(self, batch):
+        if batch.size(1) != self.batches:
+            batch = nn.functional.one_hot(batch.squeeze(-1).long(), self.batches)
+        return batch.float()
+
+
+class LabelledCounts(Counts):
+    """The same, whose labels are one axis."""
+
+    def one_hot(self, batch):
+        return nn.functional.one_hot(batch, self.batches).float()
+
+
+@pytest.mark.parametrize("kind", [Counts, LabelledCounts])
+@pytest.mark.parametrize("library", [torch.tensor([2.0]), torch.tensor(2.0), np.array([2.0]), [[2.0]], 2])
+@pytest.mark.parametrize("label", [1, torch.tensor([1]), np.int64(1)])
+@pytest.mark.parametrize("shape", [dict, tuple])
+def test_single_numbers_are_columns_where_a_model_takes_no_others(kind, library, label, shape):
+    model = kind()
+    condition = {"library": library, "batch": label} if shape is dict else (library, label)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decoder = Decoder(model, latent_dim=2, condition=condition)
+    label = torch.ones(5, 1) if kind is Counts else torch.ones(5, dtype=torch.long)
+    expected = model(latents().float(), torch.full((5, 1), 2.0), label)
+    assert torch.allclose(decoder(latents()).float(), expected)
+    assert "(B, 1)" in decoder.describe() or (library == [[2.0]] and kind is LabelledCounts)
+    assert "batches of" not in decoder.describe()
+
+
+@pytest.mark.parametrize(
+    "condition", [["text"], [[1, 2], [3]], [object()], [None], {"library": "x", "batch": [1, "y"]}]
+)
+def test_a_condition_that_is_no_array_is_refused_with_the_words_of_the_error(condition):
+    with pytest.raises(DecoderError, match="condition="):
+        Decoder(Counts(), latent_dim=2, condition=condition)
+
+
+def test_a_model_that_takes_one_latent_at_a_time_is_slow_and_says_so():
+    inner = net()
+
+    def one(z):
+        if len(z) != 1:
+            raise ValueError(f"got {len(z)} latents, expected 1")
+        return inner(z)
+
+    with pytest.warns(
+        BatchWarning, match="one latent at a time; called on 4 it says: ValueError.*expected 1.*condition="
+    ):
+        decoder = Decoder(one, latent_dim=2)
+    assert torch.allclose(decoder(latents()).float(), inner(latents().float()))
 
 
 def test_query_points():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+#: single numbers of which some may be columns
+_MOST_SINGLE = 4
 
 
 def arguments(condition: Any, z: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -28,6 +32,45 @@ def arguments(condition: Any, z: Tensor) -> tuple[tuple[Any, ...], dict[str, Any
     return _split(condition, lambda value: _repeat(value, z))
 
 
+def as_columns(condition: Any) -> Iterator[tuple[Any, str]]:
+    """``condition`` with some of the single numbers in it handed over as (B, 1) instead of (B,); and a note of which.
+
+    Fewest first; as columns a model takes what it concatenates with its layers' inputs, or multiplies its outputs by.
+    """
+    named: dict[Any, Any] = {"condition": condition}
+    if isinstance(condition, Mapping):
+        named = dict(condition)
+    elif isinstance(condition, tuple):
+        named = dict(enumerate(condition))
+    single = [name for name, value in named.items() if _is_single_number(value)][:_MOST_SINGLE]
+    for chosen in chain.from_iterable(combinations(single, count) for count in range(1, len(single) + 1)):
+        changed = {name: _array(value).reshape(1, 1) if name in chosen else value for name, value in named.items()}
+        note = f"{', '.join(map(str, chosen))} handed over as (B, 1)"
+        if isinstance(condition, Mapping):
+            yield changed, note
+        elif isinstance(condition, tuple):
+            yield tuple(changed.values()), f"condition {note}"
+        else:
+            yield changed["condition"], note
+
+
+def _is_single_number(value: Any) -> bool:
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, (np.ndarray, np.generic, Tensor)):
+        return value.ndim < 2 and len(value.reshape(-1)) == 1
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _array(value: Any) -> Any:
+    """What is repeated for every row, as a tensor; anything else as it is."""
+    if isinstance(value, (bool, float, str)) or value is None:
+        return value
+    if isinstance(value, (int, list, np.ndarray, np.generic)):
+        return torch.as_tensor(np.asarray(value))
+    return value
+
+
 def _split(condition: Any, convert: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(condition, Mapping):
         return (), {name: convert(value) for name, value in condition.items()}
@@ -37,10 +80,7 @@ def _split(condition: Any, convert: Any) -> tuple[tuple[Any, ...], dict[str, Any
 
 
 def _repeat(value: Any, z: Tensor) -> Any:
-    if isinstance(value, (bool, float, str)) or value is None:
-        return value
-    if isinstance(value, (int, list, np.ndarray, np.generic)):
-        value = torch.as_tensor(np.asarray(value))
+    value = _array(value)
     if not isinstance(value, Tensor):
         return value
     value = value.detach().to(z.device)

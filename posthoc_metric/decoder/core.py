@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._arrays import ArrayLike, to_points
-from ..errors import DerivativeWarning, InvalidArgumentError
+from ..errors import BatchWarning, DerivativeWarning, InvalidArgumentError
 from ..machine import working_memory
 from .derivatives import reverse_later
 from .fingerprint import sketch
@@ -44,7 +44,8 @@ class Decoder:
         output: the part of the result to take: a tuple index, a key, an attribute, or a function of the result.
             A distribution stands for its mean.
         condition: what the model needs beside z: one value, a tuple, a dictionary of keyword arguments, or
-            a function of the batch z that returns one of those.  Arrays stand for one row and are repeated for all.
+            a function of the batch z that returns one of those.  Arrays stand for one row and are repeated for all;
+            where a model does not take single numbers as (B,) it is tried with (B, 1).
         latent_shape: the shape of one latent as the model wants it, such as ``(100, 1, 1)``; its numbers
             multiply to ``latent_dim``.
         probe: latents (B, d) to probe at, where standard normal ones are not typical.
@@ -62,6 +63,7 @@ class Decoder:
             says why and what to do.
 
     Warns:
+        BatchWarning: the model runs on one latent at a time only.
         DerivativeWarning: only finite differences are left to differentiate with.
     """
 
@@ -104,6 +106,8 @@ class Decoder:
         self.dtype = found.call.dtype
         self.device = found.call.device
         self._counters = Counters()
+        if settled.warning:
+            warnings.warn(settled.warning, BatchWarning, stacklevel=2)
         if found.warning:
             warnings.warn(found.warning, DerivativeWarning, stacklevel=2)
 

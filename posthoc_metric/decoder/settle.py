@@ -15,6 +15,7 @@ from torch import Tensor
 from .._arrays import describe
 from ..errors import DecoderError, InvalidArgumentError
 from .call import Call
+from .conditions import as_columns
 from .frozen import EvalMode
 from .parts import Method, Part, find_parts, refuse_unready, width_candidates
 
@@ -31,11 +32,13 @@ class Settled:
         call: runs on latents (B, latent_dim).
         latent_dim: d.
         notes: what was inferred, for :meth:`Decoder.describe`.
+        warning: what the caller should know at once.
     """
 
     call: Call
     latent_dim: int
     notes: tuple[str, ...]
+    warning: str = ""
 
 
 def probe_latents(rows: int, dim: int, like: Call, seed: int = 0) -> Tensor:
@@ -132,7 +135,7 @@ class _Attempts:
                 tried = self._try(call, dim)
                 if tried is None:
                     continue
-                call, value = tried
+                call, value, columns, failed = tried
                 if not call.roots and call.dtype == torch.float64 and value.dtype == torch.float32:
                     call = replace(call, dtype=torch.float32)  # it computes in single precision whatever comes
                 notes = [f"calls {part.name}"]
@@ -140,11 +143,10 @@ class _Attempts:
                     notes.append(f"latent dimension {dim} from {source}")
                 if shape is not None and source != "`latent_shape`":
                     notes.append(f"latents are handed over as (B, {', '.join(map(str, shape))})")
-                if note:
-                    notes.append(note)
+                notes += [words for words in (note, columns) if words]
                 if call.batch is not None:
                     notes.append(f"takes batches of {call.batch} rows only; others are padded or cut up")
-                return Settled(call, dim, tuple(notes))
+                return Settled(call, dim, tuple(notes), _one_by_one(failed) if call.batch == 1 else "")
         return None
 
     def _calls(self, part: Part, shape: tuple[int, ...] | None) -> Iterator[tuple[Call, str]]:
@@ -168,16 +170,25 @@ class _Attempts:
             for dtype in dtypes:
                 yield replace(plain, dtype=dtype, as_numpy=True), "is handed NumPy arrays"
 
-    def _try(self, call: Call, dim: int) -> tuple[Call, Tensor] | None:
-        """``call`` and its value, in the batch size that its own error names where it takes no other."""
+    def _try(self, call: Call, dim: int) -> tuple[Call, Tensor, str, Exception | None] | None:
+        """``call``, its value, a note, and what it said when it was called plainly.
+
+        Where it fails its condition is reshaped, or it is called in the batch size that its own error names.
+        """
         value = self._once(call, dim)
         if isinstance(value, Tensor):
-            return call, value
-        for batch in [] if isinstance(value, DecoderError) else _batches(value):
+            return call, value, "", None
+        failed = value
+        for condition, note in as_columns(call.condition):
+            changed = replace(call, condition=condition)
+            value = self._once(changed, dim)
+            if isinstance(value, Tensor):
+                return changed, value, note, failed
+        for batch in [] if isinstance(failed, DecoderError) else _batches(failed):
             padded = replace(call, batch=batch)
             value = self._once(padded, dim)
             if isinstance(value, Tensor):
-                return padded, value
+                return padded, value, "", failed
         return None
 
     def _once(self, call: Call, dim: int) -> Tensor | Exception:
@@ -202,6 +213,14 @@ class _Attempts:
         )
         error.__cause__ = self.first
         return error
+
+
+def _one_by_one(failed: Exception | None) -> str:
+    return (
+        f"the decoder takes one latent at a time; called on {ROWS} it says: {_words(failed)}. All that follows takes "
+        "many times as long. If what it fails on is its condition=, give that the axes it wants behind a first axis of "
+        "one, (1, k); if it was exported for one row, export it with a dynamic first axis."
+    )
 
 
 def _batches(error: Exception) -> list[int]:
