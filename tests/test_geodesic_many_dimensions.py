@@ -28,6 +28,13 @@ def mlp(dim=12, outputs=40, bend=nn.Tanh, seed=0, dtype=torch.float64, scale=Non
     return Decoder(net, latent_dim=dim)
 
 
+def kinked(seed):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 100))
+    return Decoder(net.double(), latent_dim=8)
+
+
 class Bowl:
     """A weight with a minimum, ``1 + ‖z‖⁴ / 10``."""
 
@@ -140,22 +147,32 @@ def test_lengths_are_those_of_the_dense_route(kind, monkeypatch):
 
 
 def test_curves_with_kinks_are_left_to_gradients_and_come_out_shorter(monkeypatch):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        net = torch.nn.Sequential(
-            torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 100)
-        )
-    metric = PullbackMetric(Decoder(net.double(), latent_dim=8))
-    a, b = points(10, 8, 1), points(10, 8, 2)
-    found = geodesic(metric, a, b)
-    alone = geodesic(metric, a[:1], b[:1])
-    torch.testing.assert_close(alone.length, found.length[:1], rtol=1e-9, atol=0)
-    monkeypatch.setattr(routes, "_FEW", 99)
-    newton = geodesic(metric, a, b)
-    gain = (newton.length - found.length) / newton.length
-    assert (gain > -5e-4).all()
+    gains, converged = [], []
+    for seed in range(3):
+        metric = PullbackMetric(kinked(seed))
+        a, b = points(10, 8, 1), points(10, 8, 2)
+        found = geodesic(metric, a, b)
+        with monkeypatch.context() as patched:
+            patched.setattr(routes, "_FEW", 99)
+            newton = geodesic(metric, a, b)
+        gains.append((newton.length - found.length) / newton.length)
+        converged.append(newton.converged)
+    gain = torch.cat(gains)
+    # which curve rests in which of many shallow valleys is chance
+    assert gain.mean() > 3e-4
+    assert (gain > -5e-4).double().mean() >= 0.9
     # Newton's nodes rest in linear pieces of the decoder, and are called converged there
-    assert gain[newton.converged].max() > 2e-3
+    assert gain[torch.cat(converged)].max() > 2e-3
+
+
+def test_a_pair_under_kinks_has_the_same_geodesic_alone():
+    metric = PullbackMetric(kinked(0))
+    a, b = points(10, 8, 1), points(10, 8, 2)
+    together = geodesic(metric, a, b)
+    for i in (0, 3, 9):
+        alone = geodesic(metric, a[i : i + 1], b[i : i + 1])
+        assert torch.equal(alone.length[0], together.length[i])
+        assert torch.equal(alone.points[0], together.points[i])
 
 
 def test_which_route_is_taken():
@@ -197,14 +214,17 @@ def test_no_longer_than_a_long_relaxation_of_the_same_energy():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("bend", [nn.Tanh, nn.ReLU])
-def test_a_pair_has_the_same_geodesic_alone(bend, dtype):
+@pytest.mark.parametrize("dim", [2, 3, 5, 8, 11])
+def test_a_pair_has_the_same_geodesic_alone(bend, dtype, dim):
     # sizes for which matrix products do depend on how many rows there are, and on where they lie
-    metric = StructuredMetric(MetricParts(embedding=mlp(11, 33, bend, dtype=dtype), weight=Bowl()), 11)
-    a, b = points(9, 11, 1), points(9, 11, 2)
+    metric = StructuredMetric(MetricParts(embedding=mlp(dim, 33, bend, dtype=dtype), weight=Bowl()), dim)
+    a, b = points(9, dim, 1), points(9, dim, 2)
     together = geodesic(metric, a, b, max_spans=32)
     for i in (0, 3, 7):
         alone = geodesic(metric, a[i : i + 1], b[i : i + 1], max_spans=32)
-        for name in ("points", "length", "length_error", "residual", "steps", "evaluations", "spans"):
+        # of small matrices of odd size every other one begins at an odd address, which the residual may show
+        torch.testing.assert_close(alone.residual[0], together.residual[i], rtol=1e-12, atol=0)
+        for name in ("points", "length", "length_error", "steps", "evaluations", "spans"):
             assert torch.equal(getattr(alone, name)[0], getattr(together, name)[i]), name
 
 

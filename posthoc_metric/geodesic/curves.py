@@ -141,7 +141,7 @@ def density(spline: Spline, lengths: Tensor, errors: Tensor) -> Tensor:
     goes unseen unless the nodes count latent length too.
     """
     latent = spline.nodes.diff(dim=1).norm(dim=-1)
-    shares = [part / part.sum(1, keepdim=True).clamp_min(1e-300) for part in (lengths, latent, errors.pow(0.2))]
+    shares = [part / part.sum(1, keepdim=True).clamp_min(1e-300) for part in (lengths, latent, errors.sqrt().sqrt())]
     density = 0.5 * shares[0] + 0.25 * shares[1] + 0.25 * shares[2]
     usable = torch.isfinite(density).all(1, keepdim=True) & (density.sum(1, keepdim=True) > 0)
     return torch.where(usable, density, spline.knots.diff(dim=1))

@@ -25,6 +25,7 @@ from .elements import Model, add_blocks, add_gradient, add_weight, chord_product
 from .field import FieldDerivative
 from .frame import Frame
 from .image import Image
+from .rows import alike, unpadded
 
 #: latent dimensions in which a grid leads round walls, so that few points of quadrature will do for a field
 _FEW = 3
@@ -192,8 +193,8 @@ class CurveEnergy:
     def _ask(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """``F`` (P, m, D) and ``J_Fᵀ`` (P, m, d, D) at points (P, m, d)."""
         assert self.embedding is not None
-        values, jacobians = self.embedding.value_and_jacobian(points.flatten(0, 1).to(self.dtype))
-        return values.unflatten(0, points.shape[:2]), jacobians.mT.unflatten(0, points.shape[:2])
+        values, jacobians = self.embedding.value_and_jacobian(alike(points).to(self.dtype))
+        return unpadded(values, points), unpadded(jacobians.mT, points)
 
     def _add_some_chords(
         self, out: Linearisation, some: slice, values: Tensor, rows: Tensor, frame: Frame, before: Linearisation | None

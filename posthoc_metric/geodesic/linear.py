@@ -42,22 +42,32 @@ def _solve(band: np.ndarray, right: np.ndarray, good: np.ndarray) -> None:
     """Put solutions (P, m) in the place of ``right``; ``good`` (P,) loses the curves that are not positive definite."""
     first, size = 0, right.shape[1]
     while first < len(right):
-        factor, minor = dpbtrf(_columns(band[first:]), lower=1)
+        factor, minor = _factored(band[first:])
         stop = len(right)
         if minor:
             # the order of the first minor that is not positive definite: those before it are without its curve
             stop = first + (minor - 1) // size
             good[stop], right[stop] = False, 0.0
-            factor, _ = dpbtrf(_columns(band[first:stop]), lower=1)
+            factor, _ = _factored(band[first:stop])
         if stop > first:
-            solved, _ = dpbtrs(factor, right[first:stop].reshape(-1), lower=1)
-            right[first:stop] = solved.reshape(-1, size)
+            known = np.zeros(factor.shape[1])
+            known[: (stop - first) * size] = right[first:stop].reshape(-1)
+            solved, _ = dpbtrs(factor, known, lower=1, overwrite_b=1)
+            right[first:stop] = solved[: (stop - first) * size].reshape(-1, size)
         first = stop + 1
 
 
-def _columns(band: np.ndarray) -> np.ndarray:
-    """LAPACK's band storage (3d, P m) of curves (P, m, 3d), in Fortran's order and so without a copy."""
-    return band.reshape(-1, band.shape[2]).T
+def _factored(band: np.ndarray) -> tuple[np.ndarray, int]:
+    """The Cholesky factor of curves (P, m, 3d) in LAPACK's storage, and which minor, if any, is not positive.
+
+    An identity follows the last curve: its end is worked on as those of the others are, and rounded as they are.
+    """
+    rows, width = band.shape[0] * band.shape[1], band.shape[2]
+    columns = np.zeros((rows + width, width))
+    columns[:rows], columns[rows:, 0] = band.reshape(rows, width), 1.0
+    # in Fortran's order, and so without a copy
+    factor, minor = dpbtrf(columns.T, lower=1, overwrite_ab=1)
+    return factor, minor
 
 
 def _lower_band(model: Model) -> np.ndarray:

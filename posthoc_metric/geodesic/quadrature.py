@@ -171,10 +171,10 @@ def chorded(parts: MetricParts, spline: Spline, known: Measured) -> Measured:
     dim = spline.nodes.shape[2]
     points, _ = spline.inside(torch.linspace(0, 0.75, 4))
     dense = torch.cat([points.reshape(count, -1, dim), spline.nodes[:, -1:]], dim=1)
-    flat = dense.reshape(-1, dim)
-    values = parts.embedding(flat).view(count, 4 * spans + 1, -1)
-    weight = None if parts.weight is None else parts.weight(flat).view(count, -1)
-    field = None if parts.field is None else parts.field(flat).view(count, -1, dim, dim)
+    flat, number = padded(dense).flatten(0, 1), dense.shape[1]
+    values = parts.embedding(flat).view(count, len(flat) // count, -1)[:, :number]
+    weight = None if parts.weight is None else parts.weight(flat).view(count, -1)[:, :number]
+    field = None if parts.field is None else parts.field(flat).view(count, -1, dim, dim)[:, :number]
     sums = []
     for stride in (1, 2):
         step = dense[:, ::stride].diff(dim=1)
@@ -213,10 +213,8 @@ def _squared_speeds(parts: MetricParts, points: Tensor, velocities: Tensor, know
     count, number, dim = points.shape
     bad = ~(torch.isfinite(points).all(2) & torch.isfinite(velocities).all(2)).all(1)
     points, velocities = points.masked_fill(bad[:, None, None], 0.0), velocities.masked_fill(bad[:, None, None], 0.0)
-    asked, along = points, velocities
-    if known is None:
-        asked, along = padded(points), padded(velocities)
-    else:
+    asked, along = padded(points), padded(velocities)
+    if known is not None:
         parts = MetricParts(weight=parts.weight, field=parts.field)
     flat = along.flatten(0, 1)
     squares = parts.inner(asked.flatten(0, 1), flat, flat).view(count, -1)[:, :number]

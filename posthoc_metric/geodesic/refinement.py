@@ -183,13 +183,18 @@ class Refiner:
         spans = knots.shape[1] - 1
         spline = interpolate(knots, relaxed.nodes)
         everyone = torch.arange(len(pair), device=pair.device)
-        rule, pieces = rule_for(relaxed.image), []
-        for rows, count in self._groups(everyone, spans):
-            image = None if relaxed.image is None else relaxed.image.take(rows)
-            found, asked = measure(self.parts, spline.take(rows), image, rule)
-            pieces.append(found.first(count))
-            self.evaluations.index_add_(0, pair[rows[:count]], asked[:count])
-        measured = Measured.join(pieces)
+        rule = rule_for(relaxed.image)
+        pieces, order = [], []
+        # how a curve is measured must not depend on how another of its batch was relaxed
+        for by_newton in (True, False):
+            some = everyone[stubborn != by_newton]
+            for rows, count in self._groups(some, spans) if len(some) else ():
+                image = relaxed.image.take(rows) if by_newton and relaxed.image is not None else None
+                found, asked = measure(self.parts, spline.take(rows), image, rule)
+                pieces.append(found.first(count))
+                order.append(rows[:count])
+                self.evaluations.index_add_(0, pair[rows[:count]], asked[:count])
+        measured = Measured.join(pieces).take(torch.cat(order).argsort())
         status = relaxed.status
         # the chords of a curve fall short of it by a share of order h², its discretisation error by the square of that
         chords = relaxed.energy.clamp_min(0).sqrt()

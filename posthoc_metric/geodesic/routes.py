@@ -14,6 +14,7 @@ from ..metric import MetricParts
 from .candidates import Begun
 from .doubles import blocks_of, couples_of
 from .energy import CurveEnergy
+from .image import Image
 from .many_dimensions import ManyDimensions
 from .matrix_free import matrix_free
 from .options import RelaxationOptions
@@ -103,11 +104,9 @@ class Routes:
         if len(easy):
             found = self._in_blocks(begun.take(easy), tol, min(steps, _TRIES), doubles=False)
             late = found.status == _LATE
+            found.image = None if found.image is None else found.image.only_nodes()
             if len(easy) == len(nodes) and not bool(late.any()):
-                # how a curve is measured must not depend on whether another of its batch is late
-                found.image = None if found.image is None else found.image.only_nodes()
                 return found, stubborn
-            found.image = None
             pieces, order = [found.take(~late)], [easy[~late]]
             nodes, stubborn = nodes.index_copy(0, easy, found.nodes), stubborn.index_copy(0, easy, late)
             spent[:, easy] = torch.stack([found.steps, found.evaluations])
@@ -115,6 +114,8 @@ class Routes:
         if len(rows):
             other = rest.relax(nodes[rows], knots[rows], begun.pair[rows], tol, steps)
             other.secant = torch.zeros_like(other.nodes[:, 1:-1, :, None]).expand(-1, -1, -1, self.dim)
+            # nothing is known of the image of these, and nobody asks
+            other.image = Image(torch.zeros_like(other.nodes[..., None]).expand(-1, -1, -1, self.dim))
             other.steps += spent[0, rows]
             other.evaluations += spent[1, rows]
             pieces, order = [*pieces, other], [*order, rows]

@@ -40,6 +40,23 @@ def aligned(rows: int) -> int:
     return -(-rows // 4) * 4
 
 
+def alike(points: Tensor) -> Tensor:
+    """Points (P, m, d) of curves as rows (N, d), with as few more as it takes for none to be the odd one out.
+
+    The rows beyond the last multiple of four are rounded otherwise, and of odd length every other one may be.
+    """
+    rows = (padded(points) if points.shape[2] % 2 else points).flatten(0, 1)
+    more = aligned(len(rows)) - len(rows)
+    return rows if more == 0 else torch.cat([rows, rows[-1:].expand(more, -1)])
+
+
+def unpadded(found: Tensor, points: Tensor) -> Tensor:
+    """What was found at the rows (N, ...) of :func:`alike`, at the points (P, m, ...)."""
+    count, number, dim = points.shape
+    each = aligned(number) if dim % 2 else number
+    return found[: count * each].unflatten(0, (count, each))[:, :number]
+
+
 def padded(points: Tensor) -> Tensor:
     """Points (P, m, d) of curves, the last repeated until there are :func:`aligned` many."""
     more = aligned(points.shape[1]) - points.shape[1]

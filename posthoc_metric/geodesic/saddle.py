@@ -80,6 +80,6 @@ def _lowest(model: Model, inertia: Tensor, like: Tensor) -> Tensor:
             todo = todo[~convex]
             shift[todo] *= 4.0
             todo = todo[torch.isfinite(shift[todo])]
-        length = torch.einsum("pki,pkij,pkj->p", v, inertia, v).clamp_min(1e-300).sqrt()
+        length = ((inertia @ v[..., None])[..., 0] * v).sum((1, 2)).clamp_min(1e-300).sqrt()
         v = v / length[:, None, None]
     return v
