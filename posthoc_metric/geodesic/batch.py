@@ -19,10 +19,6 @@ class Batch:
         index = _rows(index)
         return type(self)(**{name: _take(value, index) for name, value in self._items()})
 
-    def first(self: B, count: int) -> B:
-        """The first ``count`` rows, views of this record."""
-        return type(self)(**{name: _first(value, count) for name, value in self._items()})
-
     @classmethod
     def join(cls: type[B], parts: list[B]) -> B:
         """One record of the rows of several."""
@@ -51,12 +47,6 @@ def _join(values: list[Any]) -> Any:
     if values[0] is None:
         return None
     return torch.cat(values) if isinstance(values[0], Tensor) else type(values[0]).join(values)
-
-
-def _first(value: Any, count: int) -> Any:
-    if value is None:
-        return None
-    return value[:count] if isinstance(value, Tensor) else value.first(count)
 
 
 def _take(value: Any, index: Tensor) -> Any:

@@ -14,7 +14,7 @@ from .preconditioner import precondition
 from .quadrature import Measured
 from .quasi_newton import MEMORY, mark_doubles, relax_matrix_free
 from .relaxation import Relaxed
-from .rows import few_rows, groups
+from .rows import few_rows
 from .spline import Spline
 from .start_curves import StartCurves
 
@@ -61,16 +61,6 @@ class ManyDimensions:
     def mark_doubles(self, relaxed: Relaxed, knots: Tensor, couples: Tensor) -> None:
         """See :func:`~.quasi_newton.mark_doubles`."""
         mark_doubles(self.energy, relaxed, knots, couples)
-
-    def groups(self, rows: Tensor, points: int) -> list[tuple[Tensor, int]]:
-        """The curves ``rows`` (k,) in groups that are measured at so many points of each, and how many count of each.
-
-        On a processor groups are all of one size, filled up with curves that do not count.
-        """
-        size = self.energy.together(points)
-        if rows.device.type != "cpu":
-            return [(some, len(some)) for some in rows.split(size)]
-        return groups(rows, size)
 
     def confirm(self, spline: Spline, known: Measured) -> tuple[Measured, Tensor]:
         """Lengths by chords where those are surer than ``known``, and how many points of each curve it took (P,)."""

@@ -19,7 +19,7 @@ from .batch import Batch
 from .elements import Elements, Places, Stiffness, add_gradient, add_weight
 from .energy import _CANCELLED, _precision
 from .field import FieldDerivative
-from .rows import aligned, groups, padded
+from .rows import aligned, padded, spared
 
 #: arrays of D numbers a node that a piece holds at once: values, chords, flux, bends, and the copies between them
 _HELD = 10
@@ -27,9 +27,8 @@ _HELD = 10
 _MOST_COLUMNS = 8
 #: rows of values and products in one evaluation from which pieces are cut to that size: two pieces share three rows
 _WORTH = 24
-#: what share of the rows whose evaluation the embedding would keep at once costs about as much as a call of it, and how
-#: many rows do at most
-_SHARE, _MOST_ROWS = 20, 64
+#: what share of the rows whose evaluation the embedding would keep at once share a call, and how many rows at most
+_SHARE, _MOST_ROWS = 20, 256
 
 
 def matrix_free(parts: MetricParts, dim: int) -> bool:
@@ -80,14 +79,14 @@ class MatrixFreeEnergy:
     def slope_on(self, elements: Elements, nodes: Tensor) -> Slope:
         """The same, of curves that keep their time steps from call to call.
 
-        On a processor as many curves share a call as cost about what a call itself does, and never more or fewer:
-        matrix products sum in another order for other numbers of rows, and an iteration makes much of the last digit.
+        On a processor as many curves share a call as make the cost of a call itself small, while they are in its
+        cache.  Each takes a multiple of four rows, which rounds it as it would be alone; see :mod:`.rows`.
         """
         if nodes.device.type != "cpu" or not len(nodes):
             return self._slope(elements, nodes)
         found = []
-        for some, counted in groups(torch.arange(len(nodes)), self.together(nodes.shape[1] - 2)):
-            found.append(self._slope(elements.take(some), nodes[some]).first(counted))
+        for some in torch.arange(len(nodes)).split(self.together(nodes.shape[1] - 2)):
+            found.append(self._slope(elements.take(some), nodes[some]))
         return Slope.join(found)
 
     def together(self, points: int) -> int:
@@ -123,13 +122,13 @@ class MatrixFreeEnergy:
     def _add_together(self, out: Slope, nodes: Tensor, form: Stiffness, ends: Tensor) -> None:
         """Whole curves by one evaluation of their inner nodes; ``ends`` (P, 2, D) are known."""
         inner, asked = nodes.shape[1] - 2, padded(nodes[:, 1:-1])
-        values, pull = value_and_pull(self.embedding, asked.flatten(0, 1))
-        values = values.view(*asked.shape[:2], -1)
-        every = torch.cat([ends[:, :1], values[:, :inner], ends[:, 1:]], dim=1)
+        values, pull = value_and_pull(self.embedding, spared(asked.flatten(0, 1)))
+        bend, shape = torch.zeros_like(values), asked.shape[:2]
+        here, bent = (rows[: shape.numel()].view(*shape, -1) for rows in (values, bend))
+        every = torch.cat([ends[:, :1], here[:, :inner], ends[:, 1:]], dim=1)
         flux = self._flux(out, slice(None), nodes, every, form)
-        bend = torch.zeros_like(values)
-        torch.sub(flux[:, :-1], flux[:, 1:], out=bend[:, :inner])
-        out.gradient += 2 * pull(bend.flatten(0, 1)).view_as(asked)[:, :inner]
+        torch.sub(flux[:, :-1], flux[:, 1:], out=bent[:, :inner])
+        out.gradient += 2 * pull(bend)[: shape.numel()].view_as(asked)[:, :inner]
 
     def _add_chords(self, out: Slope, nodes: Tensor, every: Stiffness, curves: slice, first: int, last: int) -> None:
         """The elements from node ``first`` to node ``last``, and the gradient at the inner nodes in [first, last)."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..metric import MetricParts
 from .batch import Batch
 from .image import Image
-from .rows import padded
+from .rows import alike, padded, spared, unpadded
 from .spline import Spline
 
 #: share of a length that the trapezoidal rule may err by where the nodes tell all
@@ -171,10 +171,10 @@ def chorded(parts: MetricParts, spline: Spline, known: Measured) -> Measured:
     dim = spline.nodes.shape[2]
     points, _ = spline.inside(torch.linspace(0, 0.75, 4))
     dense = torch.cat([points.reshape(count, -1, dim), spline.nodes[:, -1:]], dim=1)
-    flat, number = padded(dense).flatten(0, 1), dense.shape[1]
-    values = parts.embedding(flat).view(count, len(flat) // count, -1)[:, :number]
-    weight = None if parts.weight is None else parts.weight(flat).view(count, -1)[:, :number]
-    field = None if parts.field is None else parts.field(flat).view(count, -1, dim, dim)[:, :number]
+    flat = alike(dense)
+    values = unpadded(parts.embedding(flat), dense)
+    weight = None if parts.weight is None else unpadded(parts.weight(flat), dense)
+    field = None if parts.field is None else unpadded(parts.field(flat), dense)
     sums = []
     for stride in (1, 2):
         step = dense[:, ::stride].diff(dim=1)
@@ -216,8 +216,9 @@ def _squared_speeds(parts: MetricParts, points: Tensor, velocities: Tensor, know
     asked, along = padded(points), padded(velocities)
     if known is not None:
         parts = MetricParts(weight=parts.weight, field=parts.field)
-    flat = along.flatten(0, 1)
-    squares = parts.inner(asked.flatten(0, 1), flat, flat).view(count, -1)[:, :number]
+    flat = spared(along.flatten(0, 1))
+    squares = parts.inner(spared(asked.flatten(0, 1)), flat, flat)[: asked.shape[:2].numel()]
+    squares = squares.view(count, -1)[:, :number]
     if known is not None:
         squares = squares + known
     return squares.masked_fill(bad[:, None], float("nan"))

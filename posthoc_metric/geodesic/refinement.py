@@ -188,12 +188,12 @@ class Refiner:
         # how a curve is measured must not depend on how another of its batch was relaxed
         for by_newton in (True, False):
             some = everyone[stubborn != by_newton]
-            for rows, count in self._groups(some, spans) if len(some) else ():
+            for rows in self._groups(some, spans):
                 image = relaxed.image.take(rows) if by_newton and relaxed.image is not None else None
                 found, asked = measure(self.parts, spline.take(rows), image, rule)
-                pieces.append(found.first(count))
-                order.append(rows[:count])
-                self.evaluations.index_add_(0, pair[rows[:count]], asked[:count])
+                pieces.append(found)
+                order.append(rows)
+                self.evaluations.index_add_(0, pair[rows], asked)
         measured = Measured.join(pieces).take(torch.cat(order).argsort())
         status = relaxed.status
         # the chords of a curve fall short of it by a share of order h², its discretisation error by the square of that
@@ -209,9 +209,8 @@ class Refiner:
 
         def improve(by: Callable[..., Measured], rows: Tensor, points: int) -> Tensor:
             """Measure the curves ``rows`` anew at so many more points of each; which are still not sure (k,)."""
-            for some, count in self._groups(rows, points) if len(rows) else ():
-                surer = by(self.parts, spline.take(some), measured.take(some))
-                measured.put_rows(some[:count], surer.first(count))
+            for some in self._groups(rows, points):
+                measured.put_rows(some, by(self.parts, spline.take(some), measured.take(some)))
             self.evaluations.index_add_(0, pair[rows], torch.full_like(rows, points))
             unsure = measured.errors.sum(1) > _SURE * self.options.rtol * measured.length
             return rows[unsure[rows]]
@@ -253,16 +252,11 @@ class Refiner:
             stubborn | (measured.roughness > _SMOOTH),
         )
 
-    def _groups(self, rows: Tensor, points: int) -> list[tuple[Tensor, int]]:
-        """The curves ``rows`` (k,) in groups of which so many decoded points each fit into the memory limit.
-
-        Beside each group how many of it count; see :meth:`~.many_dimensions.ManyDimensions.groups`.
-        """
-        if self.many is not None:
-            return self.many.groups(rows, points)
+    def _groups(self, rows: Tensor, points: int) -> tuple[Tensor, ...]:
+        """The curves ``rows`` (k,) in groups of which so many decoded points each fit into the memory limit."""
         width = 1 if self.parts.embedding is None else self.parts.embedding.output_dim
         size = max(1, min(self.options.memory_limit, AT_ONCE) // (48 * width * points))
-        return [(some, len(some)) for some in rows.split(size)]
+        return rows.split(size) if len(rows) else ()
 
     def _assemble(self, done: list[Curves]) -> Refined:
         rows = [curves.pair for curves in done]

@@ -1,6 +1,7 @@
-"""Rows that a metric's parts are asked for: few at a time, and as many and at the same places whoever shares the call.
+"""Rows that a metric's parts are asked for: few at a time, and rounded alike whoever shares the call.
 
-Matrix products sum in another order for other numbers of rows, and where rows begin at other multiples of four.
+Matrix products sum the rows beyond the last multiple of four in another order, and in double precision those that begin
+at odd addresses; an iteration makes much of the last digit where a decoder has kinks.
 """
 
 from __future__ import annotations
@@ -41,13 +42,8 @@ def aligned(rows: int) -> int:
 
 
 def alike(points: Tensor) -> Tensor:
-    """Points (P, m, d) of curves as rows (N, d), with as few more as it takes for none to be the odd one out.
-
-    The rows beyond the last multiple of four are rounded otherwise, and of odd length every other one may be.
-    """
-    rows = (padded(points) if points.shape[2] % 2 else points).flatten(0, 1)
-    more = aligned(len(rows)) - len(rows)
-    return rows if more == 0 else torch.cat([rows, rows[-1:].expand(more, -1)])
+    """Points (P, m, d) of curves as rows (N, d), with as few more as it takes for none to be the odd one out."""
+    return spared((padded(points) if points.shape[2] % 2 else points).flatten(0, 1))
 
 
 def unpadded(found: Tensor, points: Tensor) -> Tensor:
@@ -57,12 +53,16 @@ def unpadded(found: Tensor, points: Tensor) -> Tensor:
     return found[: count * each].unflatten(0, (count, each))[:, :number]
 
 
+def spared(rows: Tensor) -> Tensor:
+    """Rows (N, d), the last repeated until they are a multiple of four, twice at least.
+
+    What is left over of an array when it is worked on in vectors is worked on by other functions.
+    """
+    more = aligned(len(rows) + 2) - len(rows)
+    return torch.cat([rows, rows[-1:].expand(more, -1)])
+
+
 def padded(points: Tensor) -> Tensor:
     """Points (P, m, d) of curves, the last repeated until there are :func:`aligned` many."""
     more = aligned(points.shape[1]) - points.shape[1]
     return points if more == 0 else torch.cat([points, points[:, -1:].expand(-1, more, -1)], dim=1)
-
-
-def groups(rows: Tensor, size: int) -> list[tuple[Tensor, int]]:
-    """Indices (k,) in groups of exactly ``size``, the last filled up with its last one; and how many of each count."""
-    return [(torch.cat([some, some[-1:].expand(size - len(some))]), len(some)) for some in rows.split(size)]
