@@ -19,7 +19,7 @@ from .batch import Batch
 from .elements import Elements, Places, Stiffness, add_gradient, add_weight
 from .energy import _CANCELLED, _precision
 from .field import FieldDerivative
-from .rows import aligned, padded, spared
+from .rows import aligned, alike, unpadded
 
 #: arrays of D numbers a node that a piece holds at once: values, chords, flux, bends, and the copies between them
 _HELD = 10
@@ -121,14 +121,13 @@ class MatrixFreeEnergy:
 
     def _add_together(self, out: Slope, nodes: Tensor, form: Stiffness, ends: Tensor) -> None:
         """Whole curves by one evaluation of their inner nodes; ``ends`` (P, 2, D) are known."""
-        inner, asked = nodes.shape[1] - 2, padded(nodes[:, 1:-1])
-        values, pull = value_and_pull(self.embedding, spared(asked.flatten(0, 1)))
-        bend, shape = torch.zeros_like(values), asked.shape[:2]
-        here, bent = (rows[: shape.numel()].view(*shape, -1) for rows in (values, bend))
-        every = torch.cat([ends[:, :1], here[:, :inner], ends[:, 1:]], dim=1)
+        inner = nodes[:, 1:-1]
+        values, pull = value_and_pull(self.embedding, alike(inner, apart=True))
+        every = torch.cat([ends[:, :1], unpadded(values, inner, apart=True), ends[:, 1:]], dim=1)
         flux = self._flux(out, slice(None), nodes, every, form)
-        torch.sub(flux[:, :-1], flux[:, 1:], out=bent[:, :inner])
-        out.gradient += 2 * pull(bend)[: shape.numel()].view_as(asked)[:, :inner]
+        bend = torch.zeros_like(values)
+        torch.sub(flux[:, :-1], flux[:, 1:], out=unpadded(bend, inner, apart=True))
+        out.gradient += 2 * unpadded(pull(bend), inner, apart=True)
 
     def _add_chords(self, out: Slope, nodes: Tensor, every: Stiffness, curves: slice, first: int, last: int) -> None:
         """The elements from node ``first`` to node ``last``, and the gradient at the inner nodes in [first, last)."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..metric import MetricParts
 from .batch import Batch
 from .image import Image
-from .rows import alike, padded, spared, unpadded
+from .rows import alike, unpadded
 from .spline import Spline
 
 #: share of a length that the trapezoidal rule may err by where the nodes tell all
@@ -210,15 +210,12 @@ def _squared_speeds(parts: MetricParts, points: Tensor, velocities: Tensor, know
 
     NaN for curves that are not finite, which the metric is not asked about.
     """
-    count, number, dim = points.shape
     bad = ~(torch.isfinite(points).all(2) & torch.isfinite(velocities).all(2)).all(1)
     points, velocities = points.masked_fill(bad[:, None, None], 0.0), velocities.masked_fill(bad[:, None, None], 0.0)
-    asked, along = padded(points), padded(velocities)
     if known is not None:
         parts = MetricParts(weight=parts.weight, field=parts.field)
-    flat = spared(along.flatten(0, 1))
-    squares = parts.inner(spared(asked.flatten(0, 1)), flat, flat)[: asked.shape[:2].numel()]
-    squares = squares.view(count, -1)[:, :number]
+    flat = alike(velocities, apart=True)
+    squares = unpadded(parts.inner(alike(points, apart=True), flat, flat), points, apart=True)
     if known is not None:
         squares = squares + known
     return squares.masked_fill(bad[:, None], float("nan"))

@@ -33,7 +33,7 @@ def few_rows(parts: MetricParts, memory_limit: int) -> FewRows:
     width = 1 if parts.embedding is None else parts.embedding.output_dim
     # values and what is pushed forward, in the decoder's precision and in double, and copies of the last rows
     most = max(1, min(memory_limit, AT_ONCE) // (8 * 6 * width))
-    return FewRows(parts.embedding, parts.weight, parts.field, most)
+    return FewRows(parts.embedding, parts.weight, parts.field, most if most < 4 else most // 4 * 4)
 
 
 def aligned(rows: int) -> int:
@@ -41,28 +41,29 @@ def aligned(rows: int) -> int:
     return -(-rows // 4) * 4
 
 
-def alike(points: Tensor) -> Tensor:
-    """Points (P, m, d) of curves as rows (N, d), with as few more as it takes for none to be the odd one out."""
-    return spared((padded(points) if points.shape[2] % 2 else points).flatten(0, 1))
+def alike(points: Tensor, *, apart: bool = False) -> Tensor:
+    """Points (P, m, d) of curves as rows (N, d), a multiple of four, the last of which is none of them.
+
+    What is left over of an array when it is worked on in vectors is worked on by other functions.
+
+    Args:
+        apart: whether the rows of every curve begin at a multiple of four; in odd dimension they do.
+    """
+    each = _each(points, apart)
+    spare = each - points.shape[1]
+    if spare:
+        points = torch.cat([points, points[:, -1:].expand(-1, spare, -1)], dim=1)
+    rows = points.flatten(0, 1)
+    more = 0 if spare else aligned(len(rows) + 1) - len(rows)
+    return rows if more == 0 else torch.cat([rows, rows[-1:].expand(more, -1)])
 
 
-def unpadded(found: Tensor, points: Tensor) -> Tensor:
+def unpadded(found: Tensor, points: Tensor, *, apart: bool = False) -> Tensor:
     """What was found at the rows (N, ...) of :func:`alike`, at the points (P, m, ...)."""
-    count, number, dim = points.shape
-    each = aligned(number) if dim % 2 else number
+    count, number, _ = points.shape
+    each = _each(points, apart)
     return found[: count * each].unflatten(0, (count, each))[:, :number]
 
 
-def spared(rows: Tensor) -> Tensor:
-    """Rows (N, d), the last repeated until they are a multiple of four, twice at least.
-
-    What is left over of an array when it is worked on in vectors is worked on by other functions.
-    """
-    more = aligned(len(rows) + 2) - len(rows)
-    return torch.cat([rows, rows[-1:].expand(more, -1)])
-
-
-def padded(points: Tensor) -> Tensor:
-    """Points (P, m, d) of curves, the last repeated until there are :func:`aligned` many."""
-    more = aligned(points.shape[1]) - points.shape[1]
-    return points if more == 0 else torch.cat([points, points[:, -1:].expand(-1, more, -1)], dim=1)
+def _each(points: Tensor, apart: bool) -> int:
+    return aligned(points.shape[1]) if apart or points.shape[2] % 2 else points.shape[1]
