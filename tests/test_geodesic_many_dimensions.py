@@ -222,8 +222,9 @@ def test_a_pair_has_the_same_geodesic_alone(bend, dtype, dim):
     together = geodesic(metric, a, b, max_spans=32)
     for i in (0, 3, 7):
         alone = geodesic(metric, a[i : i + 1], b[i : i + 1], max_spans=32)
-        # of small matrices of odd size every other one begins at an odd address, which the residual may show
-        torch.testing.assert_close(alone.residual[0], together.residual[i], rtol=1e-12, atol=0)
+        # of Newton's small matrices of odd size every other one begins at an odd address, which the residual may show
+        exact = dim in (2, 8, 11)
+        torch.testing.assert_close(alone.residual[0], together.residual[i], rtol=0 if exact else 1e-12, atol=0)
         for name in ("points", "length", "length_error", "steps", "evaluations", "spans"):
             assert torch.equal(getattr(alone, name)[0], getattr(together, name)[i]), name
 
