@@ -3,11 +3,13 @@
 import pytest
 import torch
 
-from posthoc_metric.geodesic.candidates import contenders
+from posthoc_metric.geodesic.candidates import Curves, Facts, contenders, contest, rivals
+from posthoc_metric.geodesic.curves import Clock
 from posthoc_metric.geodesic.doubles import couples_of, doubles, parted_by_no_hill
 from posthoc_metric.geodesic.energy import CurveEnergy
 from posthoc_metric.geodesic.guard import guard
 from posthoc_metric.geodesic.relaxation import relax
+from posthoc_metric.geodesic.spline import interpolate
 from posthoc_metric.geodesic.starts import make_starts
 from posthoc_metric.metric import FunctionMetric
 
@@ -100,6 +102,21 @@ def test_one_curve_is_left_of_several_without_a_length():
     lengths = torch.tensor([1.0, 1.01, 2.0, 2.02])
     least = torch.tensor([0.9, 0.99, 1.9, 2.01])
     assert contenders(pair, lengths, shapes, 0.05, least).tolist() == [True, True, True, False]
+
+
+def test_a_quadrature_that_falls_short_of_the_chords_beats_no_other_curve():
+    length, chords = torch.tensor([11.5, 11.7]).double(), torch.tensor([12.0, 11.7]).double()
+    few, none, bends = torch.tensor([0.8, 0.0]).double(), torch.zeros(2).double(), torch.tensor([-0.5, 0.5])
+    knots = torch.linspace(0, 1, 9).double().expand(2, -1)
+    spline = interpolate(knots, torch.stack([knots, bends[:, None] * knots * (1 - knots)], dim=2))
+    row = torch.arange(2)
+    facts = Facts(length, length.square(), none, few, none, 0 * row, row, chords)
+    clock = Clock(knots, knots)
+    curves = Curves(0 * row, row, facts, spline, clock, knots[:, 1:], none, knots, none, row > 1)
+    assert rivals(curves, 0.01).tolist() == [False, True]
+    assert [kept.kind.tolist() for kept in contest([curves], None)] == [[1]]
+    facts.chord_length[0] = 11.5
+    assert rivals(curves, 0.01).tolist() == [True, False]
 
 
 def test_couples_are_any_two_of_a_pair():

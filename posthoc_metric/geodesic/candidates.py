@@ -129,9 +129,10 @@ def _kept(found: list[Curves], margin: float, surely: bool) -> Tensor:
 def _facts(curves: Curves, surely: bool) -> tuple[Tensor, ...]:
     facts = curves.facts
     least = (1 - _UNSURE) * facts.chord_length * (1 - facts.residual.square())
-    like = curves.facts.length
+    # where a quadrature falls short of the chords, it has missed what they cross
+    like = facts.length.maximum(facts.chord_length)
     shares = torch.linspace(0, 1, _COMPARED, dtype=like.dtype, device=like.device).expand(len(like), -1)
-    lengths = like + curves.facts.length_error if surely else like
+    lengths = like + facts.length_error if surely else like
     return curves.pair, lengths, curves.spline.at(curves.clock.at(shares))[0], least
 
 
