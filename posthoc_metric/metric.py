@@ -51,7 +51,7 @@ class MetricParts:
         embedding: ``F``, whose chords measure energy without any derivative of the metric.
         weight: ``w``, the conformal part.
         field: ``U``, (B, d) -> (B, d, d), anything else; symmetric positive semi-definite. It may be a
-            :class:`~posthoc_metric.matrix_field.DirectedField`.
+            :class:`~posthoc_metric.matrix_field.DirectedField` or :class:`~posthoc_metric.matrix_field.SlopedField`.
     """
 
     embedding: SmoothMap | None = None

@@ -268,11 +268,57 @@ def test_guards():
         GaussianProcess(inducing=1)
 
 
-def test_a_repair_with_it_is_differentiated_by_autograd_and_not_by_2d_differences():
-    decoder, latents = _decoder(dim=5), _latents(300, 5)
-    metric = pm.repair(decoder, latents, uncertainty="gp")
-    far = torch.cat([latents[:20], 3 * latents[:20], 1000 * latents[:4]])
-    assert FieldDerivative(metric.parts().field, far).by_autograd
+@pytest.mark.parametrize("which, dim", [("exact", 2), ("exact", 5), ("sparse", 5)])
+def test_closed_form_derivatives_of_a_repair_are_those_of_autograd(which, dim):
+    decoder, latents = _decoder(dim=dim), _latents(300, dim)
+    model = GaussianProcess(inducing=60) if which == "sparse" else "gp"
+    field = pm.repair(decoder, latents, uncertainty=model).parts().field
+    z = torch.cat([latents[:20], latents[20:40] + 1e-3, 3 * latents[:20], 1000 * latents[:4]])
+    v = _latents(len(z), dim, seed=3)
+    found = FieldDerivative(field, z)
+    assert found.sloped is not None and found.by_autograd
+    by_rows = torch.func.vmap(torch.func.jacrev(lambda at, way: field(at[None])[0] @ way))
+    tensors, pushed = field.slope(z, v)
+    torch.testing.assert_close(tensors, field(z))
+    torch.testing.assert_close(pushed, by_rows(z, v), rtol=1e-6, atol=1e-9 * float(pushed.abs().max()))
+    along, by_place = field.pull(z, v)
+    torch.testing.assert_close(along, (tensors @ v[..., None])[..., 0])
+    tilted = (pushed.mT @ v[..., None])[..., 0]
+    torch.testing.assert_close(by_place, tilted, rtol=1e-6, atol=1e-9 * float(tilted.abs().max()))
+
+
+class _Bowl:
+    """``(1 + ‖z‖²) I``, with derivatives that are those of ``(1 + share ‖z‖²) I``."""
+
+    def __init__(self, share):
+        self.share = share
+
+    def __call__(self, z):
+        return (1 + z.square().sum(1))[:, None, None] * torch.eye(z.shape[1], dtype=z.dtype)
+
+    def slope(self, z, v):
+        return self(z), 2 * self.share * v[:, :, None] * z[:, None]
+
+    def pull(self, z, v):
+        tensors, pushed = self.slope(z, v)
+        return (tensors @ v[..., None])[..., 0], (pushed.mT @ v[..., None])[..., 0]
+
+
+def test_closed_forms_that_are_wrong_or_missing_are_left_to_autograd():
+    z, v = _latents(50, 3), _latents(50, 3, seed=1)
+    right, wrong = FieldDerivative(_Bowl(1.0), z), FieldDerivative(_Bowl(0.5), z)
+    assert right.sloped is not None and wrong.sloped is None and wrong.by_autograd
+    for one, other in zip(right(z, v) + right.pull(z, v), wrong(z, v) + wrong.pull(z, v), strict=True):
+        torch.testing.assert_close(one, other)
+
+    class Plain(GaussianProcess):
+        def score_and_gradient(self, z):
+            return None
+
+    field = pm.repair(_decoder(), _latents(120, 2), uncertainty=Plain()).parts().field
+    z, v = z[:, :2], v[:, :2]
+    assert field.slope(z, v) is None and field.pull(z, v) is None
+    assert FieldDerivative(field, z).by_autograd
 
 
 @pytest.mark.parametrize("which", ["exact", "sparse"])

@@ -9,16 +9,18 @@ from torch import Tensor
 
 from .._arrays import is_single
 from ..errors import InvalidArgumentError
+from ..matrix_field import SlopedField, square
 
 #: dimensions up to which second derivatives are asked for
 _MOST_CURVED = 8
 
 
 class FieldDerivative:
-    """``U(z)`` and the derivative of ``U(z) v`` along every coordinate, by autograd or central differences.
+    """``U(z)`` and the derivative of ``U(z) v`` along every coordinate, in closed form where the field has one
+    (:class:`~posthoc_metric.matrix_field.SlopedField`), by autograd, or by central differences.
 
-    Autograd is used only where it agrees with a finite difference at ``probe``: a field that detaches
-    part of its graph gives gradients that are silently wrong.
+    Closed forms and autograd are used only where they agree with a finite difference at ``probe``: a field that
+    detaches part of its graph gives gradients that are silently wrong.
 
     Difference steps follow each point's own velocity, which is the extent of its curve, and the choice between the two
     routes is one that no few points of a batch can turn: what a curve gets does not depend on its neighbours.
@@ -36,7 +38,15 @@ class FieldDerivative:
         single = is_single(matrices[finite])
         # twice continuously differentiable fields: eps^(1/3) of the scale on which the field varies
         self.step = 5e-3 if single else 1e-5
-        self.by_autograd = self._agrees(probe[finite][:16], 1e-2 if single else 1e-4)
+        some = probe[finite][:16]
+        v = _probing(some)
+        sloped = field if isinstance(field, SlopedField) else None
+        closed = sloped.slope(some, v) if sloped is not None and len(some) else None
+        graph = self._graph(some, v) if len(some) else None
+        known = None if closed is None and graph is None else self._difference(some, v)
+        tolerance = 1e-2 if single else 1e-4
+        self.sloped = sloped if _agrees(closed, known, v, tolerance) else None
+        self.by_autograd = _agrees(graph, known, v, tolerance)
 
     def curved(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """What a call gives, and the second derivatives of ``vᵀ U(z) v`` by ``z`` (N, d, d), or ``None``.
@@ -56,30 +66,34 @@ class FieldDerivative:
 
     def __call__(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """``U(z)`` (N, d, d), and ``P[n, a, i] = ∂_i (U(z_n) v_n)_a`` (N, d, d)."""
+        found = None if self.sloped is None else self.sloped.slope(z, v)
+        if found is not None:
+            return found
         return self._autograd(z, v) if self.by_autograd else self._difference(z, v)
 
-    def _agrees(self, probe: Tensor, tolerance: float) -> bool:
-        if len(probe) == 0:
-            return False
-        # short enough to stay where the field varies, wherever the points of a batch lie
-        size = (probe - probe.median(0).values).norm(dim=1).median().clamp_min(1e-3 * probe.abs().median()) + 1e-12
-        v = torch.linspace(0.5, 1.0, probe.shape[1], dtype=probe.dtype, device=probe.device).expand_as(probe) * size
+    def pull(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """``U(z) v`` and ``∂_z (vᵀ U(z) v)``, each (N, d)."""
+        found = None if self.sloped is None else self.sloped.pull(z, v)
+        if found is not None:
+            return found
+        if self.by_autograd:
+            # one backward pass for the square, where a call takes d of them
+            with torch.enable_grad():
+                at, way = (part.detach().clone().requires_grad_(True) for part in (z, v))
+                by_place, along = torch.autograd.grad(square(self.field, at, way).sum(), (at, way))
+            return along / 2, by_place
+        tensors, pushed = self._difference(z, v)
+        return (tensors @ v[..., None])[..., 0], (pushed.mT @ v[..., None])[..., 0]
+
+    def _graph(self, probe: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What autograd finds, if it can."""
         with torch.enable_grad():
             z = probe.detach().clone().requires_grad_(True)
             try:
-                if not self.field(z).requires_grad:
-                    return False
-                _, exact = self._autograd(probe, v)
+                return self._autograd(probe, v) if self.field(z).requires_grad else None
             except (RuntimeError, TypeError, AttributeError):
                 # NumPy inside, or an operation without a derivative: the field is not torch's to differentiate
-                return False
-        matrices, approximate = self._difference(probe, v)
-        error = (exact - approximate).abs().amax((1, 2))
-        scale = approximate.abs().amax((1, 2))
-        # what detaches a part of its graph does so at most points; at a few the differences may be the worse ones
-        rounding = 1e-9 * (matrices @ v[..., None]).abs().amax((1, 2)) / size
-        agree = error <= tolerance * scale + rounding
-        return bool(2 * int(agree.sum()) >= len(agree))
+                return None
 
     def _autograd(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -100,6 +114,29 @@ class FieldDerivative:
         pushed = (matrices @ v[..., None])[..., 0]
         slope = (pushed[1 : dim + 1] - pushed[dim + 1 :]) / (2 * step)[:, None]
         return matrices[0], slope.permute(1, 2, 0)
+
+
+def _probing(probe: Tensor) -> Tensor:
+    """Velocities (N, d) short enough to stay where the field varies, wherever the points (N, d) lie."""
+    if len(probe) == 0:
+        return probe
+    size = (probe - probe.median(0).values).norm(dim=1).median().clamp_min(1e-3 * probe.abs().median()) + 1e-12
+    return torch.linspace(0.5, 1.0, probe.shape[1], dtype=probe.dtype, device=probe.device).expand_as(probe) * size
+
+
+def _agrees(
+    found: tuple[Tensor, Tensor] | None, known: tuple[Tensor, Tensor] | None, v: Tensor, tolerance: float
+) -> bool:
+    """Whether derivatives along ``v`` (N, d) are those that differences give, but for rounding."""
+    if found is None or known is None:
+        return False
+    matrices, approximate = known
+    error = (found[1] - approximate).abs().amax((1, 2))
+    scale = approximate.abs().amax((1, 2))
+    # what detaches a part of its graph does so at most points; at a few the differences may be the worse ones
+    rounding = 1e-9 * (matrices @ v[..., None]).abs().amax((1, 2)) / v[:, -1]
+    agree = error <= tolerance * scale + rounding
+    return bool(2 * int(agree.sum()) >= len(agree))
 
 
 def _rows(values: Tensor, points: Tensor, *, again: bool) -> Tensor:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..matrix_field import square
 from ..metric import MetricParts
 from ..smooth_map import SmoothMap, pull_rows, value_and_pull
 from .batch import Batch
@@ -188,18 +187,8 @@ class MatrixFreeEnergy:
     def _add_field(self, out: Slope, nodes: Tensor, where: Places) -> None:
         assert self.field is not None
         points, v = where.points(nodes)
-        flat, at, dim = v.flatten(0, 2), points.flatten(0, 2), nodes.shape[2]
-        if self.field.by_autograd:
-            # one backward pass for the square of the speed, where FieldDerivative takes d of them
-            with torch.enable_grad():
-                at, way = (part.detach().clone().requires_grad_(True) for part in (at, flat))
-                by_place, along = torch.autograd.grad(square(self.field.field, at, way).sum(), (at, way))
-            along = along / 2
-        else:
-            tensors, pushed = self.field(at, flat)
-            along = (tensors @ flat[..., None])[..., 0]
-            by_place = (pushed.mT @ flat[..., None])[..., 0]
+        along, by_place = self.field.pull(points.flatten(0, 2), v.flatten(0, 2))
         share = where.weights[..., None]
-        along, by_place = share * along.view(*v.shape[:3], dim), share * by_place.view(*v.shape[:3], dim)
+        along, by_place = share * along.view_as(v), share * by_place.view_as(v)
         out.energy += (along * v).sum((1, 2, 3))
         add_gradient(out.gradient, where.shapes.mT @ by_place + where.slopes.mT @ (2 * along))

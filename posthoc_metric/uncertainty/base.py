@@ -61,7 +61,8 @@ class UncertaintyModel(ABC):
         the identity far from the data; ``None`` where ignorance is the same in every direction.
 
         In many dimensions geodesics ask for single directions only, and take far less where the answer is a
-        :class:`~posthoc_metric.matrix_field.DirectedField`.
+        :class:`~posthoc_metric.matrix_field.DirectedField`; in any they take less where it is a
+        :class:`~posthoc_metric.matrix_field.SlopedField` and :meth:`score_and_gradient` is given.
         """
         return None
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..matrix_field import square
+from ..matrix_field import SlopedField, square
 from .base import UncertaintyModel
 from .floor import Floor
 
@@ -124,6 +124,40 @@ class ShapedField:
         floor, weight, here = self._parts(z)
         way = v.to(here)
         return (floor * way.square().sum(1) + weight * square(self.shape, here, way)).to(z.device)
+
+    def slope(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
+        """``U(z)`` and ``∂_i (U(z) v)_a``, each (B, d, d), where the model's score and shape have closed forms."""
+        here, way = z.to(self.gate.device), v.to(self.gate.device)
+        found = self._slopes(here)
+        shape = self.shape.slope(here, way) if isinstance(self.shape, SlopedField) else None
+        if found is None or shape is None:
+            return None
+        floor, tilt, weight, climb = found
+        identity = torch.eye(z.shape[1], dtype=here.dtype, device=here.device)
+        field = floor[:, None, None] * identity + weight[:, None, None] * shape[0]
+        pushed = way[:, :, None] * tilt[:, None] + weight[:, None, None] * shape[1]
+        pushed += (shape[0] @ way[..., None]) * climb[:, None]
+        return field.to(z.device), pushed.to(z.device)
+
+    def pull(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
+        """``U(z) v`` and ``∂_z (vᵀ U(z) v)``, each (B, d), where the model's score and shape have closed forms."""
+        here, way = z.to(self.gate.device), v.to(self.gate.device)
+        found = self._slopes(here)
+        shape = self.shape.pull(here, way) if isinstance(self.shape, SlopedField) else None
+        if found is None or shape is None:
+            return None
+        floor, tilt, weight, climb = found
+        along = floor[:, None] * way + weight[:, None] * shape[0]
+        square, inner = way.square().sum(1, keepdim=True), (way * shape[0]).sum(1, keepdim=True)
+        return along.to(z.device), (square * tilt + inner * climb + weight[:, None] * shape[1]).to(z.device)
+
+    def _slopes(self, here: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """``ε`` (B,) and ``∇ε`` (B, d), and the same of ``w - ε``, where the model's score has a closed form."""
+        found = self.gate.model.score_and_gradient(here)
+        if found is None:
+            return None
+        weight, climb, _ = self.gate.weight(found[0])
+        return *self.gate.floor.value_and_gradient(here), weight, climb[:, None] * found[1]
 
     def _parts(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``ε`` (B,), ``w - ε`` (B,), and ``z`` where the model is."""

@@ -17,7 +17,7 @@ CHUNK = 2**22
 class PosteriorShape:
     """``S(z)``, the posterior covariance of the Jacobian over the prior's.
 
-    A :class:`~posthoc_metric.matrix_field.DirectedField`.
+    A :class:`~posthoc_metric.matrix_field.DirectedField` and :class:`~posthoc_metric.matrix_field.SlopedField`.
 
     Attributes:
         origin, radius: by which latents are standardised, (d,) and ().
@@ -34,9 +34,30 @@ class PosteriorShape:
 
     def __call__(self, z: Tensor) -> Tensor:
         """(B, d) -> (B, d, d)."""
+        return torch.cat([shape_at(part, self.sites, self.factor, self.length_scale) for part in self._parts(z)])
+
+    def slope(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """``S(z)`` (B, d, d) and ``∂_i (S(z) v)_a`` (B, d, d): two products with ``F`` for each dimension of a point.
+
+        With ``δ = (z - s) / ℓ`` for a site s and its kernel value k, ``S = I - WᵀH`` for ``H = k δ`` and ``W = FᵀF H``,
+        and ``∂_i H_a = k (1_ai - δ_a δ_i) / ℓ``.
+        """
+        parts = self._parts(z)
+        shapes, slopes = zip(*map(self._slope, parts, v.split([len(part) for part in parts])), strict=True)
+        return torch.cat(shapes), torch.cat(slopes) / (self.length_scale * self.radius)
+
+    def _slope(self, points: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        delta, kernel, known = _known(points, self.sites, self.factor, self.length_scale)
+        weighed = (known @ self.factor).mul_(kernel[:, None])
+        along = (v[:, None] @ delta)[:, 0]
+        whole = (v[:, None] @ weighed)[:, 0]
+        change = (delta * whole[:, None] + weighed * along[:, None]) @ delta.mT
+        change -= weighed.sum(2)[:, :, None] * v[:, None] + torch.diag_embed(whole.sum(1)[:, None].expand_as(v))
+        return _unknown(known), (1 - KEPT) * change
+
+    def _parts(self, z: Tensor) -> tuple[Tensor, ...]:
         points = (z.double() - self.origin) / self.radius
-        parts = points.split(max(1, CHUNK // (len(self.sites) * z.shape[1])))
-        return torch.cat([shape_at(part, self.sites, self.factor, self.length_scale) for part in parts])
+        return points.split(max(1, CHUNK // (len(self.sites) * z.shape[1])))
 
     def square(self, z: Tensor, v: Tensor) -> Tensor:
         """``vᵀ S(z) v``, (B, d), (B, d) -> (B,): one product with ``F`` a point, not d."""
@@ -45,18 +66,48 @@ class PosteriorShape:
         return torch.cat([self._square(*part) for part in zip(points.split(rows), v.split(rows), strict=True)])
 
     def _square(self, points: Tensor, v: Tensor) -> Tensor:
-        along = ((points * v).sum(1, keepdim=True) - v @ self.sites.T) / self.length_scale
-        slopes = (-0.5 / self.length_scale**2 * squares(points, self.sites)).exp() * along
-        return v.square().sum(1) - (1 - KEPT) * (slopes @ self.factor.T).square().sum(1)
+        kernel, along = self._along(points, v)
+        return v.square().sum(1) - (1 - KEPT) * ((kernel * along) @ self.factor.T).square().sum(1)
+
+    def _along(self, points: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Kernel values and ``δᵀv``, each (B, M)."""
+        kernel = (-0.5 / self.length_scale**2 * squares(points, self.sites)).exp()
+        return kernel, ((points * v).sum(1, keepdim=True) - v @ self.sites.T) / self.length_scale
+
+    def pull(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """``S(z) v`` and ``∂_z (vᵀ S(z) v)``, each (B, d): two products with ``F`` a point."""
+        points = (z.double() - self.origin) / self.radius
+        rows = max(1, CHUNK // len(self.sites))
+        turned, tilted = zip(*map(self._pull, points.split(rows), v.split(rows)), strict=True)
+        return torch.cat(turned), torch.cat(tilted) / (self.length_scale * self.radius)
+
+    def _pull(self, points: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        kernel, along = self._along(points, v)
+        whole = (((kernel * along) @ self.factor.T) @ self.factor).mul_(kernel)
+        tilt = self._towards(points, along.mul_(whole)) - whole.sum(1, keepdim=True) * v
+        return v - (1 - KEPT) * self._towards(points, whole), 2 * (1 - KEPT) * tilt
+
+    def _towards(self, points: Tensor, shares: Tensor) -> Tensor:
+        """``Σ_m shares_m δ_m`` (B, d) for shares (B, M)."""
+        return (shares.sum(1, keepdim=True) * points - shares @ self.sites) / self.length_scale
 
 
 def shape_at(points: Tensor, sites: Tensor, factor: Tensor, length_scale: float) -> Tensor:
+    """``S`` at standardised points (B, d): (B, d, d)."""
+    return _unknown(_known(points, sites, factor, length_scale)[2])
+
+
+def _known(points: Tensor, sites: Tensor, factor: Tensor, length_scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """``δ`` (B, d, M), kernel values (B, M), and ``F H`` for every dimension (B, d, r)."""
     delta = (points[:, :, None] - sites.T[None]) / length_scale
-    slopes = (-0.5 * delta.square().sum(1)).exp()[:, None] * delta
-    known = slopes @ factor.T
+    kernel = (-0.5 * delta.square().sum(1)).exp()
+    return delta, kernel, (kernel[:, None] * delta) @ factor.T
+
+
+def _unknown(known: Tensor) -> Tensor:
     square = known @ known.mT
     # a batched product is symmetric only up to rounding
-    return torch.eye(points.shape[1]).to(points) - (0.5 - 0.5 * KEPT) * (square + square.mT)
+    return torch.eye(known.shape[1]).to(known) - (0.5 - 0.5 * KEPT) * (square + square.mT)
 
 
 def squares(left: Tensor, right: Tensor) -> Tensor:
