@@ -10,10 +10,11 @@ import posthoc_metric as pm
 from posthoc_metric.geodesic.curves import make_clock, retimed
 from posthoc_metric.geodesic.elements import Model, chord_products, stiffness
 from posthoc_metric.geodesic.energy import CurveEnergy, Linearisation
+from posthoc_metric.geodesic.field import FieldDerivative
 from posthoc_metric.geodesic.quadrature import FIVE, confirm, measure
 from posthoc_metric.geodesic.spline import interpolate
 from posthoc_metric.geodesic.trust_region import step_in_region
-from posthoc_metric.metric import MetricParts
+from posthoc_metric.metric import FunctionMetric, MetricParts
 
 
 class Bowl:
@@ -165,3 +166,24 @@ def test_energy_and_flux_need_no_more_than_products_of_the_chords(even):
     torch.testing.assert_close(products[0], chords.square().sum(2))
     torch.testing.assert_close(form.energy(*products), (flux * chords).sum((1, 2)))
     torch.testing.assert_close(form.flux_square(*products), flux.square().sum((1, 2)))
+
+
+def test_a_field_that_autograd_differentiates_once_but_not_twice():
+    """``torch.cdist`` of few points has no second derivatives, and of many it has."""
+    centres = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def hills(distance):
+        def tensor(z):
+            return (1 + 3 * torch.exp(-distance(z).square()).sum(1))[:, None, None] * torch.eye(3, dtype=z.dtype)
+
+        return FunctionMetric(tensor, 3)
+
+    once = hills(lambda z: torch.cdist(z, centres))
+    twice = hills(lambda z: (z[:, None] - centres).norm(dim=-1))
+    assert not FieldDerivative(once.tensor, centres[:4] + 0.1).twice
+    assert FieldDerivative(twice.tensor, centres[:4] + 0.1).twice
+    a, b = torch.randn(2, 12, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for number in (1, 12):
+        found, known = once.geodesic(a[:number], b[:number]), twice.geodesic(a[:number], b[:number])
+        assert bool(found.converged.all())
+        assert torch.allclose(found.length, known.length, rtol=6e-4)

@@ -47,22 +47,14 @@ class FieldDerivative:
         tolerance = 1e-2 if single else 1e-4
         self.sloped = sloped if _agrees(closed, known, v, tolerance) else None
         self.by_autograd = _agrees(graph, known, v, tolerance)
+        self.twice = self.by_autograd and probe.shape[1] <= _MOST_CURVED and self._has_second(some, v)
 
     def curved(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """What a call gives, and the second derivatives of ``vᵀ U(z) v`` by ``z`` (N, d, d), or ``None``.
 
         They are known where autograd gives them at a bearable price.
         """
-        if not self.by_autograd or z.shape[1] > _MOST_CURVED:
-            return *self(z, v), None
-        with torch.enable_grad():
-            points = z.detach().clone().requires_grad_(True)
-            matrices = self.field(points)
-            pushed = (matrices @ v[..., None])[..., 0]
-            first = _rows(pushed, points, again=True)
-            slope = (first * v[..., None]).sum(1)
-            second = _rows(slope, points, again=False) if slope.requires_grad else torch.zeros_like(first)
-        return matrices.detach().to(z.dtype), first.detach(), second
+        return self._curved(z, v) if self.twice else (*self(z, v), None)
 
     def __call__(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """``U(z)`` (N, d, d), and ``P[n, a, i] = ∂_i (U(z_n) v_n)_a`` (N, d, d)."""
@@ -94,6 +86,25 @@ class FieldDerivative:
             except (RuntimeError, TypeError, AttributeError):
                 # NumPy inside, or an operation without a derivative: the field is not torch's to differentiate
                 return None
+
+    def _has_second(self, probe: Tensor, v: Tensor) -> bool:
+        """Whether what autograd finds can be differentiated again; asked of few points, as some functions of torch
+        (``cdist``) can for many only."""
+        try:
+            self._curved(probe, v)
+        except RuntimeError:
+            return False
+        return True
+
+    def _curved(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.enable_grad():
+            points = z.detach().clone().requires_grad_(True)
+            matrices = self.field(points)
+            pushed = (matrices @ v[..., None])[..., 0]
+            first = _rows(pushed, points, again=True)
+            slope = (first * v[..., None]).sum(1)
+            second = _rows(slope, points, again=False) if slope.requires_grad else torch.zeros_like(first)
+        return matrices.detach().to(z.dtype), first.detach(), second
 
     def _autograd(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
