@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -41,6 +42,18 @@ class Batch:
 
     def _items(self) -> list[tuple[str, Any]]:
         return [(name, getattr(self, name)) for name in self.__dataclass_fields__]  # type: ignore[attr-defined]
+
+
+def in_blocks(pair: Tensor, block: int, ask: Callable[[Tensor], B]) -> B:
+    """What ``ask`` makes of curves (P,) in blocks of about so many, those of a pair together, in their own order.
+
+    What a pair gets depends on itself alone.
+    """
+    order = pair.argsort(stable=True)
+    first = torch.searchsorted(pair[order], pair[order])
+    sizes = torch.unique_consecutive(torch.div(first, block, rounding_mode="floor"), return_counts=True)[1]
+    done = [ask(rows) for rows in order.split(sizes.tolist())]
+    return type(done[0]).join(done).take(order.argsort())
 
 
 def _join(values: list[Any]) -> Any:

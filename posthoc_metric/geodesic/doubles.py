@@ -60,14 +60,6 @@ def parted_by_no_hill(
     return high[between <= mean], high
 
 
-def blocks_of(pair: Tensor, block: int) -> list[Tensor]:
-    """The curves (P,) in blocks of about so many, those of a pair together: what it gets depends on itself alone."""
-    order = pair.argsort(stable=True)
-    first = torch.searchsorted(pair[order], pair[order])
-    sizes = torch.unique_consecutive(torch.div(first, block, rounding_mode="floor"), return_counts=True)[1]
-    return list(order.split(sizes.tolist()))
-
-
 def _apart(nodes: Tensor, others: Tensor) -> Tensor:
     """How far inner nodes (k, n-1) are from the two spans of the other curve's that meet at its node of their number.
 

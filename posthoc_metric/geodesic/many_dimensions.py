@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..metric import MetricParts
+from .batch import in_blocks
 from .chords import halved
-from .doubles import blocks_of
 from .matrix_free import MatrixFreeEnergy
 from .options import RelaxationOptions
 from .preconditioner import precondition
@@ -47,16 +47,17 @@ class ManyDimensions:
         # the memory twice, for it is copied as steps enter it and curves leave
         held = 8 * nodes[0].numel() * (4 * MEMORY + 24)
         block = max(1, self.options.memory_limit // held)
-        order, done = blocks_of(pair, block), []
-        for rows in order:
+
+        def relaxed(rows: Tensor) -> Relaxed:
             part, times = nodes[rows], knots[rows]
             start, points = precondition(self.parts, part, times.diff(dim=1), self.options.memory_limit)
-            relaxed = relax_matrix_free(
+            found = relax_matrix_free(
                 self.energy, start, part, times, tol=tol, max_steps=_STEPS * steps, pair=pair[rows]
             )
-            relaxed.evaluations += points
-            done.append(relaxed)
-        return Relaxed.join(done).take(torch.cat(order).argsort())
+            found.evaluations += points
+            return found
+
+        return in_blocks(pair, block, relaxed)
 
     def mark_doubles(self, relaxed: Relaxed, knots: Tensor, couples: Tensor) -> None:
         """See :func:`~.quasi_newton.mark_doubles`."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..metric import MetricParts
+from .batch import in_blocks
 from .candidates import Begun
-from .doubles import blocks_of, couples_of
+from .doubles import couples_of
 from .energy import CurveEnergy
 from .image import Image
 from .many_dimensions import ManyDimensions
@@ -91,7 +92,7 @@ class Routes:
         if self.many is not None:
             return self.many.relax(begun.nodes, begun.knots, begun.pair, tol, steps), begun.stubborn
         if self.rest is None:
-            return self._in_blocks(begun, tol, steps, doubles=True), begun.stubborn
+            return self._by_newton(begun, tol, steps, doubles=True), begun.stubborn
         relaxed, stubborn = self._newton_first(begun, tol, steps, self.rest)
         self.rest.mark_doubles(relaxed, begun.knots, couples_of(begun.pair))
         return relaxed, stubborn
@@ -102,7 +103,7 @@ class Routes:
         pieces, order, spent = [], [], torch.zeros(2, len(nodes), dtype=torch.long, device=nodes.device)
         easy = (~stubborn).nonzero().flatten()
         if len(easy):
-            found = self._in_blocks(begun.take(easy), tol, min(steps, _TRIES), doubles=False)
+            found = self._by_newton(begun.take(easy), tol, min(steps, _TRIES), doubles=False)
             late = found.status == _LATE
             found.image = None if found.image is None else found.image.only_nodes()
             if len(easy) == len(nodes) and not bool(late.any()):
@@ -121,33 +122,26 @@ class Routes:
             pieces, order = [*pieces, other], [*order, rows]
         return Relaxed.join(pieces).take(torch.cat(order).argsort()), stubborn
 
-    def _in_blocks(self, begun: Begun, tol: float, steps: int, *, doubles: bool) -> Relaxed:
-        """By Newton steps, as many curves at once as the memory limit lets."""
-        count, total, _ = begun.nodes.shape
+    def _by_newton(self, begun: Begun, tol: float, steps: int, *, doubles: bool) -> Relaxed:
+        """As many curves at once as the memory limit lets."""
+        total = begun.nodes.shape[1]
         width = 0 if self.parts.embedding is None else self.parts.embedding.output_dim
         # the Jacobians of this step and of the last, in single precision, and copies between them
         held = 0 if self.energy.lean(total, self.dim) else 2 * width * self.dim
         block = max(1, self.options.memory_limit // (8 * total * (held + 60 * self.dim**2)))
-        order = (
-            blocks_of(begun.pair, block)
-            if doubles
-            else list(torch.arange(count, device=begun.pair.device).split(block))
-        )
-        pieces = []
-        for rows in order:
+
+        def relaxed(rows: Tensor) -> Relaxed:
             some = begun.take(rows)
-            pieces.append(
-                relax(
-                    self.energy,
-                    some.nodes,
-                    some.knots,
-                    tol=tol,
-                    max_steps=steps,
-                    rate=some.rate,
-                    secant=some.secant,
-                    pair=some.pair if doubles else None,
-                    ends=None if self.ends is None else self.ends.index_select(0, some.pair),
-                )
+            return relax(
+                self.energy,
+                some.nodes,
+                some.knots,
+                tol=tol,
+                max_steps=steps,
+                rate=some.rate,
+                secant=some.secant,
+                pair=some.pair if doubles else None,
+                ends=None if self.ends is None else self.ends.index_select(0, some.pair),
             )
-        found = Relaxed.join(pieces)
-        return found.take(torch.cat(order).argsort()) if doubles else found
+
+        return in_blocks(begun.pair, block, relaxed)
