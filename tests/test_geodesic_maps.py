@@ -1,5 +1,7 @@
 """Exponential, logarithm, mean and distance matrices against closed forms and SciPy."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,11 @@ from scipy.integrate import solve_ivp
 from test_geodesic import ORACLES
 from test_spaces import points
 
+from posthoc_metric import Decoder
 from posthoc_metric.distances import distances
 from posthoc_metric.errors import ConvergenceWarning, InvalidArgumentError
 from posthoc_metric.geodesic import Status, exp, frechet_mean, geodesic, log, logarithm, mean, shoot
-from posthoc_metric.metric import FunctionMetric, MetricParts, StructuredMetric
+from posthoc_metric.metric import FunctionMetric, MetricParts, PullbackMetric, StructuredMetric
 from posthoc_metric.spaces import HalfPlane, Plane, Sphere, SwissRoll, Torus
 
 
@@ -20,6 +23,41 @@ def test_exp_and_log_invert_each_other(name):
     velocity = log(space, a, b)
     torch.testing.assert_close(exp(space, a, velocity), b, rtol=0, atol=1e-5)
     torch.testing.assert_close(space.norm(a, velocity), space.distance(a, b), rtol=1e-6, atol=0)
+
+
+def test_far_in_the_half_plane_the_logarithm_is_right_where_no_shot_hits():
+    """Velocities that differ by 1e-10 part there to the whole distance."""
+    space, a = HalfPlane(), torch.tensor([[0.0, 1.0]]).double().expand(4, -1)
+    apart = torch.tensor([1e1, 1e2, 1e3, 1e5]).double()
+    b = torch.stack([apart, torch.ones(4)], dim=1)
+    found = logarithm(space, a, b)
+    # along the half circle through both, whose centre is on the edge half way between
+    radius = ((apart / 2).square() + 1).sqrt()
+    velocity = space.distance(a, b)[:, None] * torch.stack([1 / radius, apart / 2 / radius], dim=1)
+    assert ((found.velocities - velocity).norm(dim=1) <= 1e-6 * velocity.norm(dim=1)).all()
+    assert found.converged[:3].all() and (found.miss[:3] < 1e-6).all()
+
+
+def test_shots_through_a_float32_decoder_take_no_more_steps_than_in_double():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 32), torch.nn.Tanh(), torch.nn.Linear(32, 40))
+    single = PullbackMetric(Decoder(net, latent_dim=3))
+    double = PullbackMetric(Decoder(copy.deepcopy(net).double(), latent_dim=3))
+    z, v = points(6, 3), points(6, 3, 1)
+    shots = [shoot(metric, z, v) for metric in (single, double)]
+    assert bool((shots[0].steps <= shots[1].steps).all())
+    torch.testing.assert_close(shots[0].points, shots[1].points, rtol=0, atol=1e-4)
+    b = shots[1].points
+    for metric in (single, double):
+        found = logarithm(metric, z, b)
+        assert found.converged.all() and (found.miss < 2e-5).all()
+
+
+def test_options_of_the_geodesic_stand_above_those_of_the_logarithm():
+    space, a, b = ORACLES["half-plane"]
+    assert logarithm(space, a, b, max_spans=32).converged.all()
+    with pytest.raises(InvalidArgumentError, match="`spans`"):
+        logarithm(space, a, b, spans="many")
 
 
 def test_shot_is_scipys_and_conserves_speed_and_clairaut():

@@ -18,6 +18,10 @@ from .field import FieldDerivative
 
 #: relative size of the eigenvalues of M below which a direction has no length and gets no acceleration
 _NO_LENGTH = 1e-13
+#: relative difference steps, central ones of a first derivative: the cube root of the precision, double and single
+_STEPS = 6e-6, 5e-3
+#: and to what accelerations are then good; a tighter error control follows rounding
+_GOOD = 1e-11, 1e-6
 
 
 class Acceleration:
@@ -31,10 +35,7 @@ class Acceleration:
     def __init__(self, parts: MetricParts, probe: Tensor):
         self.parts = parts
         self.field = None if parts.field is None else FieldDerivative(parts.field, probe)
-        self.relative_step = 0.0
-        if parts.embedding is not None:
-            # central differences of a first derivative: the cube root of the precision
-            self.relative_step = 5e-3 if is_single(parts.embedding(probe[:4])) else 6e-6
+        self.relative_step = _STEPS[_single(parts, probe)]
 
     def __call__(self, z: Tensor, v: Tensor, spread: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Accelerations (P, d) and squared speeds (P,) at points and velocities (P, d).
@@ -54,8 +55,8 @@ class Acceleration:
             step = torch.maximum(size, floor) if spread is None else spread.clamp_min(1e-300)[:, None]
             step = self.relative_step * step
             offset = step * direction
-            _, ahead = embedding.jvp(z + offset, direction)
-            _, behind = embedding.jvp(z - offset, direction)
+            both = torch.cat([z + offset, z - offset])
+            ahead, behind = embedding.jvp(both, direction.repeat(2, 1))[1].chunk(2)
             second = (ahead - behind) * size.square() / (2 * step)
             force -= (jacobian.mT @ second[..., None])[..., 0]
             matrix += jacobian.mT @ jacobian
@@ -69,6 +70,15 @@ class Acceleration:
             matrix += tensors
         squares = torch.einsum("pi,pij,pj->p", v, matrix, v)
         return _solve(matrix, force), squares
+
+
+def attainable(parts: MetricParts, probe: Tensor, rtol: float) -> float:
+    """``rtol``, or what errors of accelerations near ``probe`` (N, d) can be controlled to."""
+    return max(rtol, _GOOD[_single(parts, probe)])
+
+
+def _single(parts: MetricParts, probe: Tensor) -> bool:
+    return parts.embedding is not None and is_single(parts.embedding(probe[:4]))
 
 
 def _solve(matrix: Tensor, force: Tensor) -> Tensor:

@@ -12,13 +12,19 @@ from torch import Tensor
 from .._arrays import ArrayLike, describe, to_points, to_tensor
 from ..errors import ConvergenceWarning, InvalidArgumentError
 from ..metric import Metric
+from .acceleration import attainable
 from .options import check_integer, check_positive
 from .shooting import integrate, shoot
 from .solve import geodesic
 from .status import Status
 
-#: up to this dimension the logarithm is polished: a Newton step costs d + 1 shots
+#: up to this dimension the logarithm is polished, as its derivative costs d shots
 _POLISH_DIM = 16
+#: how finely the geodesic is relaxed before: many nodes cost less than one shot through a decoder, and where geodesics
+#: part fast a shot needs a velocity that is nearly right
+_FINE: dict[str, Any] = {"spans": 64, "tol": 1e-4, "rtol": 1e-5}
+#: shots, by how much each must come nearer than the last, and how near the best must have come to count
+_SHOTS, _NEARER, _NEAR = 8, 0.5, 1e-3
 
 
 def exp(metric: Metric, z: ArrayLike, v: ArrayLike, *, rtol: float = 1e-8, max_steps: int = 5000) -> Any:
@@ -43,7 +49,8 @@ class Logarithm:
         length: (B,).
         miss: latent distance by which the shot with that velocity misses, over that of the pair (B,); NaN where the
             velocity was not shot.
-        status: B of them; of the relaxed geodesic, or ``UNRESOLVED`` where shooting did not come near.
+        status: B of them; of the relaxed geodesic, or ``UNRESOLVED`` where shooting did not come near.  That need not
+            mean a wrong velocity, which is then the relaxed geodesic's: where geodesics part fast no shot hits.
         converged: (B,), bool.
     """
 
@@ -59,14 +66,19 @@ def logarithm(
 ) -> Logarithm:
     """Velocities at ``z0`` (B, d) of the geodesics that reach ``z1`` (B, d) at time one.
 
-    The relaxed geodesic's initial velocity, polished by Newton's method on what it hits: the exponential map's
-    derivative comes from d more shots, so that above 16 dimensions the relaxed velocity is returned as it is.
+    The initial velocity of a finely relaxed geodesic, polished by Newton's method on what it hits.  The exponential
+    map's derivative comes from d more shots and is kept up to date by those that follow (Broyden 1965); above 16
+    dimensions the velocity of the geodesic is returned as it is.
 
     Args:
         polish: shoot.
-        rtol: of the shots.
+        rtol: of the shots; see :func:`shoot`.
         **options: of :func:`geodesic`.
     """
+    polish &= metric.dim <= _POLISH_DIM
+    if polish and options.get("solver", "relaxation") == "relaxation":
+        fine = {"tol": _FINE["tol"], "rtol": _FINE["rtol"]} if "max_spans" in options else _FINE
+        options = fine | options
     solution = geodesic(metric, z0, z1, **options)
     start, restore = to_points(z0, "z0", metric.dim)
     end, _ = to_points(z1, "z1", metric.dim)
@@ -75,14 +87,14 @@ def logarithm(
     length = solution.double_length.clone()
     miss = torch.full_like(length, float("nan"))
     status = list(solution.status)
-    if polish and metric.dim <= _POLISH_DIM:
+    if polish:
         rows = torch.tensor([s is not Status.NOT_FINITE for s in status], device=a.device).nonzero().flatten()
         if len(rows):
             with torch.no_grad():
                 better, off = _polish(metric, a[rows], b[rows], velocity[rows], rtol)
                 velocity[rows], miss[rows] = better, off
                 length[rows] = metric.parts().inner(a[rows], better, better).clamp_min(0).sqrt()
-        for row in (miss > 1e-3).nonzero().flatten().tolist():
+        for row in (miss > _NEAR).nonzero().flatten().tolist():
             status[row] = Status.UNRESOLVED
     cast = start.dtype
     converged = torch.tensor([s is Status.CONVERGED for s in status], dtype=torch.bool, device=a.device)
@@ -105,35 +117,46 @@ def log(metric: Metric, z0: ArrayLike, z1: ArrayLike, **options: Any) -> Any:
 
 
 def _polish(metric: Metric, a: Tensor, b: Tensor, v: Tensor, rtol: float) -> tuple[Tensor, Tensor]:
-    """Newton's method for ``exp(a, v) = b``; a step that hits no nearer is not taken."""
+    """Newton's method for ``exp(a, v) = b``; an item that does not come near is left as it was.
+
+    Where geodesics part fast, a shot with nearly the right velocity misses by far, and one that misses by less need not
+    have a better one.
+    """
     count, dim = a.shape
-    apart = (b - a).norm(dim=1).clamp_min(1e-300)
-    best, best_miss = v.clone(), torch.full_like(apart, float("inf"))
-    trial = v.clone()
+    apart, good = (b - a).norm(dim=1).clamp_min(1e-300), attainable(metric.parts(), a, rtol)
+    # every item is shot with its own velocity and with d velocities beside it, all in one batch
+    beside = good**0.5 * v.norm(dim=1).clamp_min(1e-300)[:, None, None]
+    offsets = torch.cat([a.new_zeros(1, dim), torch.eye(dim, dtype=a.dtype, device=a.device)])
+    hits = _hits(metric, a[:, None].expand(-1, dim + 1, -1), v[:, None] + beside * offsets, rtol)
+    derivative = ((hits[:, 1:] - hits[:, :1]) / beside).mT
+    best, hit = v.clone(), hits[:, 0].clone()
+    first_miss = ((b - hit).norm(dim=1) / apart).nan_to_num(nan=float("inf"))
+    best_miss = first_miss.clone()
     todo = torch.arange(count, device=a.device)
-    for _ in range(8):
-        # every item is shot with its own velocity and with d velocities beside it, all in one batch
-        size = trial[todo].norm(dim=1).clamp_min(1e-300)
-        offsets = torch.cat([a.new_zeros(1, dim), torch.eye(dim, dtype=a.dtype, device=a.device)])
-        velocities = trial[todo, None] + 1e-4 * size[:, None, None] * offsets
-        starts = a[todo, None].expand(-1, dim + 1, -1)
-        hits = integrate(metric, starts.reshape(-1, dim), velocities.reshape(-1, dim), rtol, 2000)[0]
-        hits = hits.view(len(todo), dim + 1, dim)
-        off = b[todo] - hits[:, 0]
-        miss = (off.norm(dim=1) / apart[todo]).nan_to_num(nan=float("inf"))
-        better = miss < best_miss[todo]
-        best[todo[better]], best_miss[todo[better]] = trial[todo[better]], miss[better]
-        derivative = ((hits[:, 1:] - hits[:, :1]) / (1e-4 * size)[:, None, None]).mT
-        usable = better & torch.isfinite(derivative).flatten(1).all(1) & (miss > 10 * rtol)
-        todo, derivative, off = todo[usable], derivative[usable], off[usable]
+    for _ in range(_SHOTS):
+        todo = todo[torch.isfinite(derivative[todo]).flatten(1).all(1) & (best_miss[todo] > 10 * good)]
+        change, info = torch.linalg.solve_ex(derivative[todo], (b - hit)[todo][..., None])
+        usable = (info == 0) & torch.isfinite(change[..., 0]).all(1)
+        todo, change = todo[usable], change[usable, :, 0]
         if len(todo) == 0:
             break
-        change, info = torch.linalg.solve_ex(derivative, off[..., None])
-        trial[todo] = trial[todo] + change[..., 0]
-        todo = todo[(info == 0) & torch.isfinite(trial[todo]).all(1)]
-        if len(todo) == 0:
-            break
-    return best, torch.where(torch.isfinite(best_miss), best_miss, float("nan"))
+        end = _hits(metric, a[todo], best[todo] + change, rtol)
+        miss = ((b[todo] - end).norm(dim=1) / apart[todo]).nan_to_num(nan=float("inf"))
+        off = end - hit[todo] - (derivative[todo] @ change[..., None])[..., 0]
+        derivative[todo] += off[:, :, None] * (change / change.square().sum(1, keepdim=True))[:, None]
+        better, nearer = miss < best_miss[todo], miss < _NEARER * best_miss[todo]
+        best[todo[better]] += change[better]
+        hit[todo[better]], best_miss[todo[better]] = end[better], miss[better]
+        todo = todo[nearer]
+    near = best_miss <= _NEAR
+    miss = torch.where(near, best_miss, first_miss)
+    return torch.where(near[:, None], best, v), torch.where(torch.isfinite(miss), miss, float("nan"))
+
+
+def _hits(metric: Metric, start: Tensor, velocity: Tensor, rtol: float) -> Tensor:
+    """Where velocities (..., d) lead from points (..., d) in a unit of time."""
+    dim = start.shape[-1]
+    return integrate(metric, start.reshape(-1, dim), velocity.reshape(-1, dim), rtol, 2000)[0].view(start.shape)
 
 
 @dataclass(frozen=True)

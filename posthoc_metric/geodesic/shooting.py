@@ -11,7 +11,7 @@ from torch import Tensor
 from .._arrays import ArrayLike, describe, to_points
 from ..errors import InvalidArgumentError
 from ..metric import Metric
-from .acceleration import Acceleration
+from .acceleration import Acceleration, attainable
 from .batch import Batch
 from .guard import guard
 from .options import check_integer, check_positive
@@ -68,7 +68,8 @@ def shoot(metric: Metric, z: ArrayLike, v: ArrayLike, *, rtol: float = 1e-8, max
         metric: any metric.
         z: points (B, d).
         v: latent velocities (B, d); their Riemannian norm is the length that is run.
-        rtol: local error of a step, relative to the way run and to the velocity.
+        rtol: local error of a step, relative to the way run and to the velocity; with a decoder in single precision no
+            less than 1e-6, to which its second derivatives are known.
         max_steps: steps for each item.
 
     Returns:
@@ -107,7 +108,8 @@ def integrate(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Status]]:
     """:func:`shoot` on float64 tensors."""
     count = len(z)
-    acceleration = Acceleration(guard(metric.parts()), torch.cat([z, z + v]))
+    parts, probe = guard(metric.parts()), torch.cat([z, z + v])
+    acceleration, rtol = Acceleration(parts, probe), attainable(parts, probe, rtol)
     first, squares = acceleration(z, v)
     end, velocity = torch.full_like(z, float("nan")), torch.full_like(v, float("nan"))
     steps = torch.zeros(count, dtype=torch.long, device=z.device)
