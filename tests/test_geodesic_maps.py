@@ -176,3 +176,19 @@ def test_bad_input_is_named():
         exp(Sphere(), torch.zeros(3, 2), torch.zeros(3, 2), rtol=0.0)
     with pytest.raises(InvalidArgumentError, match="at least one"):
         mean(Sphere(), torch.zeros(0, 2))
+
+
+def test_the_mean_of_points_far_apart_under_negative_curvature_takes_few_steps():
+    space, z = HalfPlane(), points(20, 2)
+    z = torch.stack([20 * z[:, 0], (2 * z[:, 1]).exp()], dim=1)
+    found = frechet_mean(space, z)
+    assert found.converged and found.steps <= 10
+
+    def variance(point):
+        return space.distance(point.expand_as(z), z).square().mean()
+
+    angles = torch.linspace(0, 6, 7, dtype=torch.float64)
+    for angle in angles:
+        # a twentieth of a unit of the metric away
+        beside = found.point + 0.05 * found.point[1] * torch.stack([angle.cos(), angle.sin()])
+        assert variance(beside) > variance(found.point)

@@ -26,6 +26,11 @@ _FINE: dict[str, Any] = {"spans": 64, "tol": 1e-4, "rtol": 1e-5}
 #: shots, by how much each must come nearer than the last, and how near the best must have come to count
 _SHOTS, _NEARER, _NEAR = 8, 0.5, 1e-3
 
+#: how finely geodesics to a mean are relaxed: coarser ones leave more of a gradient than is asked for
+_CAREFUL: dict[str, Any] = {"spans": 32, "rtol": 1e-4}
+#: share of the decrease that the gradient promises which a step must bring
+_ENOUGH = 0.2
+
 
 def exp(metric: Metric, z: ArrayLike, v: ArrayLike, *, rtol: float = 1e-8, max_steps: int = 5000) -> Any:
     """Exponential map: where the geodesics from ``z`` (B, d) with velocities ``v`` (B, d) are at time one, (B, d).
@@ -77,8 +82,7 @@ def logarithm(
     """
     polish &= metric.dim <= _POLISH_DIM
     if polish and options.get("solver", "relaxation") == "relaxation":
-        fine = {"tol": _FINE["tol"], "rtol": _FINE["rtol"]} if "max_spans" in options else _FINE
-        options = fine | options
+        options = _below(options, _FINE)
     solution = geodesic(metric, z0, z1, **options)
     start, restore = to_points(z0, "z0", metric.dim)
     end, _ = to_points(z1, "z1", metric.dim)
@@ -193,8 +197,9 @@ def frechet_mean(
 ) -> FrechetMean:
     """The point with the least weighted mean of squared geodesic distances to ``points`` (N, d).
 
-    Riemannian gradient descent from the nearest of the points to their average (Pennec 2006): a step
-    along the mean of the logarithms, halved while it does not lower the variance.
+    Riemannian gradient descent from the nearest of the points to their average (Pennec 2006): steps along the mean of
+    the logarithms, each as long as the parabola through the variances around the last has it.  Where the curvature is
+    negative, whole steps go too far.
 
     Args:
         weights: (N,) non-negative; equal if not given.
@@ -214,6 +219,8 @@ def frechet_mean(
             f"`weights` must be {len(z)} non-negative numbers, not all zero; got {describe(weights)}."
         )
     share = share / share.sum()
+    if options.get("solver", "relaxation") == "relaxation":
+        options = _below(options, _CAREFUL)
     average = share @ z
     here = z[(z - average).norm(dim=1).argmin()]
     solution, variance, pull, norm = _pull(metric, here, z, share, options)
@@ -221,13 +228,14 @@ def frechet_mean(
     while norm > tol and number < max_steps and step > 1e-3:
         number += 1
         there, _, _, _, codes = integrate(metric, here[None], step * pull[None], 1e-6, 2000)
-        if codes[0] is Status.CONVERGED:
-            moved = _pull(metric, there[0], z, share, options)
-            if moved[1] < variance:
-                here, (solution, variance, pull, norm) = there[0], moved
-                step = min(1.0, 1.5 * step)
-                continue
-        step /= 2
+        if codes[0] is not Status.CONVERGED:
+            step /= 2
+            continue
+        moved = _pull(metric, there[0], z, share, options)
+        promised, gain = 2 * step * norm**2 * variance, variance - moved[1]
+        step *= min(max(promised / (2 * max(promised - gain, 1e-300)), 0.1), 2.0)
+        if gain >= _ENOUGH * promised:
+            here, (solution, variance, pull, norm) = there[0], moved
     converged = norm <= tol and all(s is Status.CONVERGED for s in solution.status)
     cast = rows.dtype
     return FrechetMean(
@@ -269,6 +277,12 @@ def mean(metric: Metric, points: ArrayLike, **options: Any) -> Any:
             stacklevel=2,
         )
     return found.point
+
+
+def _below(options: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """Options of the caller's, and ours where they leave room."""
+    room = {name: value for name, value in ours.items() if name != "spans" or "max_spans" not in options}
+    return room | options
 
 
 def _warn(name: str, status: tuple[Status, ...], what: str) -> None:
