@@ -72,8 +72,12 @@ def logarithm(
     """Velocities at ``z0`` (B, d) of the geodesics that reach ``z1`` (B, d) at time one.
 
     The initial velocity of a finely relaxed geodesic, polished by Newton's method on what it hits.  The exponential
-    map's derivative comes from d more shots and is kept up to date by those that follow (Broyden 1965); above 16
-    dimensions the velocity of the geodesic is returned as it is.
+    map's derivative comes from d more shots and is kept up to date by those that follow (Broyden 1965).
+
+    Above 16 dimensions the velocity of the geodesic is returned as it is.  A curve's direction errs with the root of
+    what its length errs by: by several per cent where the length is right to 1e-4.  ``rtol`` of the geodesic cannot be
+    given here; for surer directions take :func:`geodesic` with small ``rtol`` and ``rough_rtol``, and ``velocity(0.0)``
+    of what it returns.
 
     Args:
         polish: shoot.
