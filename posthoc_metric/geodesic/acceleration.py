@@ -30,12 +30,16 @@ class Acceleration:
     Args:
         parts: the metric's structure.
         probe: points (N, d) it will be used near.
+
+    Attributes:
+        attainable: of :func:`attainable`.
     """
 
     def __init__(self, parts: MetricParts, probe: Tensor):
         self.parts = parts
         self.field = None if parts.field is None else FieldDerivative(parts.field, probe)
-        self.relative_step = _STEPS[_single(parts, probe)]
+        single = _single(parts, probe)
+        self.relative_step, self.attainable = _STEPS[single], _GOOD[single]
 
     def __call__(self, z: Tensor, v: Tensor, spread: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Accelerations (P, d) and squared speeds (P,) at points and velocities (P, d).
@@ -72,9 +76,9 @@ class Acceleration:
         return _solve(matrix, force), squares
 
 
-def attainable(parts: MetricParts, probe: Tensor, rtol: float) -> float:
-    """``rtol``, or what errors of accelerations near ``probe`` (N, d) can be controlled to."""
-    return max(rtol, _GOOD[_single(parts, probe)])
+def attainable(parts: MetricParts, probe: Tensor) -> float:
+    """Relative error to which curves can be integrated near ``probe`` (N, d)."""
+    return _GOOD[_single(parts, probe)]
 
 
 def _single(parts: MetricParts, probe: Tensor) -> bool:

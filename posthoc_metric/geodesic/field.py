@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class FieldDerivative:
     Closed forms and autograd are used only where they agree with a finite difference at ``probe``: a field that
     detaches part of its graph gives gradients that are silently wrong.
 
-    Difference steps follow each point's own velocity, which is the extent of its curve, and the choice between the two
+    Difference steps follow each point's own velocity, which is the extent of its curve, and the choice between the
     routes is one that no few points of a batch can turn: what a curve gets does not depend on its neighbours.
 
     Args:
@@ -40,6 +41,7 @@ class FieldDerivative:
         self.step = 5e-3 if single else 1e-5
         some = probe[finite][:16]
         v = _probing(some)
+        self._few = some, v
         sloped = field if isinstance(field, SlopedField) else None
         closed = sloped.slope(some, v) if sloped is not None and len(some) else None
         graph = self._graph(some, v) if len(some) else None
@@ -47,13 +49,25 @@ class FieldDerivative:
         tolerance = 1e-2 if single else 1e-4
         self.sloped = sloped if _agrees(closed, known, v, tolerance) else None
         self.by_autograd = _agrees(graph, known, v, tolerance)
-        self.twice = self.by_autograd and probe.shape[1] <= _MOST_CURVED and self._has_second(some, v)
+
+    @cached_property
+    def twice(self) -> bool:
+        """Whether autograd finds second derivatives at a bearable price.
+
+        Asked of few points, as some functions of torch (``cdist``) have them for many only; and not before somebody
+        wants them, as they cost as much as many calls.
+        """
+        few, v = self._few
+        if not self.by_autograd or few.shape[1] > _MOST_CURVED:
+            return False
+        try:
+            self._curved(few, v)
+        except RuntimeError:
+            return False
+        return True
 
     def curved(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What a call gives, and the second derivatives of ``vᵀ U(z) v`` by ``z`` (N, d, d), or ``None``.
-
-        They are known where autograd gives them at a bearable price.
-        """
+        """What a call gives, and the second derivatives of ``vᵀ U(z) v`` by ``z`` (N, d, d) where :attr:`twice`."""
         return self._curved(z, v) if self.twice else (*self(z, v), None)
 
     def __call__(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,15 +100,6 @@ class FieldDerivative:
             except (RuntimeError, TypeError, AttributeError):
                 # NumPy inside, or an operation without a derivative: the field is not torch's to differentiate
                 return None
-
-    def _has_second(self, probe: Tensor, v: Tensor) -> bool:
-        """Whether what autograd finds can be differentiated again; asked of few points, as some functions of torch
-        (``cdist``) can for many only."""
-        try:
-            self._curved(probe, v)
-        except RuntimeError:
-            return False
-        return True
 
     def _curved(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():

@@ -85,7 +85,7 @@ def logarithm(
         **options: of :func:`geodesic`.
     """
     polish &= metric.dim <= _POLISH_DIM
-    if polish and options.get("solver", "relaxation") == "relaxation":
+    if polish:
         options = _below(options, _FINE)
     solution = geodesic(metric, z0, z1, **options)
     start, restore = to_points(z0, "z0", metric.dim)
@@ -131,7 +131,7 @@ def _polish(metric: Metric, a: Tensor, b: Tensor, v: Tensor, rtol: float) -> tup
     have a better one.
     """
     count, dim = a.shape
-    apart, good = (b - a).norm(dim=1).clamp_min(1e-300), attainable(metric.parts(), a, rtol)
+    apart, good = (b - a).norm(dim=1).clamp_min(1e-300), max(rtol, attainable(metric.parts(), a))
     # every item is shot with its own velocity and with d velocities beside it, all in one batch
     beside = good**0.5 * v.norm(dim=1).clamp_min(1e-300)[:, None, None]
     offsets = torch.cat([a.new_zeros(1, dim), torch.eye(dim, dtype=a.dtype, device=a.device)])
@@ -223,8 +223,7 @@ def frechet_mean(
             f"`weights` must be {len(z)} non-negative numbers, not all zero; got {describe(weights)}."
         )
     share = share / share.sum()
-    if options.get("solver", "relaxation") == "relaxation":
-        options = _below(options, _CAREFUL)
+    options = _below(options, _CAREFUL)
     average = share @ z
     here = z[(z - average).norm(dim=1).argmin()]
     solution, variance, pull, norm = _pull(metric, here, z, share, options)
@@ -284,7 +283,9 @@ def mean(metric: Metric, points: ArrayLike, **options: Any) -> Any:
 
 
 def _below(options: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """Options of the caller's, and ours where they leave room."""
+    """Options of the caller's, and ours where they leave room and are those of the same solver."""
+    if options.get("solver", "relaxation") != "relaxation":
+        return options
     room = {name: value for name, value in ours.items() if name != "spans" or "max_spans" not in options}
     return room | options
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from .._arrays import ArrayLike, describe, to_points
 from ..errors import InvalidArgumentError
 from ..metric import Metric
-from .acceleration import Acceleration, attainable
+from .acceleration import Acceleration
 from .batch import Batch
 from .guard import guard
 from .options import check_integer, check_positive
@@ -108,8 +108,8 @@ def integrate(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Status]]:
     """:func:`shoot` on float64 tensors."""
     count = len(z)
-    parts, probe = guard(metric.parts()), torch.cat([z, z + v])
-    acceleration, rtol = Acceleration(parts, probe), attainable(parts, probe, rtol)
+    acceleration = Acceleration(guard(metric.parts()), torch.cat([z, z + v]))
+    rtol = max(rtol, acceleration.attainable)
     first, squares = acceleration(z, v)
     end, velocity = torch.full_like(z, float("nan")), torch.full_like(v, float("nan"))
     steps = torch.zeros(count, dtype=torch.long, device=z.device)

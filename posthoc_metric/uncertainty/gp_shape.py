@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,8 @@ class PosteriorShape:
 
     def __call__(self, z: Tensor) -> Tensor:
         """(B, d) -> (B, d, d)."""
-        return torch.cat([shape_at(part, self.sites, self.factor, self.length_scale) for part in self._parts(z)])
+        parts = self._parts(z.shape[1], z)
+        return torch.cat([shape_at(points, self.sites, self.factor, self.length_scale) for (points,) in parts])
 
     def slope(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """``S(z)`` (B, d, d) and ``∂_i (S(z) v)_a`` (B, d, d): two products with ``F`` for each dimension of a point.
@@ -42,8 +44,7 @@ class PosteriorShape:
         With ``δ = (z - s) / ℓ`` for a site s and its kernel value k, ``S = I - WᵀH`` for ``H = k δ`` and ``W = FᵀF H``,
         and ``∂_i H_a = k (1_ai - δ_a δ_i) / ℓ``.
         """
-        parts = self._parts(z)
-        shapes, slopes = zip(*map(self._slope, parts, v.split([len(part) for part in parts])), strict=True)
+        shapes, slopes = zip(*(self._slope(*part) for part in self._parts(z.shape[1], z, v)), strict=True)
         return torch.cat(shapes), torch.cat(slopes) / (self.length_scale * self.radius)
 
     def _slope(self, points: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,15 +56,15 @@ class PosteriorShape:
         change -= weighed.sum(2)[:, :, None] * v[:, None] + torch.diag_embed(whole.sum(1)[:, None].expand_as(v))
         return _unknown(known), (1 - KEPT) * change
 
-    def _parts(self, z: Tensor) -> tuple[Tensor, ...]:
+    def _parts(self, width: int, z: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Standardised points, and rows of ``others``, so many at a time as have room for ``width`` numbers a site."""
         points = (z.double() - self.origin) / self.radius
-        return points.split(max(1, CHUNK // (len(self.sites) * z.shape[1])))
+        rows = max(1, CHUNK // (len(self.sites) * width))
+        return zip(*(rows_of.split(rows) for rows_of in (points, *others)), strict=True)
 
     def square(self, z: Tensor, v: Tensor) -> Tensor:
         """``vᵀ S(z) v``, (B, d), (B, d) -> (B,): one product with ``F`` a point, not d."""
-        points = (z.double() - self.origin) / self.radius
-        rows = max(1, CHUNK // len(self.sites))
-        return torch.cat([self._square(*part) for part in zip(points.split(rows), v.split(rows), strict=True)])
+        return torch.cat([self._square(*part) for part in self._parts(1, z, v)])
 
     def _square(self, points: Tensor, v: Tensor) -> Tensor:
         kernel, along = self._along(points, v)
@@ -76,9 +77,7 @@ class PosteriorShape:
 
     def pull(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """``S(z) v`` and ``∂_z (vᵀ S(z) v)``, each (B, d): two products with ``F`` a point."""
-        points = (z.double() - self.origin) / self.radius
-        rows = max(1, CHUNK // len(self.sites))
-        turned, tilted = zip(*map(self._pull, points.split(rows), v.split(rows)), strict=True)
+        turned, tilted = zip(*(self._pull(*part) for part in self._parts(1, z, v)), strict=True)
         return torch.cat(turned), torch.cat(tilted) / (self.length_scale * self.radius)
 
     def _pull(self, points: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
