@@ -19,6 +19,8 @@ from .start_curves import StartCurves
 _COMPARED = 9
 #: share of its length by which a curve may turn out shorter with more nodes than the energy of those it has says
 _UNSURE = 0.005
+#: chords that together are shorter than this share of the curve they stand for have jumped over something
+_CHORD_SHARE = 0.9
 #: curves that come nearer than this share of their extent everywhere are in the same valley
 _SAME = 0.01
 
@@ -35,6 +37,21 @@ class Facts(Batch):
     spans: Tensor
     status: Tensor
     chord_length: Tensor
+
+    @property
+    def jumped(self) -> Tensor:
+        """Whose chords have jumped over what the interpolation crosses (P,)."""
+        return self.chord_length < _CHORD_SHARE * self.length
+
+    def error(self, change: Tensor, kinked: Tensor) -> Tensor:
+        """Errors of lengths (P,) that the last doubling of the nodes changed by ``change`` (P,).
+
+        The length of an interpolated curve errs with the fourth power of the spacing, or where there are kinks with the
+        first: then as much is still to come as came by the last doubling, and the model of the energy, which sees no
+        kinks, says too little of what more steps would gain.
+        """
+        rough = self.length_error + change + self.residual.square() * self.length
+        return torch.where(kinked, rough, self.length_error + change / 15)
 
 
 @dataclass

@@ -31,6 +31,7 @@ from .judge import judge
 from .options import START_NAMES, FixedPointOptions
 from .refinement import Refined
 from .relaxation import STATUSES
+from .rows import alike, unpadded
 from .spline import Spline
 from .status import Status
 
@@ -201,12 +202,13 @@ def _iterate(
     def ask(who: Posterior, accelerations: Tensor, which: Tensor) -> Tensor:
         points, velocities = process.curve(who, accelerations, process.times)
         evaluations[rows[which]] += len(process.times)
-        flat = points.reshape(-1, points.shape[2]), velocities.reshape(-1, points.shape[2])
-        usable = torch.isfinite(flat[0]).all(1) & torch.isfinite(flat[1]).all(1)
-        spread = None if who.spread is None else who.spread.repeat_interleave(len(process.times))
-        z, v = (part.masked_fill(~usable[:, None], 0.0) for part in flat)
+        usable = (torch.isfinite(points) & torch.isfinite(velocities)).all(2, keepdim=True)
+        z, v = (alike(part.masked_fill(~usable, 0.0)) for part in (points, velocities))
+        spread = None
+        if who.spread is not None:
+            spread = alike(who.spread[:, None, None].expand_as(points))[:, 0]
         answer, _ = acceleration(z, v, spread)
-        return answer.masked_fill(~usable[:, None], float("nan")).view_as(points)
+        return unpadded(answer, points).masked_fill(~usable, float("nan"))
 
     def leave(why: Status, who: Tensor) -> None:
         status[rows[active.row[who]]] = STATUSES.index(why)

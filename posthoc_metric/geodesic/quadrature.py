@@ -11,7 +11,7 @@ from ..metric import MetricParts
 from .batch import Batch
 from .image import Image
 from .rows import alike, unpadded
-from .spline import Spline
+from .spline import Spline, interpolate
 
 #: share of a length that the trapezoidal rule may err by where the nodes tell all
 _PLAIN = 0.1
@@ -125,6 +125,13 @@ def confirm(parts: MetricParts, spline: Spline, rough: Measured, rule: Rule) -> 
     differ = (lengths - rough.lengths).abs()
     roughness = differ.sum(1) / rough.errors.sum(1).clamp_min(1e-300)
     return Measured(five, lengths, _left(differ, rough.errors), energy, roughness)
+
+
+def measure_coarser(parts: MetricParts, spline: Spline) -> tuple[Measured, int]:
+    """Lengths of the curves through every second node, confirmed; and how many points of each it took."""
+    coarser = interpolate(spline.knots[:, ::2], spline.nodes[:, ::2])
+    found, _ = measure(parts, coarser, None, FIVE)
+    return confirm(parts, coarser, found, FIVE), 4 * (coarser.knots.shape[1] - 1) + 1
 
 
 def sharpen(parts: MetricParts, spline: Spline, known: Measured) -> Measured:

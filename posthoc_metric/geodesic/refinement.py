@@ -15,7 +15,7 @@ from .batch import Batch
 from .candidates import Begun, Curves, Facts, begin, begin_anew, contest, rivals
 from .curves import Clock, density, make_clock, pad
 from .options import RelaxationOptions
-from .quadrature import FOUR, Measured, chorded, confirm, measure, rule_for, sharpen
+from .quadrature import FOUR, Measured, chorded, confirm, measure, measure_coarser, rule_for, sharpen
 from .relaxation import STATUSES, Relaxed
 from .routes import COARSE_TOL, MOST_COARSE, Routes
 from .spline import Spline, interpolate
@@ -25,8 +25,6 @@ from .status import Status
 #: how much longer than a pair's shortest curve another may be and still turn out shorter with more nodes
 _COARSE_MARGIN = 0.05
 _MARGIN = 0.01
-#: chords that together are shorter than this share of the curve they stand for have jumped over something
-_CHORD_SHARE = 0.9
 #: roughness up to which a curve's length converges as that of a smooth one
 _SMOOTH = 0.2
 #: roughness above which a curve whose length is not sure yet has kinks, and is no smooth one with too few nodes
@@ -111,7 +109,7 @@ class Refiner:
 
     def _anew(self, facts: Facts, spans: int) -> Tensor:
         """Which start curves, relaxed with so many spans, start anew with more: their chords have jumped (P,)."""
-        return _jumped(facts) & (2 * spans <= min(MOST_COARSE, self.options.max_spans))
+        return facts.jumped & (2 * spans <= min(MOST_COARSE, self.options.max_spans))
 
     def _begun(self, before: list[Curves | StartCurves], spans: int) -> Begun:
         learnt = self.routes.learnt
@@ -128,21 +126,22 @@ class Refiner:
         """Which curves are final, said of them in place; and which are no better than what they began from (P,)."""
         spans = begun.knots.shape[1] - 1
         facts, rtol = better.facts, self.options.rtol
-        # the length of the interpolated curve errs with the fourth power of the spacing, or where there are kinks
-        # with the first: then as much is still to come as came by the last doubling, and the model of the energy,
-        # which sees no kinks, says too little of what more steps would gain
         change = (facts.length - begun.facts.length).abs()
         if self.many is not None:
             change = change.maximum(self.many.excess(facts.length, facts.chord_length, begun.facts.chord_length))
-        change = torch.where(begun.fresh, facts.length - facts.chord_length, change)
-        rough_error = facts.length_error + change + facts.residual.square() * facts.length
+        change = torch.where(begun.fresh, (facts.length - facts.chord_length).abs(), change)
         kinked = ~(better.roughness <= _SMOOTH)
-        error = torch.where(kinked, rough_error, facts.length_error + change / 15)
         # the geodesic is hardly shorter than its discrete counterpart, and no longer than the curve: where the two are
         # apart, a curve that has settled beside a bend it does not see is as stationary as any
-        confirmed = error.maximum(facts.length - facts.chord_length) <= rtol * facts.length
-        confirmed &= ~begun.fresh
-        facts.length_error = torch.where(confirmed, error, rough_error)
+        sure = facts.length_error.maximum(facts.length - facts.chord_length) <= rtol * facts.length
+        confirmed = sure & ~begun.fresh & (facts.error(change, kinked) <= rtol * facts.length)
+        # more nodes alone would not have changed as much what began far from stationary
+        rows = (sure & ~confirmed & (facts.status == _CODE[Status.CONVERGED])).nonzero().flatten()
+        if len(rows):
+            alone = self._by_nodes_alone(better.take(rows))
+            change[rows] = torch.where(begun.fresh[rows], alone, alone.minimum(change[rows]))
+            confirmed[rows] = (facts.error(change, kinked) <= rtol * facts.length)[rows]
+        facts.length_error = facts.error(change, kinked | ~confirmed)
         broken = facts.status == _CODE[Status.NOT_FINITE]
         rough = (facts.length_error <= self.options.rough_rtol * facts.length) & (spans >= MOST_COARSE)
         # no more nodes are no more steps: a curve that is still on its way is not called done
@@ -154,10 +153,20 @@ class Refiner:
         facts.length_error = self._cautious(facts, change, kinked, confirmed)
         converged = facts.status == _CODE[Status.CONVERGED]
         # no curve is given up for one whose chords have jumped over what its interpolation crosses
-        rejected = ~torch.isfinite(facts.length) | (_jumped(facts) & (facts.length > begun.facts.length))
+        rejected = ~torch.isfinite(facts.length) | (facts.jumped & (facts.length > begun.facts.length))
         rejected &= torch.isfinite(begun.facts.length)
         again = torch.where(begun.fresh, self._anew(facts, spans), rejected)
         return ((converged & confirmed) | broken) & ~again, again
+
+    def _by_nodes_alone(self, curves: Curves) -> Tensor:
+        """What the last doubling of the nodes of stationary curves brought of their lengths (P,), at most."""
+        change = torch.zeros_like(curves.facts.length)
+        spans = curves.spline.knots.shape[1] - 1
+        for rows in self._groups(torch.arange(len(change), device=change.device), 2 * spans):
+            coarser, asked = measure_coarser(self.parts, curves.spline.take(rows))
+            change[rows] = (coarser.length - curves.facts.length[rows]).abs() + coarser.errors.sum(1)
+            self.evaluations.index_add_(0, curves.pair[rows], torch.full_like(rows, asked))
+        return change
 
     def _cautious(self, facts: Facts, change: Tensor, kinked: Tensor, confirmed: Tensor) -> Tensor:
         """Errors (P,) that few exceed, of lengths that the last doubling changed by ``change`` (P,)."""
@@ -265,11 +274,6 @@ class Refiner:
         facts = Facts.join([curves.facts for curves in done]).take(order)
         kind = torch.cat([curves.kind for curves in done])[order]
         return Refined(facts, kind, spline, clock, self.steps, self.evaluations)
-
-
-def _jumped(facts: Facts) -> Tensor:
-    """Whose chords have jumped over what the interpolation crosses (P,)."""
-    return facts.chord_length < _CHORD_SHARE * facts.length
 
 
 def joined(blocks: list[Refined]) -> Refined:
