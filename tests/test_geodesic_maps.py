@@ -1,6 +1,7 @@
 """Exponential, logarithm, mean and distance matrices against closed forms and SciPy."""
 
 import copy
+import importlib
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from scipy.integrate import solve_ivp
 from test_geodesic import ORACLES
 from test_spaces import points
 
-from posthoc_metric import Decoder
+from posthoc_metric import Decoder, repair
 from posthoc_metric.distances import distances
 from posthoc_metric.errors import ConvergenceWarning, InvalidArgumentError
 from posthoc_metric.geodesic import Status, exp, frechet_mean, geodesic, log, logarithm, mean, shoot
@@ -34,8 +35,19 @@ def test_far_in_the_half_plane_the_logarithm_is_right_where_no_shot_hits():
     # along the half circle through both, whose centre is on the edge half way between
     radius = ((apart / 2).square() + 1).sqrt()
     velocity = space.distance(a, b)[:, None] * torch.stack([1 / radius, apart / 2 / radius], dim=1)
-    assert ((found.velocities - velocity).norm(dim=1) <= 1e-6 * velocity.norm(dim=1)).all()
-    assert found.converged[:3].all() and (found.miss[:3] < 1e-6).all()
+    wrong = (found.velocities - velocity).norm(dim=1) / velocity.norm(dim=1)
+    assert (wrong[:3] <= 1e-6).all() and wrong[3] <= found.error[3] <= 1e-4
+    assert found.converged.all() and (found.miss[:3] < 1e-6).all()
+
+
+def test_the_scale_of_other_pairs_does_not_choose_how_a_field_is_differentiated():
+    """Alone, points 1e5 apart once made the differences that derivatives are probed by leap over the half plane."""
+    space, b = HalfPlane(), torch.tensor([[1e1, 1.0], [1e2, 1.0], [1e3, 1.0], [1e5, 1.0]]).double()
+    a = torch.tensor([[0.0, 1.0]]).double().expand(4, -1)
+    fine = {"spans": 64, "tol": 1e-4, "rtol": 1e-5}
+    together, alone = geodesic(space, a, b, **fine), geodesic(space, a[3:], b[3:], **fine)
+    torch.testing.assert_close(together.length, space.distance(a, b), rtol=1e-5, atol=0)
+    assert torch.equal(together.length[3:], alone.length)
 
 
 def test_shots_through_a_float32_decoder_take_no_more_steps_than_in_double():
@@ -50,7 +62,8 @@ def test_shots_through_a_float32_decoder_take_no_more_steps_than_in_double():
     b = shots[1].points
     for metric in (single, double):
         found = logarithm(metric, z, b)
-        assert found.converged.all() and (found.miss < 2e-5).all()
+        assert found.converged.all() and (found.error < 3e-4).all() and not (found.miss > 2e-5).any()
+        torch.testing.assert_close(exp(metric, z, found.velocities), b, rtol=0, atol=1e-4)
 
 
 def test_options_of_the_geodesic_stand_above_those_of_the_logarithm():
@@ -135,6 +148,41 @@ def test_logarithm_without_polish_is_near():
     assert torch.isnan(rough.miss).all() and (fine.miss < 1e-6).all()
     error = space.norm(a, rough.velocities - fine.velocities) / fine.length
     assert error.max() < 0.05
+
+
+@pytest.mark.parametrize("dim", [2, 12, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_logarithm_through_a_decoder_leaves_along_the_great_circle(dim, dtype):
+    """Stereographic charts of the unit sphere, whose logarithm in space is known; no shot is taken beyond d = 16."""
+
+    def place(z):
+        square = z.square().sum(1, keepdim=True)
+        return torch.cat([2 * z, square - 1], dim=1) / (square + 1)
+
+    decoder = Decoder(lambda z: place(z.to(dtype)), latent_dim=dim)
+    a, b = 0.5 * points(5, dim) / dim**0.5, 0.5 * points(5, dim, 1) / dim**0.5
+    found = logarithm(PullbackMetric(decoder), a, b)
+    start, end = place(a), place(b)
+    cosine = (start * end).sum(1, keepdim=True)
+    away = torch.nn.functional.normalize(end - cosine * start, dim=1) * cosine.acos()
+    pushed = torch.func.jvp(place, (a,), (found.velocities,))[1]
+    wrong = (pushed - away).norm(dim=1) / away.norm(dim=1)
+    assert found.converged.all()
+    assert (wrong <= (1e-4 if dtype == torch.float32 else 1e-6)).all() and (wrong <= 1.5 * found.error + 1e-7).all()
+
+
+def test_directions_of_a_repaired_decoder_in_many_dimensions_are_those_of_twice_the_nodes(monkeypatch):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(12, 64), torch.nn.Tanh(), torch.nn.Linear(64, 50))
+    latents = torch.randn(400, 12)
+    metric = repair(Decoder(net, latent_dim=12), latents, net(latents).detach())
+    found = logarithm(metric, latents[:4], latents[4:8])
+    settling = importlib.import_module("posthoc_metric.geodesic.settling")
+    monkeypatch.setattr(settling, "_MOST", 512)
+    monkeypatch.setattr(settling, "_GRAINS", 1)
+    finer = logarithm(metric, latents[:4], latents[4:8])
+    wrong = metric.norm(latents[:4], found.velocities - finer.velocities) / finer.length
+    assert found.converged.all() and (wrong <= 2 * found.error).all() and (found.error < 1e-3).all()
 
 
 def test_mean_of_a_symmetric_set_is_its_centre():

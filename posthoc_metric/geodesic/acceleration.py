@@ -73,7 +73,7 @@ class Acceleration:
             force += 0.5 * (pushed.mT @ v[..., None])[..., 0] - (pushed @ v[..., None])[..., 0]
             matrix += tensors
         squares = torch.einsum("pi,pij,pj->p", v, matrix, v)
-        return _solve(matrix, force), squares
+        return solve_metric(matrix, force), squares
 
 
 def attainable(parts: MetricParts, probe: Tensor) -> float:
@@ -85,7 +85,7 @@ def _single(parts: MetricParts, probe: Tensor) -> bool:
     return parts.embedding is not None and is_single(parts.embedding(probe[:4]))
 
 
-def _solve(matrix: Tensor, force: Tensor) -> Tensor:
+def solve_metric(matrix: Tensor, force: Tensor) -> Tensor:
     """``matrix⁺ force``; NaN where the matrix is not finite."""
     bad = ~(torch.isfinite(matrix).flatten(1).all(1) & torch.isfinite(force).all(1))
     eye = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)

@@ -30,7 +30,7 @@ from .rows import alike, unpadded
 #: latent dimensions in which a grid leads round walls, so that few points of quadrature will do for a field
 _FEW = 3
 #: share of the energy that may be rounding error before chords are taken from Jacobians
-_CANCELLED = 1e-4
+CANCELLED = 1e-4
 #: bytes of Jacobians, in double precision, that are asked for at once, where a call alone costs as much as some fifty
 #: points; and that are worked on at once, while they are in the cache
 _ASKED = 16 * 2**20
@@ -101,9 +101,12 @@ class CurveEnergy:
             slopes = ends[:, :, 1:].double()
             squares = slopes @ slopes.mT
         quadrature = self.weight is not None or self.field is not None
+        return Frame.of(h, quadrature=quadrature, dense=self.dense(dim), ends=ends, squares=squares)
+
+    def dense(self, dim: int) -> bool:
+        """By how many points curves are integrated; see :func:`~.elements.places`."""
         # a weight builds walls; a field varies smoothly, and costs more
-        dense = dim > _FEW or self.weight is not None
-        return Frame.of(h, quadrature=quadrature, dense=dense, ends=ends, squares=squares)
+        return dim > _FEW or self.weight is not None
 
     def linearise(self, nodes: Tensor, frame: Frame, before: Linearisation | None = None) -> Linearisation:
         """Energy, gradient and models at ``nodes`` (P, n+1, d), of curves that were at ``before``."""
@@ -214,7 +217,7 @@ class CurveEnergy:
         energy = form.energy(squares, crossed)
         # errors of different chords have nothing to do with one another
         grain = 2 * self.precision * frame.size[some] * form.flux_square(squares, crossed).sqrt()
-        close = grain > _CANCELLED * energy
+        close = grain > CANCELLED * energy
         if bool(close.any()):
             # the values of near nodes agree in most of their digits; their derivatives do not lose any
             every = torch.cat([ends[close, :1, 1:], rows[close], ends[close, 1:, 1:]], dim=1)

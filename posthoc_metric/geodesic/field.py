@@ -14,6 +14,8 @@ from ..matrix_field import SlopedField, square
 
 #: dimensions up to which second derivatives are asked for
 _MOST_CURVED = 8
+#: lengths of the difference steps that derivatives are probed by, tried one after the other
+_PROBED = (1.0, 1e-3)
 
 
 class FieldDerivative:
@@ -45,10 +47,9 @@ class FieldDerivative:
         sloped = field if isinstance(field, SlopedField) else None
         closed = sloped.slope(some, v) if sloped is not None and len(some) else None
         graph = self._graph(some, v) if len(some) else None
-        known = None if closed is None and graph is None else self._difference(some, v)
         tolerance = 1e-2 if single else 1e-4
-        self.sloped = sloped if _agrees(closed, known, v, tolerance) else None
-        self.by_autograd = _agrees(graph, known, v, tolerance)
+        self.sloped = sloped if self._true(closed, some, v, tolerance) else None
+        self.by_autograd = self._true(graph, some, v, tolerance)
 
     @cached_property
     def twice(self) -> bool:
@@ -90,6 +91,13 @@ class FieldDerivative:
             return along / 2, by_place
         tensors, pushed = self._difference(z, v)
         return (tensors @ v[..., None])[..., 0], (pushed.mT @ v[..., None])[..., 0]
+
+    def _true(self, found: tuple[Tensor, Tensor] | None, z: Tensor, v: Tensor, tolerance: float) -> bool:
+        """Whether derivatives along ``v`` (N, d) are those that differences give, but for their own errors."""
+        if found is None:
+            return False
+        # where points lie far apart for how fast the field varies, the first steps leap over what it does
+        return any(_agrees(scale * found[1], self._difference(z, scale * v), scale * v, tolerance) for scale in _PROBED)
 
     def _graph(self, probe: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
         """What autograd finds, if it can."""
@@ -140,14 +148,10 @@ def _probing(probe: Tensor) -> Tensor:
     return torch.linspace(0.5, 1.0, probe.shape[1], dtype=probe.dtype, device=probe.device).expand_as(probe) * size
 
 
-def _agrees(
-    found: tuple[Tensor, Tensor] | None, known: tuple[Tensor, Tensor] | None, v: Tensor, tolerance: float
-) -> bool:
-    """Whether derivatives along ``v`` (N, d) are those that differences give, but for rounding."""
-    if found is None or known is None:
-        return False
+def _agrees(found: Tensor, known: tuple[Tensor, Tensor], v: Tensor, tolerance: float) -> bool:
+    """Whether derivatives along ``v`` (N, d) are those ``known`` but for rounding, at half of the points or more."""
     matrices, approximate = known
-    error = (found[1] - approximate).abs().amax((1, 2))
+    error = (found - approximate).abs().amax((1, 2))
     scale = approximate.abs().amax((1, 2))
     # what detaches a part of its graph does so at most points; at a few the differences may be the worse ones
     rounding = 1e-9 * (matrices @ v[..., None]).abs().amax((1, 2)) / v[:, -1]

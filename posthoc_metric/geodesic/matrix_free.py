@@ -16,14 +16,14 @@ from ..metric import MetricParts
 from ..smooth_map import SmoothMap, pull_rows, value_and_pull
 from .batch import Batch
 from .elements import Elements, Places, Stiffness, add_gradient, add_weight
-from .energy import _CANCELLED, _precision
+from .energy import CANCELLED, _precision
 from .field import FieldDerivative
 from .rows import aligned, alike, unpadded
 
 #: arrays of D numbers a node that a piece holds at once: values, chords, flux, bends, and the copies between them
 _HELD = 10
 #: latent dimensions above which one product with the Jacobian is worth more than the Jacobian
-_MOST_COLUMNS = 8
+MOST_COLUMNS = 8
 #: rows of values and products in one evaluation from which pieces are cut to that size: two pieces share three rows
 _WORTH = 24
 #: what share of the rows whose evaluation the embedding would keep at once share a call, and how many rows at most
@@ -32,7 +32,7 @@ _SHARE, _MOST_ROWS = 20, 256
 
 def matrix_free(parts: MetricParts, dim: int) -> bool:
     """Whether curves in ``dim`` dimensions are relaxed without their Jacobians."""
-    return parts.embedding is not None and dim > _MOST_COLUMNS
+    return parts.embedding is not None and dim > MOST_COLUMNS
 
 
 @dataclass
@@ -162,7 +162,7 @@ class MatrixFreeEnergy:
         grain = (values[:, 0].norm(dim=-1) * torch.linalg.vector_norm(flux[:, first:], dim=(1, 2))).square()
         out.grain[curves] += grain
         energy = (flux * chords)[:, first:].sum((1, 2))
-        close = 2 * self.precision * grain.sqrt() > _CANCELLED * energy
+        close = 2 * self.precision * grain.sqrt() > CANCELLED * energy
         if bool(close.any()):
             # the values of near nodes agree in most of their digits; their derivatives do not lose any; asked about
             # are all, so that a call has as many rows whoever is close

@@ -114,6 +114,14 @@ def make_options(kind: type[O], options: dict[str, Any]) -> O:
     return kind(**options)
 
 
+def beneath(options: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """Options of the caller's, and ours where they leave room and are those of the same solver."""
+    if options.get("solver", "relaxation") != "relaxation":
+        return options
+    room = {name: value for name, value in ours.items() if name != "spans" or "max_spans" not in options}
+    return room | options
+
+
 def check_positive(value: Any, name: str) -> None:
     """Raise unless ``value`` is a positive finite number."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < float("inf"):

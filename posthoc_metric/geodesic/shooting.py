@@ -15,7 +15,7 @@ from .acceleration import Acceleration
 from .batch import Batch
 from .guard import guard
 from .options import check_integer, check_positive
-from .status import Status
+from .status import Status, warn
 
 # Dormand & Prince (1980), 5(4): stage times, stage weights, and fifth order less fourth order
 _STAGES = (
@@ -101,6 +101,19 @@ def shoot(metric: Metric, z: ArrayLike, v: ArrayLike, *, rtol: float = 1e-8, max
         status,
         restore(converged),
     )
+
+
+def exp(metric: Metric, z: ArrayLike, v: ArrayLike, *, rtol: float = 1e-8, max_steps: int = 5000) -> Any:
+    """Exponential map: where the geodesics from ``z`` (B, d) with velocities ``v`` (B, d) are at time one, (B, d).
+
+    :func:`shoot` gives the velocities there, the drift of the conserved speed, the steps and a status as well.
+
+    Warns:
+        ConvergenceWarning: rows that did not arrive; they are NaN.
+    """
+    shot = shoot(metric, z, v, rtol=rtol, max_steps=max_steps)
+    warn("exp", shot.status, "are NaN; see shoot() for each row's status")
+    return shot.points
 
 
 def integrate(

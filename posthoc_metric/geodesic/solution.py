@@ -87,6 +87,11 @@ class Solution:
         return self._velocities(self._times(t)[0])[:, 0]
 
     @property
+    def curve(self) -> tuple[Spline, Clock]:
+        """The curves through the nodes that were relaxed, and the clocks that time them by length."""
+        return self._spline, self._clock
+
+    @property
     def double_length(self) -> Tensor:
         """Lengths (B,) as a float64 tensor, whatever came in."""
         return self._length

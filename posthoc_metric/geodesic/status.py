@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from enum import Enum
+
+from ..errors import ConvergenceWarning
 
 
 class Status(Enum):
@@ -35,3 +38,11 @@ class Status(Enum):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.value}"
+
+
+def warn(name: str, status: tuple[Status, ...], what: str) -> None:
+    """Warn the caller of ``name`` of the rows that did not converge, and of what that makes of them."""
+    rows = [row for row, one in enumerate(status) if one is not Status.CONVERGED]
+    if rows:
+        shown = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
+        warnings.warn(f"`{name}` did not converge in rows {shown}: they {what}.", ConvergenceWarning, stacklevel=3)
