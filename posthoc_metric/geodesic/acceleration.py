@@ -18,6 +18,8 @@ from .field import FieldDerivative
 
 #: relative size of the eigenvalues of M below which a direction has no length and gets no acceleration
 _NO_LENGTH = 1e-13
+#: dimensions up to which three Jacobians cost less than one of them and two products
+_FEW = 4
 #: relative difference steps, central ones of a first derivative: the cube root of the precision, double and single
 _STEPS = 6e-6, 5e-3
 #: and to what accelerations are then good; a tighter error control follows rounding
@@ -52,7 +54,6 @@ class Acceleration:
         matrix = z.new_zeros(len(z), dim, dim)
         embedding, weight = self.parts.embedding, self.parts.weight
         if embedding is not None:
-            _, jacobian = embedding.value_and_jacobian(z)
             size = v.norm(dim=1, keepdim=True).clamp_min(1e-300)
             direction = v / size
             floor = 1e-3 * z.abs().amax(1, keepdim=True)
@@ -60,7 +61,13 @@ class Acceleration:
             step = self.relative_step * step
             offset = step * direction
             both = torch.cat([z + offset, z - offset])
-            ahead, behind = embedding.jvp(both, direction.repeat(2, 1))[1].chunk(2)
+            if dim <= _FEW:
+                # a call costs as much as many rows
+                jacobian, *beside = embedding.value_and_jacobian(torch.cat([z, both]))[1].chunk(3)
+                ahead, behind = ((part @ direction[..., None])[..., 0] for part in beside)
+            else:
+                _, jacobian = embedding.value_and_jacobian(z)
+                ahead, behind = embedding.jvp(both, direction.repeat(2, 1))[1].chunk(2)
             second = (ahead - behind) * size.square() / (2 * step)
             force -= (jacobian.mT @ second[..., None])[..., 0]
             matrix += jacobian.mT @ jacobian
