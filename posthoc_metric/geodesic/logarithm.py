@@ -24,6 +24,8 @@ _FINE: dict[str, Any] = {"spans": 64, "tol": 1e-4, "rtol": 1e-5}
 _POLISH_DIM = 16
 #: shots, by how much each must come nearer than the last, and how near the best must have come to count
 _SHOTS, _NEARER, _NEAR = 8, 0.5, 1e-3
+#: error of a velocity, over one that is as good as exact, from which on it is shot through a decoder
+_DOUBTFUL = 10
 #: miss of a first shot from which others can still come near
 _FAR = 0.5
 
@@ -82,7 +84,7 @@ def logarithm(
         velocity, error = left.velocities, left.errors
         usable = torch.isfinite(velocity).all(1)
         # a shot through a decoder costs more than all that came before; others cost little
-        worth = usable & ((error > sure(parts, a)) | (parts.embedding is None))
+        worth = usable & ((error > _DOUBTFUL * sure(parts, a)) | (parts.embedding is None))
         rows = worth.nonzero().flatten()
         if polish and metric.dim <= _POLISH_DIM and len(rows):
             velocity[rows], miss[rows] = _polish(metric, a[rows], b[rows], velocity[rows], rtol)

@@ -32,7 +32,7 @@ SURE = 1e-2
 #: the one that will do, in double precision, and over what a decoder's own allows
 _WANTED, _GRAINS = 1e-6, 100
 #: residual of a curve that is stationary enough, over the error that will do
-_STILL = 0.2
+_STILL = 0.5
 #: what is left of the last doubling's change: a fifteenth at fourth order, and a third where walls are narrow
 _LEFT = 1 / 3
 
@@ -110,11 +110,11 @@ def _settle(parts: MetricParts, energy: CurveEnergy, curves: Tensor, wanted: flo
         # they are long
         errors = (_LEFT * changed / size.clamp_min(1e-300)).maximum(2 * here.residual)
         errors = errors.maximum((size / here.energy.clamp_min(1e-300).sqrt() - 1).abs()).nan_to_num(nan=float("inf"))
-        # more nodes may also say less, where a decoder's rounding is what is left
+        # where a decoder's rounding is what is left, or walls stand nearer than nodes, more of these say no more
         better = errors < found.errors[active.row]
         rows = active.row[better]
         found.velocities[rows], found.errors[rows] = velocities[better], errors[better]
-        going = errors > wanted
+        going = (errors > wanted) & (better | (spans == _FIRST))
         if 2 * spans > _MOST:
             break
         finer = _even(active.nodes, 2 * spans)
