@@ -7,7 +7,7 @@ Inside, everything is a ``torch.Tensor``.  What comes in decides dtype, device a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Union
 
 import numpy as np
@@ -137,14 +137,17 @@ def bad_rows(values: torch.Tensor) -> torch.Tensor | None:
     return bad if bool(bad.any()) else None
 
 
-def name_rows(mask: torch.Tensor, most: int = 5) -> str:
-    """``rows 3, 7 and 12 are`` or ``rows 0, 1, 2, 3, 4 and 95 more are``."""
-    rows = torch.nonzero(mask).flatten().tolist()
-    if len(rows) == 1:
-        return f"row {rows[0]} is"
+def listed(rows: Sequence[int], most: int = 5) -> str:
+    """``row 3``, ``rows 3, 7, 12`` or ``rows 0, 1, 2, 3, 4 and 95 more``."""
     shown = ", ".join(str(row) for row in rows[:most])
     more = f" and {len(rows) - most} more" if len(rows) > most else ""
-    return f"rows {shown}{more} are"
+    return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
+
+
+def name_rows(mask: torch.Tensor) -> str:
+    """``row 3 is`` or ``rows 0, 1, 2, 3, 4 and 95 more are``."""
+    rows = torch.nonzero(mask).flatten().tolist()
+    return f"{listed(rows)} {'are' if len(rows) > 1 else 'is'}"
 
 
 def check_range(value: Any, name: str, low: float, high: float, what: str) -> float:

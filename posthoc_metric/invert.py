@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ._arrays import ArrayLike, check_range, check_seed, describe, to_points, to_tensor
 from .errors import DecoderError, InvalidArgumentError
+from .outcome import Outcome
 from .smooth_map import SmoothMap, check_smooth_map
 
 #: entries of Jacobians, outputs or d x d matrices that are held at once
@@ -24,7 +24,7 @@ _FIRST_DAMPING = 1e-3
 _LEAST_DAMPING, _MOST_DAMPING = 1e-12, 1e12
 
 
-class InversionStatus(Enum):
+class InversionStatus(Outcome):
     """How the work on one row ended.  ``str(status)`` is the advice."""
 
     REPRODUCED = "The decoder reproduces the row to the tolerance asked for."
@@ -40,9 +40,6 @@ class InversionStatus(Enum):
         "The decoder's output or Jacobian is NaN or infinite at every start tried for this row, so its latent is NaN. "
         "Give `prior` latents at which the decoder is defined."
     )
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.value}"
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,15 @@ def test_an_empty_batch_gives_an_empty_solution():
     assert len(solution) == 0 and solution.points.shape == (0, 33, 2)
 
 
+def test_a_printed_solution_counts_statuses_and_says_what_to_do():
+    a, b = torch.tensor([[0.0, 1.0], [0.0, -1.0], [0.0, 1.0]]), torch.tensor([[0.0, 2.0], [0.0, -3.0], [1.0, 1.0]])
+    half = FunctionMetric(lambda z: torch.diag_embed(z[:, 1:].clamp_min(0).pow(-2).expand(-1, 2)), 2)
+    text = repr(geodesic(half, a, b))
+    assert text.splitlines()[0] == "3 geodesics in 2 dimensions: 2 CONVERGED, 1 NOT_FINITE; lengths 0.6931 to 0.9624"
+    assert text.splitlines()[1] == f"  row 1 {Status.NOT_FINITE}"
+    assert repr(geodesic(half, a[:1], b[:1])) == "1 geodesic in 2 dimensions: 1 CONVERGED; lengths 0.6931 to 0.6931"
+
+
 def test_lengths_err_with_the_fourth_power_of_the_spacing():
     # fixed numbers of spans: the relaxation may not refine further, and its own residual is out of the way
     space, a, b = ORACLES["half-plane"]

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike, Restore, describe, to_tensor
+from .._arrays import ArrayLike, Restore, describe, listed, to_tensor
 from ..errors import InvalidArgumentError
+from ..outcome import tally
 from .curves import Clock
 from .spline import Spline
 from .status import Status
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Solution:
     """Geodesics of B pairs, with what is needed to believe them.  All facts are of the returned curves.
+
+    ``print(solution)`` counts the statuses and says of those that did not converge which they are and what to do.
 
     Attributes:
         points: (B, T, d), equally spaced in Riemannian length, the ends included.
@@ -50,15 +53,26 @@ class Solution:
     start: tuple[str, ...]
     status: tuple[Status, ...]
     converged: Any
-    _spline: Spline = field(repr=False)
-    _clock: Clock = field(repr=False)
-    _length: Tensor = field(repr=False)
-    _metric: Any = field(repr=False)
-    _restore: Restore = field(repr=False)
-    _dtype: torch.dtype = field(repr=False)
+    _spline: Spline
+    _clock: Clock
+    _length: Tensor
+    _metric: Any
+    _restore: Restore
+    _dtype: torch.dtype
 
     def __len__(self) -> int:
         return len(self.status)
+
+    def __repr__(self) -> str:
+        known = self._length[torch.isfinite(self._length)]
+        lengths = f"; lengths {float(known.min()):.4g} to {float(known.max()):.4g}" if len(known) else ""
+        what = f"geodesic{'' if len(self) == 1 else 's'} in {self._spline.nodes.shape[2]} dimensions"
+        lines = [f"{len(self)} {what}: {tally(self.status) or 'nothing to solve'}{lengths}"]
+        for status in dict.fromkeys(self.status):
+            if status is not Status.CONVERGED:
+                rows = [row for row, one in enumerate(self.status) if one is status]
+                lines.append(f"  {listed(rows)} {status}")
+        return "\n".join(lines)
 
     def __call__(self, t: ArrayLike | float) -> Any:
         """Points at times ``t`` in [0, 1], at constant Riemannian speed.

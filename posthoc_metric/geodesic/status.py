@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from enum import Enum
 
+from .._arrays import listed
 from ..errors import ConvergenceWarning
+from ..outcome import Outcome
 
 
-class Status(Enum):
+class Status(Outcome):
     """How the work on one pair ended.  ``str(status)`` is the advice."""
 
     CONVERGED = (
@@ -36,13 +37,9 @@ class Status(Enum):
         'has no value. The curve is the last that had one and is no geodesic: use solver="relaxation".'
     )
 
-    def __str__(self) -> str:
-        return f"{self.name}: {self.value}"
-
 
 def warn(name: str, status: tuple[Status, ...], what: str) -> None:
     """Warn the caller of ``name`` of the rows that did not converge, and of what that makes of them."""
     rows = [row for row, one in enumerate(status) if one is not Status.CONVERGED]
     if rows:
-        shown = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
-        warnings.warn(f"`{name}` did not converge in rows {shown}: they {what}.", ConvergenceWarning, stacklevel=3)
+        warnings.warn(f"`{name}` did not converge in {listed(rows)}: they {what}.", ConvergenceWarning, stacklevel=3)
