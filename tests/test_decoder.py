@@ -8,6 +8,7 @@ import functools
 import pickle
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -410,6 +411,19 @@ def test_threads_share_a_model_in_train_mode():
         thread.join()
     assert not wrong
     assert all(module.training for module in model.modules())
+
+
+def test_threads_differentiate_at_once():
+    decoder = Decoder(net())
+    z, v, u = latents(200), latents(200).flip(0), torch.ones(200, 6, dtype=torch.float64)
+
+    def derivatives(_):
+        return decoder.value_and_jacobian(z)[1], decoder.jvp(z, v)[1], decoder.vjp(z, u)[1]
+
+    expected = derivatives(None)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(derivatives, range(80)))
+    assert all(torch.equal(a, b) for one in found for a, b in zip(one, expected, strict=True))
 
 
 def test_torchs_generator_is_not_disturbed():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,6 +27,8 @@ REVERSE_WAYS = {
     "reverse": "reverse-mode AD",
     "columns": "d forward columns",
 }
+#: torch has one level of forward-mode AD for all threads, and so have the switches behind some kernels
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Route:
 
     def jvp(self, function: Function, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """``f(z)`` and ``J(z) v``, each (B, D)."""
-        with kernels.in_force(self.kernels):
+        with _ONE_AT_A_TIME, kernels.in_force(self.kernels):
             return self._push(function, z, v)
 
     def _push(self, function: Function, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,7 +72,7 @@ class Route:
 
     def columns(self, function: Function, z: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
         """``f(z)`` (B, D) and columns ``first`` to ``last`` of ``J(z)``, (last - first, B, D)."""
-        with kernels.in_force(self.kernels):
+        with _ONE_AT_A_TIME, kernels.in_force(self.kernels):
             if self.mapped:
                 return derivatives.columns_by_vmap(function, z, first, last)
             if self.forward == "differences":
@@ -81,7 +85,7 @@ class Route:
     def vjp(self, function: Function, z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """``f(z)`` (B, D) and ``J(z)ᵀ u`` (B, d)."""
         if self.reverse == "reverse":
-            with kernels.in_force(self.reverse_kernels):
+            with _ONE_AT_A_TIME if self.reverse_kernels else nullcontext(), kernels.in_force(self.reverse_kernels):
                 return derivatives.reverse(function, z, u)
         value, columns = self.columns(function, z, 0, z.shape[1])
         return value, torch.einsum("kbo,bo->bk", columns, u)
