@@ -8,7 +8,7 @@ from enum import Enum
 
 
 class Outcome(Enum):
-    """A name, whose value is advice: ``str(outcome)`` is both, and in tuples, which can be long, there is only the name."""
+    """A name, whose value is advice: ``str(outcome)`` is both; tuples of them, which can be long, show the names."""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.value}"
