@@ -202,6 +202,33 @@ def test_an_empty_batch_gives_an_empty_solution():
     assert len(solution) == 0 and solution.points.shape == (0, 33, 2)
 
 
+def test_a_ridge_between_the_nodes_is_not_confirmed_by_fewer_of_them():
+    def ridge(z):
+        height = 1 + 1e6 * torch.exp(-((z[:, 0] - 0.1 * (3 * z[:, 1]).sin()) ** 2) / 2e-4)
+        return height[:, None, None] * torch.eye(2, dtype=z.dtype)
+
+    # with 16 spans these run from one point of quadrature before the ridge to one behind it
+    a = torch.tensor(
+        [
+            [-1.8145725463338842, 0.43522737374460985],
+            [-2.132361570039975, -0.4410456617501166],
+            [-1.8741403023973733, 0.8907441092264958],
+            [-1.1389669699629437, 0.22923601005067612],
+        ]
+    ).double()
+    b = torch.tensor(
+        [
+            [1.9574360503471395, -1.739327866438541],
+            [2.1318556564229545, 0.55509522801003],
+            [1.5377634656716168, -0.8041840324925653],
+            [1.0093729186570373, -0.6464926133468288],
+        ]
+    ).double()
+    solution = geodesic(FunctionMetric(ridge, 2), a, b)
+    # to cross it costs 1e3 * sqrt(4e-4 pi) = 35, and there is no way round it
+    assert not (solution.converged & (solution.length < 20)).any()
+
+
 def test_a_printed_solution_counts_statuses_and_says_what_to_do():
     a, b = torch.tensor([[0.0, 1.0], [0.0, -1.0], [0.0, 1.0]]), torch.tensor([[0.0, 2.0], [0.0, -3.0], [1.0, 1.0]])
     half = FunctionMetric(lambda z: torch.diag_embed(z[:, 1:].clamp_min(0).pow(-2).expand(-1, 2)), 2)

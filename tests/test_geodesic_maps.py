@@ -138,7 +138,7 @@ def test_a_shot_into_a_hole_is_not_finite_and_leaves_the_others():
     shot = shoot(FunctionMetric(half, 2), z, v)
     assert shot.status == (Status.NOT_FINITE, Status.CONVERGED)
     assert torch.isnan(shot.points[0]).all() and torch.isfinite(shot.points[1]).all()
-    with pytest.warns(ConvergenceWarning, match="rows 0"):
+    with pytest.warns(ConvergenceWarning, match="row 0"):
         exp(FunctionMetric(half, 2), z, v)
 
 

@@ -135,11 +135,12 @@ class Refiner:
         # apart, a curve that has settled beside a bend it does not see is as stationary as any
         sure = facts.length_error.maximum(facts.length - facts.chord_length) <= rtol * facts.length
         confirmed = sure & ~begun.fresh & (facts.error(change, kinked) <= rtol * facts.length)
-        # more nodes alone would not have changed as much what began far from stationary
-        rows = (sure & ~confirmed & (facts.status == _CODE[Status.CONVERGED])).nonzero().flatten()
-        if len(rows):
-            alone = self._by_nodes_alone(better.take(rows))
-            change[rows] = torch.where(begun.fresh[rows], alone, alone.minimum(change[rows]))
+        if spans > MOST_COARSE and 2 * spans > self.options.max_spans:
+            # there will be no more nodes, and alone they would not have changed as much what began far from stationary;
+            # of fewer nodes that agree, all may have missed a ridge
+            moved = sure & ~confirmed & ~begun.fresh & (facts.status == _CODE[Status.CONVERGED])
+            rows = moved.nonzero().flatten()
+            change[rows] = self._by_nodes_alone(better.take(rows)).minimum(change[rows])
             confirmed[rows] = (facts.error(change, kinked) <= rtol * facts.length)[rows]
         facts.length_error = facts.error(change, kinked | ~confirmed)
         broken = facts.status == _CODE[Status.NOT_FINITE]
