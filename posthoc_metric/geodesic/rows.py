@@ -14,6 +14,9 @@ from torch import Tensor
 from ..machine import AT_ONCE
 from ..metric import MetricParts
 
+#: what loops over doubles take at once with the widest vectors there are (AVX-512), two at a time
+_VECTORS = 16
+
 
 @dataclass(frozen=True)
 class FewRows(MetricParts):
@@ -42,9 +45,9 @@ def aligned(rows: int) -> int:
 
 
 def alike(points: Tensor, *, apart: bool = False) -> Tensor:
-    """Points (P, m, d) of curves as rows (N, d), a multiple of four, the last of which is none of them.
+    """Points (P, m, d) of curves as rows (N, d), a multiple of sixteen.
 
-    What is left over of an array when it is worked on in vectors is worked on by other functions.
+    What is left over of an array when it is worked on in vectors is worked on by others, which round otherwise.
 
     Args:
         apart: whether the rows of every curve begin at a multiple of four; in odd dimension they do.
@@ -54,7 +57,7 @@ def alike(points: Tensor, *, apart: bool = False) -> Tensor:
     if spare:
         points = torch.cat([points, points[:, -1:].expand(-1, spare, -1)], dim=1)
     rows = points.flatten(0, 1)
-    more = 0 if spare else aligned(len(rows) + 1) - len(rows)
+    more = -len(rows) % _VECTORS
     return rows if more == 0 else torch.cat([rows, rows[-1:].expand(more, -1)])
 
 
