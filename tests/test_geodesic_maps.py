@@ -1,4 +1,4 @@
-"""Exponential, logarithm, mean and distance matrices against closed forms and SciPy."""
+"""Exponential, logarithm and distance matrices against closed forms and SciPy."""
 
 import copy
 import importlib
@@ -13,9 +13,9 @@ from test_spaces import points
 from posthoc_metric import Decoder, repair
 from posthoc_metric.distances import distances
 from posthoc_metric.errors import ConvergenceWarning, InvalidArgumentError
-from posthoc_metric.geodesic import Status, exp, frechet_mean, geodesic, log, logarithm, mean, shoot
+from posthoc_metric.geodesic import Status, exp, geodesic, log, logarithm, shoot
 from posthoc_metric.metric import FunctionMetric, MetricParts, PullbackMetric, StructuredMetric
-from posthoc_metric.spaces import HalfPlane, Plane, Sphere, SwissRoll, Torus
+from posthoc_metric.spaces import HalfPlane, Sphere, SwissRoll, Torus
 
 
 @pytest.mark.parametrize("name", ORACLES)
@@ -185,22 +185,6 @@ def test_directions_of_a_repaired_decoder_in_many_dimensions_are_those_of_twice_
     assert found.converged.all() and (wrong <= 2 * found.error).all() and (found.error < 1e-3).all()
 
 
-def test_mean_of_a_symmetric_set_is_its_centre():
-    around = torch.tensor([[0.4, 0.0], [-0.4, 0.0], [0.0, 0.4], [0.0, -0.4]], dtype=torch.float64)
-    torch.testing.assert_close(mean(Sphere(), around), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-3)
-    pair = torch.tensor([[0.0, 0.5], [0.0, 2.0]], dtype=torch.float64)
-    found = frechet_mean(HalfPlane(), pair, tol=1e-5)
-    assert found.converged and found.gradient_norm <= 1e-5
-    torch.testing.assert_close(found.point, torch.tensor([0.0, 1.0], dtype=torch.float64), rtol=0, atol=1e-3)
-
-
-def test_weights_of_a_mean():
-    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
-    torch.testing.assert_close(mean(Plane(), corners, weights=[1.0, 3.0]), torch.tensor([0.75, 0.0]))
-    with pytest.raises(InvalidArgumentError, match="weights"):
-        mean(Plane(), corners, weights=[1.0, -1.0])
-
-
 def test_distances_are_the_closed_form_and_symmetric():
     space, a, b = ORACLES["sphere"]
     square, table = distances(space, a[:5]), distances(space, a[:5], b[:3])
@@ -222,21 +206,3 @@ def test_bad_input_is_named():
         exp(Sphere(), torch.zeros(3, 2), torch.zeros(2, 2))
     with pytest.raises(InvalidArgumentError, match="rtol"):
         exp(Sphere(), torch.zeros(3, 2), torch.zeros(3, 2), rtol=0.0)
-    with pytest.raises(InvalidArgumentError, match="at least one"):
-        mean(Sphere(), torch.zeros(0, 2))
-
-
-def test_the_mean_of_points_far_apart_under_negative_curvature_takes_few_steps():
-    space, z = HalfPlane(), points(20, 2)
-    z = torch.stack([20 * z[:, 0], (2 * z[:, 1]).exp()], dim=1)
-    found = frechet_mean(space, z)
-    assert found.converged and found.steps <= 10
-
-    def variance(point):
-        return space.distance(point.expand_as(z), z).square().mean()
-
-    angles = torch.linspace(0, 6, 7, dtype=torch.float64)
-    for angle in angles:
-        # a twentieth of a unit of the metric away
-        beside = found.point + 0.05 * found.point[1] * torch.stack([angle.cos(), angle.sin()])
-        assert variance(beside) > variance(found.point)

@@ -11,17 +11,24 @@ from torch import Tensor
 
 from .._arrays import ArrayLike, describe, to_points, to_tensor
 from ..errors import ConvergenceWarning, InvalidArgumentError
-from ..metric import Metric
-from .options import beneath, check_integer, check_positive
-from .settling import departures
-from .shooting import integrate
+from ..machine import working_memory
+from ..metric import Metric, MetricParts
+from .acceleration import solve_metric
+from .guard import guard
+from .options import check_integer, check_positive
+from .solution import Solution
 from .solve import geodesic
+from .star import Star, stars
 from .status import Status
 
-#: how finely geodesics to a mean are relaxed: coarser ones leave more of a gradient than is asked for
-_CAREFUL: dict[str, Any] = {"spans": 32, "rtol": 1e-4}
-#: share of the decrease that the gradient promises which a step must bring
-_ENOUGH = 0.2
+#: spans of the curves to a mean, at first and at most
+_SPANS, _MOST = 32, 256
+#: residual to which they are relaxed, over the norm of the gradient that will do
+_STILL = 0.1
+#: first and smallest radius in which steps are believed, over the spread of the points
+_RADIUS, _SMALLEST = 0.1, 1e-8
+#: shares of the decrease promised from which on a step is taken, and the next may be longer
+_ENOUGH, _GOOD = 1e-2, 0.7
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class FrechetMean:
         distances: of the points to it (N,).
         variance: weighted mean of the squared distances.
         gradient_norm: Riemannian norm of the mean logarithm, over the root of the variance; zero at a mean.
-        steps: gradient steps.
+        steps: Newton steps.
         status: of the geodesic from the mean to every point, N of them.
         converged: whether ``gradient_norm`` is within the tolerance and every geodesic converged.
     """
@@ -58,14 +65,15 @@ def frechet_mean(
 ) -> FrechetMean:
     """The point with the least weighted mean of squared geodesic distances to ``points`` (N, d).
 
-    Riemannian gradient descent from the nearest of the points to their average (Pennec 2006): steps along the mean of
-    the logarithms, each as long as the parabola through the variances around the last has it.  Where the curvature is
-    negative, whole steps go too far.
+    Newton's method in a trust region, from the nearest of the points to their average: discrete geodesics to all points
+    are moved along with their common end, and give the gradient (the mean logarithm, Pennec 2006) and the second
+    derivatives of the mean of their energies.  Where that is least, geodesics are looked for anew, with twice the
+    nodes.
 
     Args:
         weights: (N,) non-negative; equal if not given.
         tol: ``gradient_norm`` at which it is found.
-        max_steps: gradient steps.
+        max_steps: Newton steps.
         **options: of :func:`geodesic`.
     """
     check_positive(tol, "tol")
@@ -80,46 +88,121 @@ def frechet_mean(
             f"`weights` must be {len(z)} non-negative numbers, not all zero; got {describe(weights)}."
         )
     share = share / share.sum()
-    options = beneath(options, _CAREFUL)
     average = share @ z
-    here = z[(z - average).norm(dim=1).argmin()]
-    solution, variance, pull, norm = _pull(metric, here, z, share, options)
-    step, number = 1.0, 0
-    while norm > tol and number < max_steps and step > 1e-3:
-        number += 1
-        there, _, _, _, codes = integrate(metric, here[None], step * pull[None], 1e-6, 2000)
-        if codes[0] is not Status.CONVERGED:
-            step /= 2
-            continue
-        moved = _pull(metric, there[0], z, share, options)
-        promised, gain = 2 * step * norm**2 * variance, variance - moved[1]
-        step *= min(max(promised / (2 * max(promised - gain, 1e-300)), 0.1), 2.0)
-        if gain >= _ENOUGH * promised:
-            here, (solution, variance, pull, norm) = there[0], moved
-    converged = norm <= tol and all(s is Status.CONVERGED for s in solution.status)
+    spread = float((share @ (z - average).square().sum(1)).sqrt())
+    task = _Task(metric, guard(metric.parts()), z, share, _STILL * tol, options)
+    spans, number = _SPANS, 0
+    place = task.at(z[(z - average).norm(dim=1).argmin()], spans)
+    while True:
+        point, steps = _descend(task, place, tol / 2, max_steps - number, spread)
+        number, before, spans = number + steps, spans, min(2 * spans, _MOST)
+        place = task.at(point, spans)
+        if place.norm <= tol or number >= max_steps or (steps == 0 and spans == before):
+            break
     cast = rows.dtype
     return FrechetMean(
-        restore(here.to(cast)),
-        restore(solution.double_length.to(cast)),
-        variance,
-        norm,
+        restore(place.point.to(cast)),
+        restore(place.solution.double_length.to(cast)),
+        place.variance,
+        place.norm,
         number,
-        solution.status,
-        converged,
+        place.solution.status,
+        place.norm <= tol and all(s is Status.CONVERGED for s in place.solution.status),
     )
 
 
-def _pull(
-    metric: Metric, here: Tensor, z: Tensor, share: Tensor, options: dict[str, Any]
-) -> tuple[Any, float, Tensor, float]:
-    solution = geodesic(metric, here.expand_as(z), z, **options)
-    velocity = departures(metric, solution, options, settled=True).velocities
-    usable = torch.isfinite(solution.double_length) & torch.isfinite(velocity).all(1)
-    weight = torch.where(usable, share, torch.zeros_like(share))
-    pull = weight @ velocity.masked_fill(~usable[:, None], 0.0)
-    variance = float(weight @ solution.double_length.masked_fill(~usable, 0.0).square())
-    square = float(metric.parts().inner(here[None], pull[None], pull[None])[0].clamp_min(0))
-    return solution, variance, pull, (square / variance) ** 0.5 if variance > 0 else 0.0
+@dataclass(frozen=True)
+class _Place:
+    """A point, the geodesics from it, and the curves of those that have a length, with the weights of their ends.
+
+    Attributes:
+        variance: weighted mean of the squared lengths.
+        energy: weighted mean of the curves' energies.
+        gradient, bend: its first and second derivatives by the point (d,), (d, d).
+        norm: of half that gradient, over the root of the energy.
+    """
+
+    point: Tensor
+    solution: Solution
+    curves: Star
+    weights: Tensor
+    variance: float
+    energy: float
+    gradient: Tensor
+    bend: Tensor
+    norm: float
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What stays the same while the point moves; ``still`` is the residual to which curves are relaxed."""
+
+    metric: Metric
+    parts: MetricParts
+    points: Tensor
+    share: Tensor
+    still: float
+    options: dict[str, Any]
+
+    def at(self, here: Tensor, spans: int) -> _Place:
+        """With the shortest curves that can be found."""
+        solution = geodesic(self.metric, here.expand_as(self.points), self.points, **self.options)
+        rows = torch.isfinite(solution.double_length).nonzero().flatten()
+        spline, clock = solution.curve[0].take(rows), solution.curve[1].take(rows)
+        times = torch.linspace(0, 1, spans + 1, dtype=here.dtype, device=here.device).repeat(len(rows), 1)
+        return self._place(here, solution, spline.at(clock.at(times))[0], self.share[rows], None)
+
+    def beside(self, place: _Place, step: Tensor) -> _Place:
+        """With the curves of another place moved along."""
+        curves = place.curves
+        return self._place(place.point + step, place.solution, curves.moved(step), place.weights, curves)
+
+    def _place(self, here: Tensor, solution: Solution, nodes: Tensor, weights: Tensor, before: Star | None) -> _Place:
+        limit = self.options.get("memory_limit", working_memory())
+        curves = stars(self.parts, nodes, self.still, limit, before)
+        variance = float(self.share @ solution.double_length.nan_to_num(nan=0.0).square())
+        energy, gradient = float(weights @ curves.energy), weights @ curves.gradient
+        force = float(gradient @ solve_metric(self.parts.tensor(here[None]), gradient[None])[0])
+        norm = (max(force, 0.0) / energy) ** 0.5 / 2 if energy > 0 else 0.0
+        bend = torch.einsum("p,pij->ij", weights, curves.bend)
+        return _Place(here, solution, curves, weights, variance, energy, gradient, bend, norm)
+
+
+def _descend(task: _Task, place: _Place, tol: float, most: int, spread: float) -> tuple[Tensor, int]:
+    """Where the mean energy of a place's curves is least, and after how many steps."""
+    radius = _RADIUS * spread
+    for number in range(most):
+        if place.norm <= tol or radius < _SMALLEST * spread or not bool(torch.isfinite(place.bend).all()):
+            return place.point, number
+        step = _step(place.bend, place.gradient, radius)
+        promised = float(-(place.gradient @ step) - step @ place.bend @ step / 2)
+        there = task.beside(place, step)
+        gain, length = place.energy - there.energy, float(step.norm())
+        if gain > _GOOD * promised:
+            radius = max(radius, 2 * length)
+        if gain > _ENOUGH * promised and bool(torch.isfinite(there.bend).all()):
+            place = there
+        else:
+            radius = length / 4
+    return place.point, most
+
+
+def _step(bend: Tensor, gradient: Tensor, radius: float) -> Tensor:
+    """The minimiser of the quadratic model in the ball of so large a ``radius`` (Moré & Sorensen 1983)."""
+    values, vectors = torch.linalg.eigh(bend)
+    along = vectors.mT @ gradient
+
+    def step(damping: float) -> Tensor:
+        return -vectors @ (along / (values + damping))
+
+    least = max(0.0, -float(values[0]))
+    low, high = least, least + float(gradient.norm()) / radius
+    if least == 0.0 and float(step(0.0).norm()) <= radius:
+        return step(0.0)
+    for _ in range(60):
+        damping = (low + high) / 2
+        low, high = (damping, high) if float(step(damping).norm()) > radius else (low, damping)
+    return step(high)
 
 
 def mean(metric: Metric, points: ArrayLike, **options: Any) -> Any:

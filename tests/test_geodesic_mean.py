@@ -1,0 +1,135 @@
+"""Fréchet means, and the derivatives of geodesics' energies by their common end that they are found with."""
+
+import numpy as np
+import pytest
+import torch
+from test_spaces import points
+
+from posthoc_metric import Decoder, repair
+from posthoc_metric.errors import InvalidArgumentError
+from posthoc_metric.geodesic import frechet_mean, geodesic, mean
+from posthoc_metric.geodesic.star import stars
+from posthoc_metric.metric import FunctionMetric
+from posthoc_metric.spaces import HalfPlane, Plane, Sphere
+
+
+def test_mean_of_a_symmetric_set_is_its_centre():
+    around = torch.tensor([[0.4, 0.0], [-0.4, 0.0], [0.0, 0.4], [0.0, -0.4]], dtype=torch.float64)
+    torch.testing.assert_close(mean(Sphere(), around), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-3)
+    pair = torch.tensor([[0.0, 0.5], [0.0, 2.0]], dtype=torch.float64)
+    found = frechet_mean(HalfPlane(), pair, tol=1e-5)
+    assert found.converged and found.gradient_norm <= 1e-5
+    torch.testing.assert_close(found.point, torch.tensor([0.0, 1.0], dtype=torch.float64), rtol=0, atol=1e-3)
+
+
+def test_weights_of_a_mean():
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    torch.testing.assert_close(mean(Plane(), corners, weights=[1.0, 3.0]), torch.tensor([0.75, 0.0]))
+    with pytest.raises(InvalidArgumentError, match="weights"):
+        mean(Plane(), corners, weights=[1.0, -1.0])
+    with pytest.raises(InvalidArgumentError, match="at least one"):
+        mean(Plane(), torch.zeros(0, 2))
+
+
+def test_the_mean_of_points_far_apart_under_negative_curvature_takes_few_steps():
+    space, z = HalfPlane(), points(20, 2)
+    z = torch.stack([20 * z[:, 0], (2 * z[:, 1]).exp()], dim=1)
+    found = frechet_mean(space, z)
+    assert found.converged and found.steps <= 10
+
+    def variance(point):
+        return space.distance(point.expand_as(z), z).square().mean()
+
+    angles = torch.linspace(0, 6, 7, dtype=torch.float64)
+    for angle in angles:
+        # a twentieth of a unit of the metric away
+        beside = found.point + 0.05 * found.point[1] * torch.stack([angle.cos(), angle.sin()])
+        assert variance(beside) > variance(found.point)
+
+
+def even(metric, centre, z, spans):
+    """Nodes of geodesics from ``centre`` to ``z``, evenly timed."""
+    return geodesic(metric, centre.expand_as(z), z)(torch.linspace(0, 1, spans + 1).double())
+
+
+def differences(function, at, step=1e-4):
+    """Gradients (P, 2) and second derivatives (P, 2, 2) of ``function`` (2,) -> (P,)."""
+    ways = step * torch.eye(2, dtype=torch.float64)
+    gradient = torch.stack([(function(at + a) - function(at - a)) / (2 * step) for a in ways], dim=1)
+    bend = [
+        function(at + a + b) - function(at + a - b) - function(at - a + b) + function(at - a - b)
+        for a in ways
+        for b in ways
+    ]
+    return gradient, torch.stack(bend, dim=1).view(-1, 2, 2) / (4 * step**2)
+
+
+@pytest.mark.parametrize("space", [HalfPlane(), Sphere()])
+def test_energies_bend_with_their_common_end_as_squared_distances_do(space):
+    centre, z = torch.tensor([0.3, 0.8]).double(), points(5, 2).abs() + torch.tensor([0.0, 0.5])
+    found = stars(space.parts(), even(space, centre, z, 32), 1e-8, 2**28)
+    gradient, bend = differences(lambda c: space.distance(c.expand_as(z), z).square(), centre)
+    torch.testing.assert_close(found.gradient, gradient, rtol=0, atol=1e-5 * float(gradient.abs().max()))
+    torch.testing.assert_close(found.bend, bend, rtol=0, atol=1e-5 * float(bend.abs().max()))
+    step = torch.tensor([1e-3, -2e-3]).double()
+    again = stars(space.parts(), found.moved(step), 1e-10, 2**28, found)
+    # what the first order leaves
+    assert (again.nodes - found.moved(step)).abs().max() < 20 * step.square().sum()
+
+
+def test_a_curve_of_no_extent_bends_as_the_metric_says():
+    space, centre = HalfPlane(), torch.tensor([[0.3, 0.8]]).double()
+    z = torch.cat([centre, centre + 1])
+    found = stars(space.parts(), even(space, centre[0], z, 8), 1e-6, 2**28)
+    torch.testing.assert_close(found.bend[:1], 2 * space.tensor(centre), rtol=1e-5, atol=1e-8)
+
+
+def small_repaired(dim, dtype=torch.float32):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(dim, 32), torch.nn.Tanh(), torch.nn.Linear(32, 40)).to(dtype)
+    # a ring, so that the way to the mean leads off the data
+    angle = 6.3 * torch.rand(400, generator=torch.Generator().manual_seed(1)).to(dtype)
+    latents = torch.stack([angle.cos(), angle.sin()], dim=1).repeat(1, dim // 2) + 0.1 * torch.randn(400, dim).to(dtype)
+    return repair(Decoder(net, latent_dim=dim), latents, net(latents).detach()), latents.double()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_mean_under_a_repaired_decoder_is_a_minimum(dtype):
+    metric, latents = small_repaired(4, dtype)
+    z = latents[:7]
+    found = frechet_mean(metric, z)
+    assert found.converged and found.steps <= 20
+
+    def variance(point):
+        return float(torch.as_tensor(geodesic(metric, point.expand_as(z), z, rtol=1e-5).length).square().mean())
+
+    least = variance(found.point)
+    assert least == pytest.approx(found.variance, rel=1e-3)
+    for way in torch.eye(4).double():
+        for sign in (-1, 1):
+            assert variance(found.point + 0.05 * sign * way) > least * (1 - 1e-4)
+
+
+def test_a_mean_does_not_depend_on_the_memory_it_may_take():
+    metric, latents = small_repaired(2, torch.float64)
+    z = latents[:6]
+    whole, pieces = (frechet_mean(metric, z, tol=1e-5, memory_limit=limit) for limit in (2**28, 300_000))
+    assert whole.converged and pieces.converged
+    torch.testing.assert_close(whole.point, pieces.point, rtol=0, atol=1e-4)
+
+
+def test_points_that_cannot_be_reached_do_not_move_the_mean():
+    def half(z):
+        height = torch.where(z[:, 1] > 0, z[:, 1], float("nan"))
+        return height.pow(-2)[:, None, None] * torch.eye(2, dtype=z.dtype)
+
+    z = torch.tensor([[0.0, 0.5], [0.0, 2.0], [0.0, -1.0]]).double()
+    found = frechet_mean(FunctionMetric(half, 2), z)
+    assert not found.converged and np.isnan(float(found.distances[2]))
+    torch.testing.assert_close(found.point, torch.tensor([0.0, 1.0]).double(), rtol=0, atol=2e-3)
+
+
+def test_where_no_point_has_a_metric_there_is_no_mean():
+    nowhere = FunctionMetric(lambda z: torch.full((len(z), 2, 2), float("nan"), dtype=z.dtype), 2)
+    found = frechet_mean(nowhere, torch.tensor([[0.0, 0.5], [0.0, 2.0]]))
+    assert not found.converged and torch.isnan(found.distances).all()
