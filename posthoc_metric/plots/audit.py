@@ -13,6 +13,9 @@ from .style import FAINT, INK, MUTED, TRACES, new_axes, tidy
 if TYPE_CHECKING:
     from ..diagnostics import Audit
 
+#: what is larger than this is the rounding error of something else
+_ROUNDING = 1e15
+
 
 def log_volume_by_offset(audit: Audit, ax: Axes | None = None) -> Axes:
     """Log volume per dimension against the offset from the data: median, and band from 5 to 95 %.
@@ -33,7 +36,7 @@ def log_volume_by_offset(audit: Audit, ax: Axes | None = None) -> Axes:
 def condition_by_offset(audit: Audit, ax: Axes | None = None) -> Axes:
     """95th percentile of the condition number κ(J) against the offset from the data, on a logarithmic scale.
 
-    A shell on which the metric is singular has no point; the line breaks there.
+    A shell on which the metric is singular but for rounding has no point; the line breaks there.
     """
     ax = tidy(new_axes(ax), grid=True)
     ax.set_yscale("log")
@@ -52,7 +55,7 @@ def _by_offset(ax: Axes, audit: Audit, quantity: str, line: str, band: tuple[str
 
         def values(statistic: str, name: str = name) -> np.ndarray:
             found = np.array([getattr(row.metrics[name], f"{quantity}_{statistic}") for row in rows])
-            return np.where(np.isfinite(found), found, np.nan)
+            return np.where(np.abs(found) < _ROUNDING, found, np.nan)
 
         ax.plot(
             position,
