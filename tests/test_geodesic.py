@@ -233,9 +233,9 @@ def test_a_printed_solution_counts_statuses_and_says_what_to_do():
     a, b = torch.tensor([[0.0, 1.0], [0.0, -1.0], [0.0, 1.0]]), torch.tensor([[0.0, 2.0], [0.0, -3.0], [1.0, 1.0]])
     half = FunctionMetric(lambda z: torch.diag_embed(z[:, 1:].clamp_min(0).pow(-2).expand(-1, 2)), 2)
     text = repr(geodesic(half, a, b))
-    assert text.splitlines()[0] == "3 geodesics in 2 dimensions: 2 CONVERGED, 1 NOT_FINITE; lengths 0.6931 to 0.9624"
+    assert text.splitlines()[0] == "3 geodesics, d = 2: 2 CONVERGED, 1 NOT_FINITE; lengths 0.6931 to 0.9624"
     assert text.splitlines()[1] == f"  row 1 {Status.NOT_FINITE}"
-    assert repr(geodesic(half, a[:1], b[:1])) == "1 geodesic in 2 dimensions: 1 CONVERGED; lengths 0.6931 to 0.6931"
+    assert repr(geodesic(half, a[:1], b[:1])) == "1 geodesic, d = 2: 1 CONVERGED; lengths 0.6931 to 0.6931"
 
 
 def test_lengths_err_with_the_fourth_power_of_the_spacing():

@@ -66,8 +66,8 @@ class Solution:
     def __repr__(self) -> str:
         known = self._length[torch.isfinite(self._length)]
         lengths = f"; lengths {float(known.min()):.4g} to {float(known.max()):.4g}" if len(known) else ""
-        what = f"geodesic{'' if len(self) == 1 else 's'} in {self._spline.nodes.shape[2]} dimensions"
-        lines = [f"{len(self)} {what}: {tally(self.status) or 'nothing to solve'}{lengths}"]
+        many, dim = "" if len(self) == 1 else "s", self._spline.nodes.shape[2]
+        lines = [f"{len(self)} geodesic{many}, d = {dim}: {tally(self.status) or 'nothing to solve'}{lengths}"]
         for status in dict.fromkeys(self.status):
             if status is not Status.CONVERGED:
                 rows = [row for row, one in enumerate(self.status) if one is status]
