@@ -18,8 +18,9 @@ from .errors import InvalidArgumentError
 
 #: a KD-tree beats brute force up to about this dimension
 _TREE_DIM = 12
-#: nearest-neighbour questions are asked of at most this many training latents
-MOST_NEIGHBOURS = 50_000
+#: latent dimensions up to which a tree of all training latents answers within microseconds, however many there are;
+#: beyond them at most so many are asked for the nearest
+_ALL_DIM, _MOST_NEIGHBOURS = 4, 50_000
 #: fewest latents that can be split into training, calibration and audit
 FEWEST = 20
 _HELD_OUT = 0.15
@@ -95,14 +96,15 @@ class Support:
 
         Random directions are drawn in this frame, so that a rotation of the latents rotates them too.
         """
-        sample = self.training[:MOST_NEIGHBOURS] - self.mean
+        sample = self.training[:_MOST_NEIGHBOURS] - self.mean
         _, axes = torch.linalg.eigh(sample.T @ sample)
         skew = (sample @ axes).pow(3).sum(0)
         return axes * torch.where(skew < 0, -1.0, 1.0)
 
     @cached_property
     def _neighbours(self) -> Tensor:
-        return self.training[:MOST_NEIGHBOURS] - self.mean
+        # an outlier that has a centre of its own is no void: the score there is low, and so must be the offset
+        return (self.training if self.dim <= _ALL_DIM else self.training[:_MOST_NEIGHBOURS]) - self.mean
 
     @cached_property
     def _tree(self) -> cKDTree:

@@ -117,6 +117,14 @@ def test_max_condition_number_bounds_the_condition_on_the_data(make, bound):
     assert float(after.quantile(0.95)) <= 1.05 * bound
 
 
+def test_more_latents_do_not_make_a_cliff_of_the_wall():
+    torch.manual_seed(0)
+    decoder = pm.Decoder(torch.nn.Sequential(torch.nn.Linear(2, 64), torch.nn.Tanh(), torch.nn.Linear(64, 30)))
+    latents = torch.randn(200_000, 2)
+    few, many = (pm.repair(decoder, latents[:count]).gate for count in (20_000, 200_000))
+    assert many.gentle > 0.5 * few.gentle
+
+
 def test_gradient_of_the_floor_is_its_derivative():
     member = gan(64, conv=True)
     floor = pm.repair(wrap(member), member.latents).gate.floor

@@ -23,6 +23,12 @@ def test_distance_and_offset_are_those_of_their_definition(dim):
     np.testing.assert_allclose(support.offset(z).numpy(), expected, rtol=1e-6, atol=1e-7)
 
 
+def test_in_few_dimensions_every_latent_of_very_many_is_known():
+    """Else an outlier with a centre of its own has a low score in what counts as void, and the wall gets no room."""
+    support = Support(torch.randn(150_000, 2, generator=torch.Generator().manual_seed(0)))
+    assert support.distance(support.training[-1000:]).max() == 0
+
+
 def test_the_split_is_disjoint_complete_and_seeded():
     latents = torch.arange(200.0)[:, None].repeat(1, 2)
     support = Support(latents, seed=3)
