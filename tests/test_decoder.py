@@ -652,9 +652,25 @@ def test_finite_differences_take_steps_of_the_latents_own_scale(scale):
     assert torch.allclose(scale * decoder.jacobian(scale * z), expected, rtol=1e-6, atol=1e-8)
 
 
+def test_one_far_latent_does_not_set_the_scale_of_all_others():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        bends = [nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 30)]
+    decoder = Decoder(nn.Sequential(*bends))
+    rows = latents(3000)
+    rows[0], rows[1500] = 1000.0, -3000.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decoder.acquaint(rows)
+    assert "by forward-mode AD" in decoder.describe()
+
+
 def test_acquaintance_is_made_once():
     calls = []
-    model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 6))
+    with torch.random.fork_rng():
+        # not every one of these is smooth enough between latents of scale one to be probed there
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 6))
     model.register_forward_hook(lambda *_: calls.append(1))
     decoder = Decoder(model)
     calls.clear()

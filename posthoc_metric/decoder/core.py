@@ -232,8 +232,7 @@ class Decoder:
         """
         points, _ = to_points(latents, "latents", self.latent_dim)
         before = self._found
-        known = before.place.holds(points) and not before.saturated
-        if not len(points) or known:
+        if not len(points) or (before.place.holds(points) and not before.saturated):
             return
         self._found = self._probed(before.call, points)
         if self._found.warning and not before.warning:

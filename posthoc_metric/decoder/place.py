@@ -19,6 +19,8 @@ _UNITS = tuple(10.0**-k for k in range(9))
 _ROUGHEST = 0.1
 #: latents this many times wider or narrower than those probed at, or this many units away, are probed at anew
 _FAR = 8.0
+#: latents so many times as far out as half of them lie are left out of what sets a scale
+_OUTLYING = 10.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Place:
 
     def holds(self, latents: Tensor) -> bool:
         """Whether ``latents`` (n, d) are of about the same size and place."""
-        unit, centre = _unit(latents), latents.mean(dim=0).to(self.centre)
+        sample = _typical(latents)
+        unit, centre = _unit(sample), sample.mean(dim=0).to(self.centre)
         apart = float((centre - self.centre).square().mean().sqrt())
         return self.unit / _FAR <= unit <= self.unit * _FAR and apart <= _FAR * self.unit
 
@@ -60,12 +63,21 @@ def standard(call: Call, latent_dim: int, unit: float = 1.0) -> Place:
 
 def given(call: Call, latents: Tensor) -> Place:
     """A caller's latents (n, d)."""
-    sample = latents[:: max(1, len(latents) // _MORE_ROWS)][:_MORE_ROWS]
+    sample = _typical(latents)
     centre, unit = sample.double().mean(dim=0), _unit(sample)
     wider = sample.to(call.device, call.dtype)
     drawn = probe_latents(ROWS, latents.shape[1], call, seed=2).double()
     others = (centre.to(drawn) + 3 * unit * drawn).to(call.dtype)
-    return Place(latents[:ROWS].to(call.device, call.dtype), wider, others, unit, centre.cpu())
+    return Place(wider[:ROWS], wider, others, unit, centre.cpu())
+
+
+def _typical(latents: Tensor) -> Tensor:
+    """Some of the latents (N, d), without those so far out that one alone would set the scale of all steps."""
+    sample = latents[:: max(1, len(latents) // _MORE_ROWS)][:_MORE_ROWS]
+    points = sample.double()
+    apart = (points - points.median(dim=0).values).norm(dim=1)
+    near = apart <= _OUTLYING * apart.median()
+    return sample[near] if bool(apart.median() > 0) else sample
 
 
 def _unit(latents: Tensor) -> float:
