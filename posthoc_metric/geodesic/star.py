@@ -27,6 +27,7 @@ _IDLE = 1e6
 _NEAR, _AROUND = 2, 5
 #: difference step of gradients, relative to the extent of a curve
 _STEP = 1e-4
+#: for a relaxation, which begins near its end
 _STEPS = 30
 
 
@@ -73,11 +74,10 @@ def stars(parts: MetricParts, nodes: Tensor, tol: float, limit: int, before: Sta
     block = max(1, limit // (8 * total * (2 * width * dim + 60 * dim**2)))
 
     def settled(rows: Tensor) -> Star:
-        some, known = nodes[rows], None if before is None else before.take(rows)
-        rate, secant = (None, None) if known is None else (known.rate, known.secant)
-        return _star(
-            parts, energy, relax(energy, some, _even(some), tol=tol, max_steps=_STEPS, rate=rate, secant=secant)
-        )
+        some = nodes[rows]
+        rate, secant = (None, None) if before is None else (before.rate[rows], before.secant[rows])
+        found = relax(energy, some, _even(some), tol=tol, max_steps=_STEPS, rate=rate, secant=secant)
+        return _star(parts, energy, found)
 
     return in_blocks(torch.arange(len(nodes), device=nodes.device), block, settled)
 
@@ -101,8 +101,7 @@ def _of_the_first(parts: MetricParts, energy: CurveEnergy, nodes: Tensor, h: Ten
     times = torch.cat([torch.full_like(h[:, :2], _IDLE), h[:, : _AROUND - 1]], dim=1)
     extent = (nodes - nodes[:, :1]).flatten(1).abs().amax(1)
     # a curve of no extent has a bend, too
-    extent = extent.clamp_min(max(1e-3 * float(extent.max()), 1e-6))
-    step = _STEP * extent[:, None, None]
+    step = (_STEP * extent.clamp_min(1e-3 * float(extent.max())))[:, None, None]
     ways = step * torch.eye(dim, dtype=nodes.dtype, device=nodes.device)
     variants = first.repeat(2 * dim + 1, 1, 1, 1).transpose(0, 1).clone()
     variants[:, 1 : dim + 1, 2] += ways
