@@ -67,8 +67,8 @@ def frechet_mean(
 
     Newton's method in a trust region, from the nearest of the points to their average: discrete geodesics to all points
     are moved along with their common end, and give the gradient (the mean logarithm, Pennec 2006) and the second
-    derivatives of the mean of their energies.  Where that is least, geodesics are looked for anew, with twice the
-    nodes.
+    derivatives of the mean of their energies.  Where that is least, geodesics are looked for anew, with four
+    times the nodes.
 
     Args:
         weights: (N,) non-negative; equal if not given.
@@ -95,7 +95,7 @@ def frechet_mean(
     place = task.at(z[(z - average).norm(dim=1).argmin()], spans)
     while True:
         point, steps = _descend(task, place, tol / 2, max_steps - number, spread)
-        number, before, spans = number + steps, spans, min(2 * spans, _MOST)
+        number, before, spans = number + steps, spans, min(4 * spans, _MOST)
         place = task.at(point, spans)
         if place.norm <= tol or number >= max_steps or (steps == 0 and spans == before):
             break
