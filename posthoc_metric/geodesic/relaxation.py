@@ -82,6 +82,7 @@ class _Active(Batch):
     rate: Tensor
     last: Tensor
     full: Tensor
+    hidden: Tensor
     blind: Tensor
 
 
@@ -131,7 +132,7 @@ def relax(
     secant = torch.zeros_like(here.convex.diagonal) if secant is None else secant * mass
     rate = torch.zeros_like(here.energy) if rate is None else rate.clone()
     none, never = torch.zeros_like(here.energy), torch.zeros_like(row, dtype=torch.bool)
-    active = _Active(row, here, frame, radius, none, secant, rate, none.clone(), never, never.clone())
+    active = _Active(row, here, frame, radius, none, secant, rate, none.clone(), never, never.clone(), never.clone())
     broken = ~_finite(here)
     if bool(broken.any()):
         _leave(final, active, broken, Status.NOT_FINITE)
@@ -143,11 +144,12 @@ def relax(
             active.here, _model(active), _inertia(active), active.radius, active.damping
         )
         # what rounding hides in the energy shows in the gradient, until that is lost in rounding too
-        lost = active.blind & ~(step.residual <= 0.7 * active.last)
+        falling = step.residual <= 0.7 * active.last
+        lost = active.blind & ~falling
         _correct(active, step)
         final.residual[active.row], final.rate[active.row] = step.residual, active.rate
         done = (step.residual <= tol) | (active.here.energy <= 0)
-        done |= lost & (step.residual <= _NEAR * tol)
+        done |= active.hidden & ~falling & (step.residual <= _NEAR * tol)
         if number < max_steps:
             done &= ~_escape(active, step, done & (active.here.energy > 0) & ~step.bowl, tol)
         stuck = ~done & ((active.radius < _SMALLEST) | lost)
@@ -217,7 +219,7 @@ def _advance(energy: CurveEnergy, active: _Active, step: Step, final: Relaxed) -
         gain = torch.where(unsure, slopes, gain)
     ratio = gain / step.predicted.clamp_min(1e-300)
     accept = _finite(there) & (ratio > _ENOUGH)
-    active.blind = unsure & ~accept
+    active.hidden, active.blind = unsure, unsure & ~accept
     active.full = accept & (active.damping == 0)
     active.secant = _update_secant(active.secant, here, there, step.move, accept)
     # where the parabola through energy, slope and new energy has its minimum
