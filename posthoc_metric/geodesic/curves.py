@@ -45,6 +45,12 @@ def respace(spline: Spline, density: Tensor, spans: int) -> tuple[Tensor, Tensor
 _KEPT = 0.1
 
 
+def even(like: Tensor, spans: int) -> Tensor:
+    """Evenly spaced times (P, spans+1) for P curves, which ``like`` (P, ...) has."""
+    times = torch.linspace(0, 1, spans + 1, dtype=like.dtype, device=like.device)
+    return times.repeat(len(like), 1)
+
+
 def retimed(clock: Clock, knots: Tensor) -> Tensor:
     """Times at which a curve, run at nearly constant speed, is where it was at ``knots`` (P, n+1).
 

@@ -14,6 +14,7 @@ from ..errors import ConvergenceWarning, InvalidArgumentError
 from ..machine import working_memory
 from ..metric import Metric, MetricParts
 from .acceleration import solve_metric
+from .curves import even
 from .guard import guard
 from .options import check_integer, check_positive
 from .solution import Solution
@@ -99,11 +100,11 @@ def frechet_mean(
         place = task.at(point, spans)
         if place.norm <= tol or number >= max_steps or (steps == 0 and spans == before):
             break
-    cast = rows.dtype
+    cast, lengths = rows.dtype, place.solution.double_length
     return FrechetMean(
         restore(place.point.to(cast)),
-        restore(place.solution.double_length.to(cast)),
-        place.variance,
+        restore(lengths.to(cast)),
+        float(share @ lengths.nan_to_num(nan=0.0).square()),
         place.norm,
         number,
         place.solution.status,
@@ -116,7 +117,6 @@ class _Place:
     """A point, the geodesics from it, and the curves of those that have a length, with the weights of their ends.
 
     Attributes:
-        variance: weighted mean of the squared lengths.
         energy: weighted mean of the curves' energies.
         gradient, bend: its first and second derivatives by the point (d,), (d, d).
         norm: of half that gradient, over the root of the energy.
@@ -126,7 +126,6 @@ class _Place:
     solution: Solution
     curves: Star
     weights: Tensor
-    variance: float
     energy: float
     gradient: Tensor
     bend: Tensor
@@ -149,8 +148,8 @@ class _Task:
         solution = geodesic(self.metric, here.expand_as(self.points), self.points, **self.options)
         rows = torch.isfinite(solution.double_length).nonzero().flatten()
         spline, clock = solution.curve[0].take(rows), solution.curve[1].take(rows)
-        times = torch.linspace(0, 1, spans + 1, dtype=here.dtype, device=here.device).repeat(len(rows), 1)
-        return self._place(here, solution, spline.at(clock.at(times))[0], self.share[rows], None)
+        nodes, _ = spline.at(clock.at(even(spline.nodes, spans)))
+        return self._place(here, solution, nodes, self.share[rows], None)
 
     def beside(self, place: _Place, step: Tensor) -> _Place:
         """With the curves of another place moved along."""
@@ -160,12 +159,11 @@ class _Task:
     def _place(self, here: Tensor, solution: Solution, nodes: Tensor, weights: Tensor, before: Star | None) -> _Place:
         limit = self.options.get("memory_limit", working_memory())
         curves = stars(self.parts, nodes, self.still, limit, before)
-        variance = float(self.share @ solution.double_length.nan_to_num(nan=0.0).square())
         energy, gradient = float(weights @ curves.energy), weights @ curves.gradient
         force = float(gradient @ solve_metric(self.parts.tensor(here[None]), gradient[None])[0])
         norm = (max(force, 0.0) / energy) ** 0.5 / 2 if energy > 0 else 0.0
         bend = torch.einsum("p,pij->ij", weights, curves.bend)
-        return _Place(here, solution, curves, weights, variance, energy, gradient, bend, norm)
+        return _Place(here, solution, curves, weights, energy, gradient, bend, norm)
 
 
 def _descend(task: _Task, place: _Place, tol: float, most: int, spread: float) -> tuple[Tensor, int]:

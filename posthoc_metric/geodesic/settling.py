@@ -17,7 +17,7 @@ from ..machine import working_memory
 from ..metric import Metric, MetricParts
 from .acceleration import attainable
 from .batch import Batch, in_blocks
-from .curves import between
+from .curves import between, even
 from .energy import CurveEnergy
 from .guard import guard
 from .momentum import leaving
@@ -72,7 +72,7 @@ def departures(metric: Metric, solution: Solution, options: dict[str, Any], *, s
     left, _ = leaving(parts, energy, spline)
     some = Departures(torch.where(torch.isfinite(left), left, velocities[rows]), found.errors[rows])
     if settled and not energy.lean(_MOST + 1, metric.dim):
-        curves, _ = spline.at(clock.at(_even(spline.nodes, _MOST)))
+        curves, _ = spline.at(clock.at(even(spline.nodes, _MOST)))
         width = 1 if parts.embedding is None else parts.embedding.output_dim
         block = max(1, limit // (8 * (_MOST + 1) * (2 * width * metric.dim + 60 * metric.dim**2)))
         wanted = sure(parts, curves[:, 0])
@@ -98,7 +98,7 @@ def _settle(parts: MetricParts, energy: CurveEnergy, curves: Tensor, wanted: flo
     row = torch.arange(len(curves), device=curves.device)
     active = _Settling(row, nodes, secant, torch.zeros_like(found.errors), found.velocities.clone())
     while len(active.row):
-        knots = _even(active.nodes, spans)
+        knots = even(active.nodes, spans)
         here = relax(
             energy, active.nodes, knots, tol=_STILL * wanted, max_steps=_STEPS, rate=active.rate, secant=active.secant
         )
@@ -117,7 +117,7 @@ def _settle(parts: MetricParts, energy: CurveEnergy, curves: Tensor, wanted: flo
         going = (errors > wanted) & (better | (spans == _FIRST))
         if 2 * spans > _MOST:
             break
-        finer = _even(active.nodes, 2 * spans)
+        finer = even(active.nodes, 2 * spans)
         # parabolas through few nodes may leave the region where there is a metric
         usable = torch.isfinite(velocities).all(1)[:, None, None]
         nodes = torch.where(usable, spline.at(finer)[0], curves[active.row, :: _MOST // (2 * spans)])
@@ -126,8 +126,3 @@ def _settle(parts: MetricParts, energy: CurveEnergy, curves: Tensor, wanted: flo
         active = _Settling(active.row, nodes, secant, here.rate, velocities).take(going)
         spans *= 2
     return found
-
-
-def _even(like: Tensor, spans: int) -> Tensor:
-    times = torch.linspace(0, 1, spans + 1, dtype=like.dtype, device=like.device)
-    return times.repeat(len(like), 1)

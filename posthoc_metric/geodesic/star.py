@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..metric import MetricParts
 from .batch import Batch, in_blocks
+from .curves import even
 from .elements import Model, node_masses
 from .energy import CurveEnergy
 from .linear import solve_model
@@ -76,14 +77,15 @@ def stars(parts: MetricParts, nodes: Tensor, tol: float, limit: int, before: Sta
     def settled(rows: Tensor) -> Star:
         some = nodes[rows]
         rate, secant = (None, None) if before is None else (before.rate[rows], before.secant[rows])
-        found = relax(energy, some, _even(some), tol=tol, max_steps=_STEPS, rate=rate, secant=secant)
+        found = relax(energy, some, even(some, total - 1), tol=tol, max_steps=_STEPS, rate=rate, secant=secant)
         return _star(parts, energy, found)
 
     return in_blocks(torch.arange(len(nodes), device=nodes.device), block, settled)
 
 
 def _star(parts: MetricParts, energy: CurveEnergy, relaxed: Relaxed) -> Star:
-    nodes, h = relaxed.nodes, _even(relaxed.nodes).diff(dim=1)
+    nodes = relaxed.nodes
+    h = even(nodes, nodes.shape[1] - 1).diff(dim=1)
     here = energy.linearise(nodes, energy.frame(nodes, h))
     model = here.convex + here.rest
     model.diagonal += relaxed.secant * node_masses(h)[:, :, None, None]
@@ -138,8 +140,3 @@ def _solved(model: Model, convex: Model, right: Tensor) -> Tensor:
         bad = (~good).nonzero().flatten()
         found[bad] = solve_model(convex.take(bad), right[bad])[0]
     return found
-
-
-def _even(nodes: Tensor) -> Tensor:
-    times = torch.linspace(0, 1, nodes.shape[1], dtype=nodes.dtype, device=nodes.device)
-    return times.repeat(len(nodes), 1)
