@@ -413,6 +413,17 @@ def test_threads_share_a_model_in_train_mode():
     assert all(module.training for module in model.modules())
 
 
+def test_vmap_that_goes_row_by_row_is_not_taken():
+    """torch's rule for the gated unit's forward derivative lacks a batched form; it would warn at each call."""
+    gated = nn.Sequential(nn.Linear(2, 16), nn.GLU(), nn.Linear(8, 6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decoder, smooth = Decoder(gated, latent_dim=2), Decoder(net())
+        decoder.jacobian(latents())
+    assert "repeated" in decoder.describe()
+    assert "vmap" in smooth.describe()
+
+
 def test_threads_differentiate_at_once():
     decoder = Decoder(net())
     z, v, u = latents(200), latents(200).flip(0), torch.ones(200, 6, dtype=torch.float64)
