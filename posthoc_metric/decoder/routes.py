@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,8 +58,11 @@ class Route:
 
     def jvp(self, function: Function, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """``f(z)`` and ``J(z) v``, each (B, D)."""
-        with _ONE_AT_A_TIME, kernels.in_force(self.kernels):
+        with self._alone(), kernels.in_force(self.kernels):
             return self._push(function, z, v)
+
+    def _alone(self) -> AbstractContextManager[Any]:
+        return _ONE_AT_A_TIME if self.kernels or self.forward in ("forward", "per row") else nullcontext()
 
     def _push(self, function: Function, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if self.forward == "forward":
@@ -72,7 +76,7 @@ class Route:
 
     def columns(self, function: Function, z: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
         """``f(z)`` (B, D) and columns ``first`` to ``last`` of ``J(z)``, (last - first, B, D)."""
-        with _ONE_AT_A_TIME, kernels.in_force(self.kernels):
+        with self._alone(), kernels.in_force(self.kernels):
             if self.mapped:
                 return derivatives.columns_by_vmap(function, z, first, last)
             if self.forward == "differences":

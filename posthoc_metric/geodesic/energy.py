@@ -140,6 +140,12 @@ class CurveEnergy:
         # those of this step, of the last, and a copy between them
         return self.embedding is not None and 24 * nodes * self.embedding.output_dim * dim > self.memory_limit
 
+    def at_once(self, nodes: int, dim: int) -> int:
+        """How many curves of so many nodes the memory limit lets relax together."""
+        width = 0 if self.embedding is None or self.lean(nodes, dim) else self.embedding.output_dim
+        # the Jacobians of this step and of the last, in single precision, and copies between them
+        return max(1, self.memory_limit // (8 * nodes * (2 * width * dim + 60 * dim**2)))
+
     def _add_chords_leanly(self, out: Linearisation, frame: Frame) -> None:
         assert self.embedding is not None
         count, total, dim = out.nodes.shape

@@ -124,11 +124,6 @@ class Routes:
 
     def _by_newton(self, begun: Begun, tol: float, steps: int, *, doubles: bool) -> Relaxed:
         """As many curves at once as the memory limit lets."""
-        total = begun.nodes.shape[1]
-        width = 0 if self.parts.embedding is None else self.parts.embedding.output_dim
-        # the Jacobians of this step and of the last, in single precision, and copies between them
-        held = 0 if self.energy.lean(total, self.dim) else 2 * width * self.dim
-        block = max(1, self.options.memory_limit // (8 * total * (held + 60 * self.dim**2)))
 
         def relaxed(rows: Tensor) -> Relaxed:
             some = begun.take(rows)
@@ -144,4 +139,4 @@ class Routes:
                 ends=None if self.ends is None else self.ends.index_select(0, some.pair),
             )
 
-        return in_blocks(begun.pair, block, relaxed)
+        return in_blocks(begun.pair, self.energy.at_once(begun.nodes.shape[1], self.dim), relaxed)

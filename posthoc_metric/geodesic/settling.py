@@ -73,8 +73,7 @@ def departures(metric: Metric, solution: Solution, options: dict[str, Any], *, s
     some = Departures(torch.where(torch.isfinite(left), left, velocities[rows]), found.errors[rows])
     if settled and not energy.lean(_MOST + 1, metric.dim):
         curves, _ = spline.at(clock.at(even(spline.nodes, _MOST)))
-        width = 1 if parts.embedding is None else parts.embedding.output_dim
-        block = max(1, limit // (8 * (_MOST + 1) * (2 * width * metric.dim + 60 * metric.dim**2)))
+        block = energy.at_once(_MOST + 1, metric.dim)
         wanted = sure(parts, curves[:, 0])
         better = in_blocks(torch.arange(len(rows)), block, lambda few: _settle(parts, energy, curves[few], wanted))
         known = better.errors <= SURE

@@ -71,39 +71,41 @@ def stars(parts: MetricParts, nodes: Tensor, tol: float, limit: int, before: Sta
         none, blocks = nodes.new_zeros(0), nodes.new_zeros(0, total - 2, dim, dim)
         return Star(nodes, none, nodes[:, 0], nodes.new_zeros(0, dim, dim), blocks, none, blocks)
     energy = CurveEnergy(parts, nodes[:, ::8].flatten(0, 1)[:512], limit)
-    width = 1 if parts.embedding is None else parts.embedding.output_dim
-    block = max(1, limit // (8 * total * (2 * width * dim + 60 * dim**2)))
+    # a curve of no extent has a bend, too
+    extent = (nodes - nodes[:, :1]).flatten(1).abs().amax(1)
+    step = _STEP * extent.clamp_min(1e-3 * float(extent.max()))
 
     def settled(rows: Tensor) -> Star:
         some = nodes[rows]
         rate, secant = (None, None) if before is None else (before.rate[rows], before.secant[rows])
         found = relax(energy, some, even(some, total - 1), tol=tol, max_steps=_STEPS, rate=rate, secant=secant)
-        return _star(parts, energy, found)
+        return _star(parts, energy, found, step[rows])
 
-    return in_blocks(torch.arange(len(nodes), device=nodes.device), block, settled)
+    return in_blocks(torch.arange(count, device=nodes.device), energy.at_once(total, dim), settled)
 
 
-def _star(parts: MetricParts, energy: CurveEnergy, relaxed: Relaxed) -> Star:
+def _star(parts: MetricParts, energy: CurveEnergy, relaxed: Relaxed, step: Tensor) -> Star:
+    """Of curves (P), by differences over ``step`` (P,)."""
     nodes = relaxed.nodes
     h = even(nodes, nodes.shape[1] - 1).diff(dim=1)
     here = energy.linearise(nodes, energy.frame(nodes, h))
     model = here.convex + here.rest
     model.diagonal += relaxed.secant * node_masses(h)[:, :, None, None]
-    gradient, by_centre = _of_the_first(parts, energy, nodes, h)
+    gradient, by_centre = _of_the_first(parts, energy, nodes, h, step)
     own, coupled = by_centre[:, 0], by_centre[:, 1:]
     response = -torch.stack([_solved(model, here.convex, part) for part in _spread(coupled, nodes)], dim=3)
     bend = own + torch.einsum("pmil,pmik->plk", coupled, response[:, :_NEAR])
     return Star(nodes, relaxed.energy, gradient, (bend + bend.mT) / 2, response, relaxed.rate, relaxed.secant)
 
 
-def _of_the_first(parts: MetricParts, energy: CurveEnergy, nodes: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+def _of_the_first(
+    parts: MetricParts, energy: CurveEnergy, nodes: Tensor, h: Tensor, step: Tensor
+) -> tuple[Tensor, Tensor]:
     """Derivatives of the energy by the first node (P, d); and of these and of the next nodes' (P, 3, d, d) by it."""
     count, _, dim = nodes.shape
     first = torch.cat([nodes[:, :1].expand(-1, 2, -1), nodes[:, :_AROUND]], dim=1)
     times = torch.cat([torch.full_like(h[:, :2], _IDLE), h[:, : _AROUND - 1]], dim=1)
-    extent = (nodes - nodes[:, :1]).flatten(1).abs().amax(1)
-    # a curve of no extent has a bend, too
-    step = (_STEP * extent.clamp_min(1e-3 * float(extent.max())))[:, None, None]
+    step = step[:, None, None]
     ways = step * torch.eye(dim, dtype=nodes.dtype, device=nodes.device)
     variants = first.repeat(2 * dim + 1, 1, 1, 1).transpose(0, 1).clone()
     variants[:, 1 : dim + 1, 2] += ways
