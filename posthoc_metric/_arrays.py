@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Union
 
 import numpy as np
@@ -43,14 +44,21 @@ def to_tensor(value: ArrayLike, name: str) -> tuple[torch.Tensor, Restore]:
     if isinstance(value, torch.Tensor):
         _refuse_tensor(value, name)
         tensor = value.detach()
-        device = value.device
-        restore: Restore = lambda out: out.to(device)  # noqa: E731
+        restore: Restore = partial(_to_device, device=value.device)
     else:
         tensor = torch.from_numpy(_native(value, name))
-        restore = lambda out: out.detach().cpu().numpy()  # noqa: E731
+        restore = _to_numpy
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.get_default_dtype())
     return tensor, restore
+
+
+def _to_device(out: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return out.to(device)
+
+
+def _to_numpy(out: torch.Tensor) -> np.ndarray:
+    return out.detach().cpu().numpy()
 
 
 def _refuse_tensor(value: torch.Tensor, name: str) -> None:

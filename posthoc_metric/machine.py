@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+from threadpoolctl import ThreadpoolController
 
 #: where Linux says what a container may use
 _CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -30,3 +35,18 @@ def physical_memory() -> int:
 def working_memory() -> int:
     """Bytes that the arrays of one piece of work may take by default: 1/16 of the memory, and no more than 512 MiB."""
     return max(1, min(_MOST, physical_memory() // _SHARE))
+
+
+@lru_cache(maxsize=1)
+def _pools() -> ThreadpoolController:
+    # looked for once: it takes longer than a solve
+    return ThreadpoolController()
+
+
+def one_blas_thread() -> AbstractContextManager[Any]:
+    """Inside, NumPy's and SciPy's BLAS use one thread.
+
+    For many small matrices in a row: where others use the machine, the threads of a pool wait longer for each other
+    than the work takes.
+    """
+    return _pools().limit(limits=1, user_api="blas")

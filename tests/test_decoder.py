@@ -437,6 +437,16 @@ def test_threads_differentiate_at_once():
     assert all(torch.equal(a, b) for one in found for a, b in zip(one, expected, strict=True))
 
 
+def test_inference_mode_is_left_for_derivatives():
+    decoder, z, u = Decoder(net()), latents(), torch.ones(5, 6, dtype=torch.float64)
+    expected = decoder.vjp(z, u)
+    with torch.inference_mode():
+        found = decoder.vjp(z + 0, u)
+        _, pull = decoder.value_and_pull(z + 0)
+        assert torch.equal(pull(u + 0), expected[1])
+    assert all(map(torch.equal, found, expected))
+
+
 def test_torchs_generator_is_not_disturbed():
     state = torch.random.get_rng_state()
     Decoder(net())

@@ -382,6 +382,18 @@ def test_geodesics_of_a_float32_decoder_go_on_below_the_rounding_of_the_energy()
     torch.testing.assert_close(single.length.double(), exact.length, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor])
+def test_solutions_are_pickled(convert):
+    import pickle
+
+    solution = Sphere().geodesic(convert([[1.0, 0.2]]), convert([[1.5, 0.9]]))
+    again = pickle.loads(pickle.dumps(solution))
+    assert type(again.length) is type(solution.length)
+    assert again.length == solution.length
+    assert (again.points == solution.points).all()
+    assert (again.velocity(0.5) == solution.velocity(0.5)).all()
+
+
 def test_start_graphs_are_kept_with_the_metric_but_not_pickled():
     import pickle
 

@@ -1,6 +1,7 @@
 """The machine's memory bounds what a piece of work takes."""
 
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import posthoc_metric as pm
 from posthoc_metric import machine
@@ -31,3 +32,13 @@ def test_a_containers_limit_counts(tmp_path, monkeypatch):
     assert machine.physical_memory() == whole > 2**20
     limit.write_text("1048576\n")
     assert machine.physical_memory() == 2**20
+
+
+def test_one_blas_thread_and_then_as_many_as_before():
+    def threads():
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    with threadpool_limits(2, user_api="blas"):
+        with machine.one_blas_thread():
+            assert threads() == {1}
+        assert threads() == {2}

@@ -75,7 +75,8 @@ def _math_attention() -> Iterator[None]:
 
 @contextmanager
 def _without_mkldnn() -> Iterator[None]:
-    with torch.backends.mkldnn.flags(enabled=False):
+    # what is not None is set, and setting the precision warns where there is no Intel GPU
+    with torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None):  # type: ignore[arg-type]
         yield
 
 

@@ -114,8 +114,9 @@ class FieldDerivative:
             points = z.detach().clone().requires_grad_(True)
             matrices = self.field(points)
             pushed = (matrices @ v[..., None])[..., 0]
+            # one pass along v, recorded, instead of one along every coordinate
+            (slope,) = torch.autograd.grad(pushed, points, v, create_graph=True)
             first = _rows(pushed, points, again=True)
-            slope = (first * v[..., None]).sum(1)
             second = _rows(slope, points, again=False) if slope.requires_grad else torch.zeros_like(first)
         return matrices.detach().to(z.dtype), first.detach(), second
 
@@ -162,12 +163,12 @@ def _agrees(found: Tensor, known: tuple[Tensor, Tensor], v: Tensor, tolerance: f
 def _rows(values: Tensor, points: Tensor, *, again: bool) -> Tensor:
     """The derivatives of each of the columns of ``values`` (N, d) by ``points`` (N, d): (N, d, d).
 
-    With ``again`` they can be differentiated themselves.
+    With ``again`` what they were found from is kept.
     """
     rows, last = [], values.shape[1] - 1
     for a, way in enumerate(torch.eye(last + 1, dtype=values.dtype, device=values.device)):
         (grad,) = torch.autograd.grad(
-            values, points, way.expand_as(values), retain_graph=again or a < last, create_graph=again, allow_unused=True
+            values, points, way.expand_as(values), retain_graph=again or a < last, allow_unused=True
         )
         rows.append(torch.zeros_like(points) if grad is None else grad)
     return torch.stack(rows, dim=1)

@@ -6,13 +6,19 @@ coupling between them, so that LAPACK does in one call what a loop over pairs or
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import torch
 from scipy.linalg import solve_banded
 from scipy.linalg.lapack import dpbtrf, dpbtrs
 from torch import Tensor
 
+from ..machine import one_blas_thread
 from .elements import Model
+
+#: bandwidth above which LAPACK works in blocks, with a BLAS that shares them among its threads
+_BLOCKED = 64
 
 
 def solve_model(model: Model, rhs: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,7 +40,8 @@ def solve_model(model: Model, rhs: Tensor) -> tuple[Tensor, Tensor]:
         # the identity does not touch its neighbours
         band[~good], right[~good] = 0.0, 0.0
         band[~good, :, 0] = 1.0
-    _solve(band, right, good)
+    with one_blas_thread() if band.shape[2] > _BLOCKED else nullcontext():
+        _solve(band, right, good)
     return torch.from_numpy(right).view(rhs.shape).to(rhs.device), torch.from_numpy(good).to(rhs.device)
 
 

@@ -86,7 +86,7 @@ def calibrate(model: UncertaintyModel, measured: Measured, knobs: Knobs, held_ou
             shortfall = _shortfall(gate, measured, known, void, caution)
             if shortfall <= 0:
                 # the widest rise that passes, and the largest support that has one
-                if share < knobs.support_quantile:
+                if knobs.support_quantile - share > _chance(knobs.support_quantile, len(known)):
                     _warn(
                         f"only {share:.0%} of held-out latents could be left alone, not {knobs.support_quantile:.0%}: "
                         "the rest lie as far from the data as the void does. More latents help."
@@ -116,6 +116,11 @@ def _joined(known: Tensor, measured: Measured, held_out: Tensor) -> tuple[Tensor
         data_points=torch.cat([measured.data_points, measured.support_points[:count]]),
     )
     return torch.cat([known, held_out[:count]]), more
+
+
+def _chance(share: float, count: int) -> float:
+    """Two standard deviations of a share of ``count`` latents that is ``share`` in the long run."""
+    return 2 * math.sqrt(share * (1 - share) / count)
 
 
 def _warn(message: str) -> None:
