@@ -54,6 +54,15 @@ def value_and_pull(embedding: SmoothMap, z: Tensor) -> tuple[Tensor, Pull]:
     return embedding(z), lambda u: embedding.vjp(z, u)[1]
 
 
+def in_float64(embedding: SmoothMap) -> SmoothMap | None:
+    """The same map with values of more digits, where ``embedding`` is one that computes in single precision and has it.
+
+    A :class:`SmoothMap` need not have it.
+    """
+    found: SmoothMap | None = embedding.in_float64() if hasattr(embedding, "in_float64") else None
+    return found
+
+
 def check_smooth_map(decoder: Any, names: Sequence[str] = ("jvp", "vjp", "value_and_jacobian")) -> None:
     """See that ``decoder`` is a :class:`SmoothMap`, or has at least these of its methods.
 
@@ -123,6 +132,13 @@ class StackedMap:
         pairs = [part.vjp(points, block) for part, block in zip(self.maps, blocks, strict=True)]
         pulled = torch.stack([pull for _, pull in pairs]).sum(0)
         return restore(torch.cat([value for value, _ in pairs], dim=1)), restore(pulled)
+
+    def in_float64(self) -> StackedMap | None:
+        """With those maps in float64 that are not yet; ``None`` where there is none."""
+        found = [in_float64(part) for part in self.maps]
+        if all(part is None for part in found):
+            return None
+        return StackedMap([old if new is None else new for old, new in zip(self.maps, found, strict=True)])
 
     @property
     def pull_rows(self) -> int:

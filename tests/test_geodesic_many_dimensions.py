@@ -140,7 +140,7 @@ def test_lengths_are_those_of_the_dense_route(kind, monkeypatch):
     metric = StructuredMetric(KINDS[kind](mlp()), 12)
     a, b = points(6, 12, 1, 1.0), points(6, 12, 2, 1.0)
     free = geodesic(metric, a, b)
-    monkeypatch.setattr(routes, "_FEW", 99)
+    monkeypatch.setattr(routes, "FEW", 99)
     dense = geodesic(metric, a, b)
     assert free.converged.all() and dense.converged.all()
     assert ((free.length - dense.length).abs() <= free.length_error + dense.length_error + 1e-4 * dense.length).all()
@@ -153,7 +153,7 @@ def test_curves_with_kinks_are_left_to_gradients_and_come_out_shorter(monkeypatc
         a, b = points(10, 8, 1), points(10, 8, 2)
         found = geodesic(metric, a, b)
         with monkeypatch.context() as patched:
-            patched.setattr(routes, "_FEW", 99)
+            patched.setattr(routes, "FEW", 99)
             newton = geodesic(metric, a, b)
         gains.append((newton.length - found.length) / newton.length)
         converged.append(newton.converged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -16,7 +17,7 @@ from ..machine import working_memory
 from .derivatives import reverse_later
 from .fingerprint import sketch
 from .frozen import EvalMode
-from .probe import Found
+from .probe import Found, doubled
 from .probe import probe as run_probe
 from .promises import finite
 from .routes import FORWARD_WAYS, REVERSE_WAYS
@@ -262,6 +263,16 @@ class Decoder:
         """Put ``notes`` first in :meth:`describe`: where the model came from; returns the decoder itself."""
         self._notes = (*notes, *self._notes)
         return self
+
+    def in_float64(self) -> Decoder | None:
+        """The same decoder in float64, on a copy of the model; ``None`` where there is none, or it is in float64."""
+        with self._eval_mode(), torch.random.fork_rng(devices=[]):
+            found = doubled(self._found)
+        if found is None:
+            return None
+        other = copy.copy(self)
+        other._found, other._eval_mode, other.dtype = found, EvalMode(found.call.roots), found.call.dtype
+        return other
 
     def counting(self) -> AbstractContextManager[Work]:
         """Count the rows this decoder evaluates inside the ``with`` block, from any thread."""

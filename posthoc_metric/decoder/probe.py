@@ -82,6 +82,16 @@ def _probed(call: Call, latent_dim: int, place: Place, unless: Callable[[Exam, T
     return _with_warning(found, _about_jumps(*_jumping(exam), found.output_dim)), exam
 
 
+def doubled(found: Found) -> Found | None:
+    """``found`` on a copy of the model in float64, where there can be one and it brings digits."""
+    if found.call.dtype == torch.float64 or found.smooth is not found.call:
+        return None
+    z, unit = found.place.few, found.place.unit
+    with torch.no_grad():
+        precise = in_float64(found.call, z, found.call(z), unit)
+    return None if precise is None else replace(found, call=precise, smooth=precise, row_bytes=2 * found.row_bytes)
+
+
 def _must_vary(exam: Exam, value: Tensor) -> bool:
     return False
 

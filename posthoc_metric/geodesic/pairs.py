@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..metric import Metric
+from ..metric import Metric, MetricParts
 from ..parallel import run_blocks, worker_count
 from .fixed_point import solve_fixed_point
 from .guard import guard
 from .options import FixedPointOptions, RelaxationOptions
+from .precision import finer, too_close
 from .refinement import Refined, Refiner, joined
 from .starts import cache_of, make_starts
 
@@ -31,6 +32,23 @@ def solve_pairs(metric: Metric, start: Tensor, end: Tensor, latents: Tensor | No
     parts = guard(metric.parts())
     if isinstance(options, FixedPointOptions):
         return solve_fixed_point(parts, start, end, latents, options)
+    close = too_close(parts, start, end)
+    precise = finer(metric.parts()) if bool(close.any()) else None
+    if precise is None:
+        return _relaxed(metric, parts, start, end, latents, options)
+    rows = [(~close).nonzero().flatten(), close.nonzero().flatten()]
+    found = [
+        _relaxed(metric, chosen, start[some], end[some], latents, options)
+        for chosen, some in zip((parts, precise), rows, strict=True)
+        if len(some)
+    ]
+    return joined(found).take(torch.cat(rows).argsort())
+
+
+def _relaxed(
+    metric: Metric, parts: MetricParts, start: Tensor, end: Tensor, latents: Tensor | None, options: RelaxationOptions
+) -> Refined:
+    """Of the pairs in blocks, with ``parts`` that are the metric's or more precise."""
     blocks = []
     for first, last in zip(start.split(_PAIRS), end.split(_PAIRS), strict=True):
         starts = make_starts(metric, parts, first, last, latents, options.starts)

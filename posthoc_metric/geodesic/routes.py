@@ -24,7 +24,7 @@ from .start_curves import StartCurves
 from .status import Status
 
 #: dimensions up to which Newton's method keeps every curve
-_FEW = 3
+FEW = 3
 #: Newton steps, at one number of spans, after which a curve is given up to gradients
 _TRIES = 15
 #: steps at one number of spans, unless it is the last
@@ -55,7 +55,7 @@ class Routes:
         self.dim = starts.nodes.shape[2]
         self.many: ManyDimensions | None = None
         self.rest: ManyDimensions | None = None
-        if parts.embedding is not None and self.dim > _FEW:
+        if parts.embedding is not None and self.dim > FEW:
             self.rest = ManyDimensions(parts, starts, options)
             if matrix_free(parts, self.dim):
                 self.many = self.rest
@@ -85,7 +85,7 @@ class Routes:
         spans = begun.knots.shape[1] - 1
         # a curve that is slow here goes on with more nodes, where its like are still in the batch; in many dimensions
         # steps with few nodes are cheap beside the Jacobians of many
-        few = _STEPS_IN_FEW if self.dim <= _FEW else _STEPS_A_COARSE_LEVEL
+        few = _STEPS_IN_FEW if self.dim <= FEW else _STEPS_A_COARSE_LEVEL
         most = _STEPS_A_LEVEL if spans > MOST_COARSE else few
         last = 2 * spans > self.options.max_spans
         steps = self.options.max_steps if last else min(most, self.options.max_steps)

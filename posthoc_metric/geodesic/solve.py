@@ -52,6 +52,8 @@ def geodesic(
     - d > 8 with a decoder: preconditioned L-BFGS takes the place of Gauss-Newton by itself, with one vector-Jacobian
       product a node and step and no Jacobian kept; memory stays near ``memory_limit`` plus the decoder's own.  For
       d from 4 to 8 it takes over the curves that Gauss-Newton steps do not bring on, and those with kinks.
+    - float32 decoders: nothing.  Pairs whose outputs are so near that their difference is little but rounding are
+      solved on a float64 copy of the model, where it can be copied; the others, as the model is.
     - ReLU generators with d of 50 and more: lengths to 1e-3 take some 256 spans.  Give ``max_spans=512``, or
       ``rough_rtol=5e-3`` for a fraction of the time.
 
@@ -73,7 +75,8 @@ def geodesic(
       (``metric.offset`` of both ends tells); its distance has no better digits at this resolution.
     - ``STEP_LIMIT``: nearly flat valleys, as near an antipode or along latents that the decoder ignores; raise
       ``max_steps``, or give the metric a floor with ``repair``.
-    - ``STALLED``: the decoder's float32 rounding; pass it in float64.
+    - ``STALLED``, or ``UNRESOLVED`` with a ``residual`` above 0.03: the decoder's float32 rounding; wrap
+      ``copy.deepcopy(model).double()``.
     - ``DIVERGED``: only the fixed-point solver; use ``solver="relaxation"``.
     - ``NOT_FINITE``: the decoder has no value at an end; the other pairs of the batch are not touched.
     - A length that is longer than one you know: another valley; give ``support``, or more of it, and compare
