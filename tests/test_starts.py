@@ -178,3 +178,22 @@ def test_grids_are_restored_with_their_cells_and_built_anew_without():
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
     restore_graphs(older, tensors, [{name: fact[name] for name in ("key", "k", "ruler")} for fact in facts])
     assert torch.equal(starts(older).nodes, expected.nodes) and cache_of(older).built == cache_of(metric).built
+
+
+def test_a_line_whose_nodes_a_grid_placed_badly_starts_anew():
+    """The ball's metric is finite outside, too, and so large at its edge that no grid's cell tells a length there."""
+
+    def ball(z):
+        return (4 / (1 - z.square().sum(1)).square())[:, None, None] * torch.eye(2, dtype=z.dtype)
+
+    start, end = (
+        torch.tensor([row], dtype=torch.float64) for row in ([-0.0987201, -0.0159484], [0.6703377, -0.6005393])
+    )
+    share = (start - end).square().sum(1) / ((1 - start.square().sum(1)) * (1 - end.square().sum(1)))
+    metric = FunctionMetric(ball, 2)
+    solution = metric.geodesic(torch.cat([start, start / 2]), torch.cat([end, end / 2]))
+    assert bool(solution.converged.all())
+    torch.testing.assert_close(solution.length[:1], torch.acosh(1 + 2 * share), rtol=1e-4, atol=0)
+    alone = metric.geodesic(start, end)
+    assert torch.equal(alone.length[0], solution.length[0])
+    assert torch.equal(alone.steps[0], solution.steps[0])

@@ -15,12 +15,15 @@ from .guard import guard
 from .options import FixedPointOptions, RelaxationOptions
 from .precision import finer, too_close
 from .refinement import Refined, Refiner, joined
-from .starts import cache_of, make_starts
+from .start_curves import straight
+from .starts import GRID_MOST_DIM, cache_of, make_starts
 
 Options = RelaxationOptions | FixedPointOptions
 
 #: pairs that are on their way at once: start curves and candidates take far more memory than what is handed back
 _PAIRS = 8192
+#: error of a length, as a share of it, from which on nothing is known of it
+_UNKNOWN = 0.5
 
 
 def solve_pairs(metric: Metric, start: Tensor, end: Tensor, latents: Tensor | None, options: Options) -> Refined:
@@ -52,8 +55,31 @@ def _relaxed(
     blocks = []
     for first, last in zip(start.split(_PAIRS), end.split(_PAIRS), strict=True):
         starts = make_starts(metric, parts, first, last, latents, options.starts)
-        blocks.append(Refiner(parts, starts, len(first), options).run())
+        found = Refiner(parts, starts, len(first), options).run()
+        blocks.append(_evenly(parts, first, last, options, found))
     return blocks[0] if len(blocks) == 1 else joined(blocks)
+
+
+def _evenly(parts: MetricParts, start: Tensor, end: Tensor, options: RelaxationOptions, found: Refined) -> Refined:
+    """``found``, and what it could not measure at all once more from the straight line with evenly spaced nodes.
+
+    A grid with cells on the edge of where there is a metric tells lengths that are far off, and spaces nodes by them.
+    """
+    lost = ~(found.facts.length_error <= _UNKNOWN * found.facts.length)
+    rows = (lost & (start != end).any(1)).nonzero().flatten()
+    if start.shape[1] > GRID_MOST_DIM or not {"straight", "grid"} <= set(options.starts) or len(rows) == 0:
+        return found
+    again = Refiner(parts, straight(start[rows], end[rows]), len(rows), options).run()
+    found.steps[rows] += again.steps
+    found.evaluations[rows] += again.evaluations
+    surely, before = (facts.length + facts.length_error for facts in (again.facts, found.facts))
+    better = surely < before[rows].nan_to_num(nan=float("inf"))
+    again = again.take(better)
+    rows = rows[better]
+    again.steps, again.evaluations = found.steps[rows], found.evaluations[rows]
+    kept = torch.ones_like(lost).index_fill(0, rows, False)
+    order = torch.cat([kept.nonzero().flatten(), rows]).argsort()
+    return joined([found.take(kept), again]).take(order)
 
 
 def spread_pairs(

@@ -21,7 +21,7 @@ from .shortest_paths import PAIRS_AT_ONCE, Paths, shortest_paths
 from .start_curves import StartCurves, even, rounded, straight
 from .valleys import detours
 
-_GRID_MOST_DIM = 3
+GRID_MOST_DIM = 3
 _GRAPH_K = 10
 _GRAPH_NODES = 2000
 #: a straight line that is shorter than this many graph paths needs no other start
@@ -74,7 +74,7 @@ def make_starts(
     distinct = (start != end).any(1)
     if len(start) == 0:
         return lines
-    if "grid" in names and dim <= _GRID_MOST_DIM:
+    if "grid" in names and dim <= GRID_MOST_DIM:
         for box, rows in _boxes(start, end, support).items():
             rows = rows[distinct[rows]]
             grid = _grid(cache, parts, box, support) if len(rows) else None
