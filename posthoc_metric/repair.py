@@ -156,7 +156,9 @@ def repair(
 
     Raises:
         InvalidArgumentError: an argument has a wrong shape, length or range.
-        FitError: the decoder's Jacobian is not finite or zero on the latents, or the model cannot be fitted.
+        DecoderError: the decoder's output or derivative is not finite at some of the latents; ``rows`` says which.
+        FitError: they are not finite between or around the latents, the derivative is zero on them, or the model
+            cannot be fitted.
 
     Warns:
         CalibrationWarning: the support asked for reaches into the void, and a smaller one was taken; or the model

@@ -86,6 +86,11 @@ class Support:
         return self._ordered[2 * self._held :]
 
     @property
+    def calibration_rows(self) -> Tensor:
+        """Which of the caller's rows the calibration latents are, (n,)."""
+        return self._order[self._held : 2 * self._held]
+
+    @property
     def training_rows(self) -> Tensor:
         """Which of the caller's rows the training latents are, (n,)."""
         return self._order[2 * self._held :]
