@@ -36,3 +36,15 @@ def test_a_derivative_that_is_not_finite_at_latents_names_the_callers_rows():
     with pytest.raises(DecoderError, match="of `latents` gives? NaN or infinity") as caught:
         pm.repair(decoder, latents)
     assert caught.value.rows and set(caught.value.rows) <= {7, 33, 250, 399}
+
+
+def test_one_latent_gone_astray_does_not_take_the_wall_away_from_the_others():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        decoder = pm.Decoder(nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 5)))
+    latents = normal(1000)
+    clean = pm.repair(decoder, latents)
+    around = clean.geometry.shell(1.0, 100)
+    latents[7] = 1e4
+    found = pm.repair(decoder, latents).eigenvalues(around)[:, 0].median()
+    assert float(found) > 0.5 * float(clean.eigenvalues(around)[:, 0].median())
