@@ -162,7 +162,8 @@ def repair(
 
     Warns:
         CalibrationWarning: the support asked for reaches into the void, and a smaller one was taken; or the model
-            cannot tell the data from the void, so the audit will not pass.
+            cannot tell the data from the void, so the audit will not pass; or the latent axes are of very unequal
+            scale, so that lengths across the void come out far too large.
     """
     knobs = Knobs(
         inflation=check_range(inflation, "inflation", 0.0, 1e8, "the cost of a step in the void over one on the data"),

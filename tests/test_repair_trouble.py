@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
 import posthoc_metric as pm
-from posthoc_metric.errors import DecoderError, FitError
+from posthoc_metric.errors import CalibrationWarning, DecoderError, FitError
 
 
 def shares(last):
@@ -20,6 +22,14 @@ def shares(last):
 
 def normal(count=400, dim=2):
     return torch.randn(count, dim, generator=torch.Generator().manual_seed(1))
+
+
+def in_other_units(scale):
+    """A decoder of three latents given in other units, and its latents."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 5))
+    return (lambda z: net(z / scale)), normal(dim=3) * scale
 
 
 @pytest.mark.parametrize("last", [torch.sqrt, torch.log], ids=["sqrt", "log"])
@@ -48,3 +58,27 @@ def test_one_latent_gone_astray_does_not_take_the_wall_away_from_the_others():
     latents[7] = 1e4
     found = pm.repair(decoder, latents).eigenvalues(around)[:, 0].median()
     assert float(found) > 0.5 * float(clean.eigenvalues(around)[:, 0].median())
+
+
+@pytest.mark.parametrize("scale", [[1.0, 0.01, 1.0], [1.0, 1.0, 100.0]])
+def test_latent_axes_of_very_unequal_scale_are_told_of_and_what_is_advised_helps(scale):
+    model, latents = in_other_units(torch.tensor(scale))
+    with pytest.warns(CalibrationWarning, match=r"very unequal scale.*times costlier.*`scale = latents.std\(0\)`"):
+        pm.repair(pm.Decoder(model, latent_dim=3, probe=latents), latents)
+    spread = latents.std(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CalibrationWarning)
+        pm.repair(pm.Decoder(lambda u: model(u * spread), latent_dim=3), latents / spread)
+
+
+def test_axes_that_the_decoder_ignores_may_have_any_spread():
+    """As the collapsed dimensions of a VAE do; neither may those whose spread goes with the decoder's slope."""
+    model, latents = in_other_units(torch.ones(3))
+    idle = 1e-3 * normal(dim=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CalibrationWarning)
+        for factor in (1e-4, 1.0):
+            decoder = pm.Decoder(lambda z, f=factor: model(z[:, :3] + f * z[:, 3:].sum(1, keepdim=True)), latent_dim=5)
+            pm.repair(decoder, torch.cat([latents, idle], 1))
+        decoder = pm.Decoder(lambda z: torch.cat([model(z * torch.tensor([1.0, 0.01, 1.0])), z], 1), latent_dim=3)
+        pm.repair(decoder, latents * torch.tensor([1.0, 0.01, 1.0]))

@@ -11,6 +11,7 @@ from .._arrays import listed
 from ..errors import DecoderError, FitError
 from ..smooth_map import SmoothMap, gram
 from ..support import Support
+from .scales import mismatch
 
 #: offsets at which the void is sampled
 VOID_OFFSETS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 100.0, 1000.0)
@@ -27,6 +28,8 @@ class Measured:
         support_points: training latents and gaps (n, d) whose eigenvalues ``support`` also set the floor.
         training_count: how many of them are training latents; those come first.
         spacing: the 95th percentile of held-out distances to the nearest training latent, in data radii.
+        scales: the held-out latents' standard deviation along each axis, (d,).
+        mismatch: how ill these suit the decoder; see :func:`~posthoc_metric.uncertainty.scales.mismatch`.
     """
 
     data: Tensor
@@ -37,6 +40,8 @@ class Measured:
     void: Tensor
     void_points: Tensor
     spacing: float
+    scales: Tensor
+    mismatch: float
 
     @property
     def costliest(self) -> float:
@@ -55,17 +60,17 @@ def measure(decoder: SmoothMap, support: Support, *, seed: int = 0) -> Measured:
     most = int(min(max(_JACOBIAN_BUDGET / (dim * decoder.output_dim), 64), 1000))
     each = max(most // len(VOID_OFFSETS), 24)
     data, training = support.calibration[:most], support.training[:most]
-    data_values = _on_latents(decoder, data, support.calibration_rows)
-    training_values = _on_latents(decoder, training, support.training_rows)
+    data_grams = _on_latents(decoder, data, support.calibration_rows)
+    training_values = _eigenvalues(_on_latents(decoder, training, support.training_rows))
     # the floor must also hold in the gaps between clusters, where the gate may still be shut
     gaps = support.gaps(most // 4, seed=seed)
-    gap_values, bad = _eigenvalues(decoder, gaps)
+    gap_grams, bad = _grams(decoder, gaps)
     if bool(bad.any()):
         raise _off_the_data(f"at {int(bad.sum())} of {len(gaps)} midpoints between latents")
     void = torch.stack(
         [support.shell(offset, each, seed=seed + 1 + index) for index, offset in enumerate(VOID_OFFSETS)]
     )
-    void_values, bad = _eigenvalues(decoder, void.flatten(0, 1))
+    void_grams, bad = _grams(decoder, void.flatten(0, 1))
     if bool(bad.any()):
         counts = bad.view(len(VOID_OFFSETS), each).sum(1)
         nearest = int(torch.nonzero(counts)[0])
@@ -73,21 +78,24 @@ def measure(decoder: SmoothMap, support: Support, *, seed: int = 0) -> Measured:
             f"at {int(counts[nearest])} of {each} points tried {VOID_OFFSETS[nearest]:g} data radii "
             f"(of {support.radius:.3g}) away from the latents"
         )
+    scales = support.calibration.std(0, correction=0)
     return Measured(
-        data=data_values,
+        data=_eigenvalues(data_grams),
         data_points=data,
-        support=torch.cat([training_values, gap_values]),
+        support=torch.cat([training_values, _eigenvalues(gap_grams)]),
         support_points=torch.cat([training, gaps]),
         training_count=len(training),
-        void=void_values.view(len(VOID_OFFSETS), each, dim),
+        void=_eigenvalues(void_grams).view(len(VOID_OFFSETS), each, dim),
         void_points=void,
         spacing=support.spread / support.radius,
+        scales=scales,
+        mismatch=mismatch(data_grams, scales),
     )
 
 
 def _on_latents(decoder: SmoothMap, points: Tensor, rows: Tensor) -> Tensor:
-    """Ascending eigenvalues (B, d) at latents, of which ``rows`` (B or more,) says where the caller has them."""
-    values, bad = _eigenvalues(decoder, points)
+    """``JᵀJ`` (B, d, d) at latents, of which ``rows`` (B or more,) says where the caller has them."""
+    found, bad = _grams(decoder, points)
     if bool(bad.any()):
         named = rows[: len(points)][bad].sort().values.tolist()
         raise DecoderError(
@@ -96,7 +104,7 @@ def _on_latents(decoder: SmoothMap, points: Tensor, rows: Tensor) -> Tensor:
             "division in the decoder and add an epsilon inside.",
             rows=tuple(named),
         )
-    return values
+    return found
 
 
 def _off_the_data(where: str) -> FitError:
@@ -108,8 +116,13 @@ def _off_the_data(where: str) -> FitError:
     )
 
 
-def _eigenvalues(decoder: SmoothMap, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Ascending eigenvalues (B, d) of ``J(z)ᵀ J(z)``, and the mask (B,) of those points where it is not finite."""
+def _eigenvalues(grams: Tensor) -> Tensor:
+    """Ascending, (B, d) of (B, d, d)."""
+    return torch.linalg.eigvalsh(grams).clamp_min(0)
+
+
+def _grams(decoder: SmoothMap, points: Tensor) -> tuple[Tensor, Tensor]:
+    """``J(z)ᵀ J(z)`` (B, d, d), and the mask (B,) of those points where it is not finite."""
     try:
         found = gram(decoder, points)
     except DecoderError as error:
@@ -117,10 +130,7 @@ def _eigenvalues(decoder: SmoothMap, points: Tensor) -> tuple[Tensor, Tensor]:
             raise
         # the rows are those of a chunk, the first that failed: one by one they are all found
         found = torch.cat([_gram_or_nan(decoder, point) for point in points.split(1)])
-    bad = ~torch.isfinite(found).flatten(1).all(1)
-    if bool(bad.any()):
-        return torch.zeros_like(points), bad
-    return torch.linalg.eigvalsh(found).clamp_min(0), bad
+    return found, ~torch.isfinite(found).flatten(1).all(1)
 
 
 def _gram_or_nan(decoder: SmoothMap, point: Tensor) -> Tensor:
