@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,8 @@ from torch import Tensor
 from . import saving
 from ._arrays import ArrayLike, Rows, check_range, check_seed, describe, to_points
 from .decoder import Decoder
-from .errors import CheckpointError, InvalidArgumentError, PosthocMetricError
+from .decoder.cuts import about_cuts
+from .errors import CheckpointError, DerivativeWarning, InvalidArgumentError, PosthocMetricError
 from .metric import MetricParts, PullbackMetric, StructuredMetric
 from .smooth_map import SmoothMap, StackedMap, check_smooth_map, device_of
 from .support import Support
@@ -164,6 +166,7 @@ def repair(
         CalibrationWarning: the support asked for reaches into the void, and a smaller one was taken; or the model
             cannot tell the data from the void, so the audit will not pass; or the latent axes are of very unequal
             scale, so that lengths across the void come out far too large.
+        DerivativeWarning: the decoder's output jumps between latents, as an angle does that wraps around.
     """
     knobs = Knobs(
         inflation=check_range(inflation, "inflation", 0.0, 1e8, "the cost of a step in the void over one on the data"),
@@ -176,6 +179,8 @@ def repair(
     points = to_points(latents, "latents", decoder.latent_dim)[0].to(device_of(decoder))
     _acquaint(decoder, points)
     geometry = Support(points, seed=seed)
+    if isinstance(decoder, Decoder) and (cuts := about_cuts(decoder, geometry.training)):
+        warnings.warn(cuts, DerivativeWarning, stacklevel=2)
     rows = None if data is None else _check_data(decoder, data, len(points)).subset(geometry.training_rows)
     model = make_model(uncertainty) if isinstance(uncertainty, str) else uncertainty
     if not isinstance(model, (UncertaintyModel, PublishedRBF)):

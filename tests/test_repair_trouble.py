@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import posthoc_metric as pm
-from posthoc_metric.errors import CalibrationWarning, DecoderError, FitError
+from posthoc_metric.decoder.cuts import about_cuts
+from posthoc_metric.errors import CalibrationWarning, DecoderError, DerivativeWarning, FitError
 
 
 def shares(last):
@@ -82,3 +83,62 @@ def test_axes_that_the_decoder_ignores_may_have_any_spread():
             pm.repair(decoder, torch.cat([latents, idle], 1))
         decoder = pm.Decoder(lambda z: torch.cat([model(z * torch.tensor([1.0, 0.01, 1.0])), z], 1), latent_dim=3)
         pm.repair(decoder, latents * torch.tensor([1.0, 0.01, 1.0]))
+
+
+class Last(nn.Module):
+    """A small network with ``last`` behind it; ``rows`` counts what it and its copies were called with."""
+
+    rows = 0
+
+    def __init__(self, last, width=8):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, width))
+        self.last = last
+
+    def forward(self, z):
+        Last.rows += len(z)
+        return self.last(self.net(z))
+
+
+def hemisphere(y):
+    q = nn.functional.normalize(y.view(-1, 2, 4), dim=-1)
+    return torch.where(q[..., :1] < 0, -q, q)
+
+
+CUTS = {
+    "angle": lambda y: torch.atan2(y[:, :4], y[:, 4:]),
+    "remainder": lambda y: torch.remainder(4 * y, 2 * torch.pi),
+    "quaternion": hemisphere,
+    "one of many": lambda y: torch.cat([y, torch.where(y[:, :1] > 0, y[:, :1], y[:, :1] - 0.3)], 1),
+}
+CONTINUOUS = {
+    "relu": nn.ReLU(),
+    "clamp": lambda y: (3 * y).clamp(-1, 1),
+    "max-pool": lambda y: nn.functional.max_pool1d(y[:, None], 2)[:, 0],
+    "steep": lambda y: torch.sigmoid(1e3 * y),
+    "single precision inside": lambda y: torch.sigmoid(20 * y.float()).float(),
+    "a constant beside": lambda y: torch.cat([y, 1e3 + 0 * y, 5 + 1e-8 * y], 1),
+    "a circle": lambda y: torch.cat([y.cos(), y.sin()], 1),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_decoder_that_jumps_along_a_cut_is_told_of(cut, dtype):
+    latents = normal(300)
+    with warnings.catch_warnings():
+        # what the wrapping itself says of values near the cut is not asked here
+        warnings.simplefilter("ignore", DerivativeWarning)
+        decoder = pm.Decoder(Last(CUTS[cut]).to(dtype), latent_dim=2)
+    with pytest.warns(DerivativeWarning, match=r"jumps on \d+ of 128 segments.*sin and cos"):
+        pm.repair(decoder, latents)
+
+
+@pytest.mark.parametrize("last", CONTINUOUS)
+def test_what_is_steep_or_kinked_but_continuous_is_not_taken_for_a_jump(last):
+    decoder = pm.Decoder(Last(CONTINUOUS[last]), latent_dim=2)
+    before = Last.rows
+    assert about_cuts(decoder, normal(300)) == ""
+    assert Last.rows - before < 2000
