@@ -74,6 +74,11 @@ class Support:
         return self._ordered.shape[1]
 
     @property
+    def count(self) -> int:
+        """N, of all latents."""
+        return len(self._ordered)
+
+    @property
     def latents(self) -> Tensor:
         """All latents (N, d) in the caller's order."""
         return self._ordered[torch.argsort(self._order)]

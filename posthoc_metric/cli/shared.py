@@ -19,7 +19,8 @@ from ..arrays_io import read_named
 from ..checkpoint import load_decoder
 from ..decoder import Decoder
 from ..errors import InvalidArgumentError, PosthocMetricError
-from ..repair import RepairedMetric, load
+from ..loading import load
+from ..repair import RepairedMetric
 from ..saving import latent_columns
 from .terminal import clear_errors
 
