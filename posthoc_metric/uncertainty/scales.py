@@ -38,7 +38,7 @@ def about_scales(found: float, spreads: Tensor) -> str:
         "the latent axes are of very unequal scale: their standard deviations go from "
         f"{float(spreads.min()):.2g} to {float(spreads.max()):.2g}, and the decoder's costliest unit step is "
         f"{found:.0f} times costlier than if every axis were divided by its own. What the repair adds is alike in all "
-        f"directions, so lengths across the void may come out some {found:.0f} times too large. Repair in standardised "
-        "latents: `scale = latents.std(0)` (1 for an axis without any), wrap `lambda u: model(u * scale)`, and pass "
-        "`latents / scale`."
+        f"directions, so lengths across the void may come out {found:.0f} times too large and more. Repair in "
+        "standardised latents: `scale = latents.std(0)` (1 for an axis without any), wrap "
+        "`lambda u: model(u * scale)`, and pass `latents / scale`."
     )
