@@ -7,9 +7,10 @@ from .checkpoint import load_decoder
 from .decoder import Decoder
 from .geodesic import Solution, Status, geodesic
 from .invert import invert
+from .loading import load
 from .metric import FunctionMetric, Metric, PullbackMetric
 from .mixup import GeodesicMixup, geodesic_mixup
-from .repair import RepairedMetric, load, repair
+from .repair import RepairedMetric, repair
 from .uncertainty import UncertaintyModel
 
 __version__ = "0.1.0"

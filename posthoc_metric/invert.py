@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._arrays import ArrayLike, check_range, check_seed, describe, to_points, to_tensor
 from .errors import DecoderError, InvalidArgumentError
-from .outcome import Outcome
+from .inversion import Inversion, InversionStatus
 from .smooth_map import SmoothMap, check_smooth_map
 
 #: entries of Jacobians, outputs or d x d matrices that are held at once
@@ -22,45 +20,6 @@ _STATIONARY = 1e-8
 _EXACT = 1e-6
 _FIRST_DAMPING = 1e-3
 _LEAST_DAMPING, _MOST_DAMPING = 1e-12, 1e12
-
-
-class InversionStatus(Outcome):
-    """How the work on one row ended.  ``str(status)`` is the advice."""
-
-    REPRODUCED = "The decoder reproduces the row to the tolerance asked for."
-    BEST_FIT = (
-        "The latent is stationary, yet the decoder does not reproduce the row to the tolerance. Either the row lies "
-        "off the decoder's range, and `residual` says how far, or this is a local minimum: raise `tries` or `starts`."
-    )
-    UNFINISHED = (
-        "The residual was still falling, at the step limit or by less than a tenth over a sixth of the steps allowed: "
-        "raise `max_steps`, or take `residual` as it is. Also where the Jacobian is not finite at the latent reached."
-    )
-    NOT_FINITE = (
-        "The decoder's output or Jacobian is NaN or infinite at every start tried for this row, so its latent is NaN. "
-        "Give `prior` latents at which the decoder is defined."
-    )
-
-
-@dataclass(frozen=True)
-class Inversion:
-    """Latents for data; the first axis of everything is the batch.
-
-    Attributes:
-        latents: (B, d), in the kind and dtype of the data.
-        residual: ``‖f(z) - x‖ / ‖x‖`` (B,) at these latents; for a row of zeros over the rows' root mean square norm.
-        status: how the work on each row ended, with advice.
-        converged: (B,) whether the latent is stationary or reproduces its row.
-        steps: Jacobians evaluated for each row, over all its starts (B,).
-        starts: from how many starts each row was refined (B,).
-    """
-
-    latents: Any
-    residual: Any
-    status: tuple[InversionStatus, ...]
-    converged: Any
-    steps: Any
-    starts: Any
 
 
 def invert(

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from . import saving
 from ._arrays import ArrayLike, Rows, check_range, check_seed, describe, to_points
 from .decoder import Decoder
-from .errors import CheckpointError, InvalidArgumentError, PosthocMetricError
+from .decoder.cuts import about_cuts
+from .errors import CheckpointError, DerivativeWarning, InvalidArgumentError
 from .metric import MetricParts, PullbackMetric, StructuredMetric
 from .smooth_map import SmoothMap, StackedMap, check_smooth_map, device_of
 from .support import Support
-from .uncertainty import PublishedRBF, UncertaintyModel, make_model, model_class, model_name
+from .uncertainty import PublishedRBF, UncertaintyModel, make_model, model_name
 from .uncertainty.calibration import Knobs, calibrate
-from .uncertainty.floor import Floor
 from .uncertainty.gate import Gate, ShapedField
 from .uncertainty.measurement import measure
 
 if TYPE_CHECKING:
     from .diagnostics import Audit
 
-_PROBES = 4
+#: latents whose outputs tell one decoder from another
+PROBES = 4
 #: below this many held-out latents, a quantile of their scores is too uncertain by itself
 _FEW_HELD_OUT = 200
 
@@ -71,6 +72,19 @@ class RepairedMetric(StructuredMetric):
         self.decoder_metric = PullbackMetric(decoder)
         self.decoder_metric.support = geometry.training
 
+    def __repr__(self) -> str:
+        name, space = type(self.decoder).__name__, f"R^{self.dim} -> R^{self.decoder.output_dim}"
+        first = (
+            f"repaired metric of a {name} {space}: {model_name(self.model)} on {self.geometry.count} latents of radius "
+            f"{self.geometry.radius:.4g}"
+        )
+        if self.gate is None:
+            return first
+        return (
+            f"{first}; inflation {self.knobs.inflation:g}, support quantile {self.knobs.support_quantile:g}, "
+            f"condition number at most {self.knobs.max_condition_number:g}"
+        )
+
     def added(self, z: Tensor) -> Tensor:
         """What the repair adds to ``J_fᵀJ_f`` at z (B, d) float64: (B, d, d)."""
         parts = self.parts()
@@ -106,7 +120,7 @@ class RepairedMetric(StructuredMetric):
                 f"{type(self.model).__name__} cannot be saved: its `state()` is empty. Return the tensors that "
                 "rebuild it there, and give the class a `from_state(settings, state)`."
             )
-        probes = self.geometry.training[:_PROBES]
+        probes = self.geometry.training[:PROBES]
         tensors = {f"model.{key}": value for key, value in state.items()}
         if self.gate is not None:
             tensors |= {f"floor.{key}": value for key, value in self.gate.floor.state().items()}
@@ -156,11 +170,15 @@ def repair(
 
     Raises:
         InvalidArgumentError: an argument has a wrong shape, length or range.
-        FitError: the decoder's Jacobian is not finite or zero on the latents, or the model cannot be fitted.
+        DecoderError: the decoder's output or derivative is not finite at some of the latents; ``rows`` says which.
+        FitError: they are not finite between or around the latents, the derivative is zero on them, or the model
+            cannot be fitted.
 
     Warns:
         CalibrationWarning: the support asked for reaches into the void, and a smaller one was taken; or the model
-            cannot tell the data from the void, so the audit will not pass.
+            cannot tell the data from the void, so the audit will not pass; or the latent axes are of very unequal
+            scale, so that lengths across the void come out far too large.
+        DerivativeWarning: the decoder's output jumps between latents, as an angle does that wraps around.
     """
     knobs = Knobs(
         inflation=check_range(inflation, "inflation", 0.0, 1e8, "the cost of a step in the void over one on the data"),
@@ -171,8 +189,10 @@ def repair(
     seed = check_seed(seed)
     # everything is where the decoder is
     points = to_points(latents, "latents", decoder.latent_dim)[0].to(device_of(decoder))
-    _acquaint(decoder, points)
+    acquaint(decoder, points)
     geometry = Support(points, seed=seed)
+    if isinstance(decoder, Decoder) and (cuts := about_cuts(decoder, geometry.training)):
+        warnings.warn(cuts, DerivativeWarning, stacklevel=2)
     rows = None if data is None else _check_data(decoder, data, len(points)).subset(geometry.training_rows)
     model = make_model(uncertainty) if isinstance(uncertainty, str) else uncertainty
     if not isinstance(model, (UncertaintyModel, PublishedRBF)):
@@ -192,85 +212,10 @@ def repair(
     return RepairedMetric(decoder, model, gate, geometry, knobs, rows)
 
 
-def load(path: str | Path, decoder: SmoothMap, *, model: type | None = None) -> RepairedMetric:
-    """The metric that :meth:`RepairedMetric.save` wrote, equal bit for bit.
-
-    Args:
-        path: the file.
-        decoder: the decoder it was fitted on; recognised by its outputs at some training latents.
-        model: for a metric with an uncertainty model of your own, its class, with ``from_state(settings, state)``.
-
-    Raises:
-        CheckpointError: the file cannot be read, or ``decoder`` is not the one it was fitted on.
-    """
-    tensors, facts = saving.read(path)
-    check_smooth_map(decoder)
-    if model is not None and not callable(getattr(model, "from_state", None)):
-        raise InvalidArgumentError(
-            f"`model` must be the class of your uncertainty model, with `from_state(settings, state)`; got "
-            f"{describe(model)}."
-        )
-    if not {"latents", "probe_outputs"} <= tensors.keys():
-        raise CheckpointError(f"{str(path)!r} is not whole: it lacks some of its tensors. Save the metric again.")
-    latents = tensors["latents"]
-    if latents.ndim != 2 or latents.shape[1] != decoder.latent_dim:
-        raise CheckpointError(
-            f"{str(path)!r} was fitted on a decoder of latent dimension {latents.shape[-1]}; "
-            f"`decoder` has {decoder.latent_dim}. Pass the decoder it was fitted on."
-        )
-    try:
-        # the starts' graphs are SciPy's, and stay on the CPU
-        tensors = {k: v if k.startswith("starts.") else v.to(device_of(decoder)) for k, v in tensors.items()}
-        metric = _rebuilt(path, decoder, model, tensors, facts)
-        # a damaged number shows at the latest when the metric is asked for
-        metric.tensor(metric.geometry.training[:_PROBES])
-    except PosthocMetricError:
-        raise
-    except Exception as error:  # tensors and facts may be damaged in any way
-        raise CheckpointError(
-            f"{str(path)!r} holds a repaired metric that cannot be rebuilt ({type(error).__name__}: {error}). It was "
-            "damaged, or its model is of another class: save the metric again, or pass the class as `model`."
-        ) from error
-    return metric
-
-
-def _rebuilt(
-    path: str | Path, decoder: SmoothMap, model: type | None, tensors: dict[str, Tensor], facts: dict[str, Any]
-) -> RepairedMetric:
-    from .geodesic.start_graphs import restore_graphs
-
-    _acquaint(decoder, tensors["latents"])
-    geometry = Support(tensors["latents"], seed=check_seed(facts["seed"]))
-    expected = tensors["probe_outputs"]
-    found = torch.as_tensor(decoder(geometry.training[:_PROBES])).to(expected)
-    # threads and devices change the last bits of an output, another decoder changes the first
-    if found.shape != expected.shape or not torch.allclose(
-        found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())
-    ):
-        raise CheckpointError(
-            f"{str(path)!r} was fitted on another decoder: the outputs at its training latents differ. "
-            "Pass the decoder it was fitted on, or repair this one anew."
-        )
-    knobs = Knobs(**facts["knobs"])
-    kind: Any = model if model is not None else model_class(facts["uncertainty"])
-    fitted = kind.from_state(facts["settings"], _under("model.", tensors))
-    gate = None
-    if facts["gate"] is not None:
-        gate = Gate(model=fitted, floor=Floor(**_under("floor.", tensors)), **facts["gate"])
-    metric = RepairedMetric(decoder, fitted, gate, geometry, knobs)
-    # files of earlier versions have none
-    restore_graphs(metric, _under("starts.", tensors), facts.get("starts", []))
-    return metric
-
-
-def _acquaint(decoder: SmoothMap, latents: Tensor) -> None:
+def acquaint(decoder: SmoothMap, latents: Tensor) -> None:
     """A wrapped decoder may have been probed at latents of another size; other maps need no probe."""
     if isinstance(decoder, Decoder):
         decoder.acquaint(latents)
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def _parts(decoder: SmoothMap, model: UncertaintyModel | PublishedRBF, gate: Gate | None) -> MetricParts:

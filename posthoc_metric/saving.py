@@ -82,6 +82,15 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, facts
 
 
+def latent_columns(path: str | Path) -> int | None:
+    """How many columns the latents in a file have, by its header alone; ``None`` where :func:`read` would refuse it."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as stream:
+            return int(stream.get_slice("latents").get_shape()[1])
+    except (safetensors.SafetensorError, OSError, IndexError):
+        return None
+
+
 def _digest(tensors: dict[str, Tensor], facts: str) -> str:
     """What tells a file from a damaged one: safetensors has no checksum of its own."""
     found = hashlib.sha256(facts.encode())

@@ -2,12 +2,14 @@
 
 Everything here is plain Euclidean geometry of the latents and says nothing of any decoder.
 A point's *offset* is ``(distance to the nearest training latent - q95) / R`` with ``q95`` the 95th
-percentile of that distance over held-out latents and ``R² = mean ‖z_n - mean(z)‖²``; it reads alike
-in every dimension, because in high dimension the distances concentrate and ``q95`` absorbs it.
+percentile of that distance over held-out latents and ``R² = mean ‖z_n - mean(z)‖²``, without the farthest
+latents where those alone make it; it reads alike in every dimension, because in high dimension the distances
+concentrate and ``q95`` absorbs it.
 """
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
 import torch
@@ -26,6 +28,8 @@ FEWEST = 20
 _HELD_OUT = 0.15
 _MOST_HELD_OUT = 4_000
 _CHUNK = 4096
+#: the share of latents, at least one, that may not set the radius alone, and how many times larger it must be for that
+_FARTHEST, _FAR_ALONE = 0.01, 2.0
 
 
 class Support:
@@ -38,7 +42,8 @@ class Support:
     Attributes:
         training, calibration, audit: disjoint subsets of the latents, (n, d) each.  Models see the first,
             knobs are set on the second, and what is claimed is measured on the third.
-        mean: (d,); radius: R.
+        mean: (d,); radius: R, the root-mean-square distance to the mean; that without the farthest 1 % of the latents
+            where they more than double it: a latent gone astray is no measure of the others.
 
     Raises:
         InvalidArgumentError: fewer than 20 latents, or all of them equal.
@@ -56,7 +61,7 @@ class Support:
         self._order = order
         self.seed = seed
         self.mean = self._ordered.mean(0)
-        self.radius = float(self._ordered.var(0, correction=0).sum().sqrt())
+        self.radius = _radius(self._ordered)
         if not self.radius > 1e-12 * float(self.mean.norm()):
             raise InvalidArgumentError(
                 "`latents` must differ from one another; all rows are equal. Was one latent repeated, "
@@ -67,6 +72,11 @@ class Support:
     @property
     def dim(self) -> int:
         return self._ordered.shape[1]
+
+    @property
+    def count(self) -> int:
+        """N, of all latents."""
+        return len(self._ordered)
 
     @property
     def latents(self) -> Tensor:
@@ -84,6 +94,11 @@ class Support:
     @property
     def training(self) -> Tensor:
         return self._ordered[2 * self._held :]
+
+    @property
+    def calibration_rows(self) -> Tensor:
+        """Which of the caller's rows the calibration latents are, (n,)."""
+        return self._order[self._held : 2 * self._held]
 
     @property
     def training_rows(self) -> Tensor:
@@ -160,3 +175,18 @@ class Support:
         length = (first - second).norm(dim=1)
         middle = 0.5 * (first + second)[length > length.median()]
         return middle[self.offset(middle) > 0][:count]
+
+
+def _radius(latents: Tensor) -> float:
+    """R of latents (N, d) in random order; see :class:`Support`."""
+    plain = float(latents.var(0, correction=0).sum().sqrt())
+    centre = latents[:_MOST_HELD_OUT].median(0).values
+    # exact differences: by products they would drown in the square of a far mean
+    distance = torch.cdist(latents, centre[None], compute_mode="donot_use_mm_for_euclid_dist")[:, 0]
+    near = distance.argsort()[: len(latents) - math.ceil(_FARTHEST * len(latents))]
+    # about any other centre than their mean this is more, so that ordinary latents need no second pass
+    if plain <= _FAR_ALONE * float(distance[near].square().mean().sqrt()):
+        return plain
+    trimmed = float(latents[near].var(0, correction=0).sum().sqrt())
+    # nothing but the farthest differ: there is no other measure
+    return trimmed if trimmed > 1e-12 * float(centre.norm()) else plain

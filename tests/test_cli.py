@@ -124,6 +124,36 @@ class TestCommands:
         assert "report.html" in done["demo"].stdout and len(done["demo"].stdout.splitlines()) < 25
 
 
+WITH_ENCODER = """
+import torch
+class WithEncoder(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = torch.nn.Linear(7, 2)
+        self.net = torch.nn.Sequential(torch.nn.Linear(2, 9), torch.nn.Tanh(), torch.nn.Linear(9, 7))
+    def forward(self, z):
+        return self.net(z)
+"""
+
+
+def test_the_latents_tell_the_latent_dimension_where_the_model_misleads(tmp_path, monkeypatch):
+    """Its first layer is the encoder's, and takes the data."""
+    (tmp_path / "misleading_module.py").write_text(WITH_ENCODER)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    scope: dict = {}
+    exec(WITH_ENCODER, scope)
+    torch.save(scope["WithEncoder"]().state_dict(), "w.pt")
+    np.save("z.npy", np.random.default_rng(0).normal(size=(300, 2)))
+    named = ("--checkpoint", "w.pt", "--factory", "misleading_module:WithEncoder")
+    assert "Check --latent-dim;" in mistake("describe", *named)
+    for command in (("repair", "--latents", "z.npy", "--out", "out"), ("geodesic", "out", "--from", "3", "--to", "5")):
+        done = CliRunner().invoke(app, [*command, *named])
+        assert done.exit_code == 0, done.output
+    np.save("three.npy", np.zeros((300, 3)))
+    assert "latent dimension tried: 7" in mistake("repair", *named, "--latents", "three.npy", "--out", "other")
+
+
 def test_stopping_the_demo_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(*args, **options):
         (tmp_path / "reached").touch()

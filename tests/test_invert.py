@@ -200,3 +200,14 @@ def test_guards():
         invert(decoder, data, prior=torch.zeros(3, 7))
     with pytest.raises(TypeError, match="start"):
         invert(decoder, data, start=3)
+
+
+def test_a_result_says_how_it_went_and_not_every_number():
+    decoder = _generator("random conv")
+    data = _samples(decoder, 6)
+    data[2] += 5.0
+    found = invert(decoder, data)
+    lines = repr(found).splitlines()
+    assert lines[0].startswith("6 latents, d = 16: 5 REPRODUCED, 1 ") and "; residuals " in lines[0]
+    assert lines[1:] == [f"  row 2 {found.status[2]}"]
+    assert len(found) == 6 and repr(invert(decoder, data[:0])).startswith("0 latents, d = 16: nothing to invert")

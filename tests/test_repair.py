@@ -318,3 +318,12 @@ def test_data_are_read_from_a_memory_map(small, repaired, tmp_path):
     np.save(tmp_path / "x.npy", small.data.numpy())
     found = pm.repair(wrap(small), small.latents.numpy(), np.load(tmp_path / "x.npy", mmap_mode="r"))
     assert found.gate.numbers() == pytest.approx(repaired.gate.numbers(), rel=1e-6)
+
+
+def test_it_says_on_one_line_what_it_is(repaired, small):
+    assert repr(repaired) == (
+        f"repaired metric of a Decoder R^2 -> R^64: rbf on 1797 latents of radius {repaired.geometry.radius:.4g}; "
+        "inflation 10, support quantile 0.99, condition number at most 1000"
+    )
+    published = pm.repair(wrap(small), small.latents, small.data, uncertainty="rbf-published")
+    assert "rbf-published on 1797 latents" in repr(published) and "inflation" not in repr(published)

@@ -72,3 +72,31 @@ def test_drawn_points_move_with_the_latents():
 def test_latents_that_cannot_be_split_are_refused(latents, words):
     with pytest.raises(InvalidArgumentError, match=words):
         Support(latents)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 30])
+def test_the_radius_of_ordinary_latents_is_their_root_mean_square_distance(dim):
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(2000, dim, generator=generator)
+    heavy = normal / torch.randn(2000, 3, generator=generator).square().mean(1, keepdim=True).sqrt()
+    # a cluster of a fiftieth is no outlier
+    clusters = 0.1 * normal + 20 * (torch.rand(2000, 1, generator=generator) < 0.02)
+    for latents in (normal, heavy, clusters, normal[:20], normal + 1e5):
+        assert Support(latents).radius == pytest.approx(
+            math.sqrt(latents.double().var(0, correction=0).sum()), rel=1e-9
+        )
+
+
+@pytest.mark.parametrize("count", [20, 2000])
+@pytest.mark.parametrize("far", [100.0, 1e4, 1e8])
+def test_a_latent_gone_astray_does_not_set_the_radius(count, far):
+    latents = torch.randn(count, 2, generator=torch.Generator().manual_seed(0))
+    clean = Support(latents).radius
+    latents[7] = far
+    assert Support(latents).radius == pytest.approx(clean, rel=0.25 if count == 20 else 0.05)
+
+
+def test_latents_that_but_for_one_are_equal_have_a_radius():
+    latents = torch.ones(50, 2)
+    latents[7] = 2.0
+    assert Support(latents).radius > 0

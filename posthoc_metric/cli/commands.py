@@ -67,12 +67,13 @@ def repair(
     """
     check_folder(out)
     with stages(3) as bar:
-        bar.next("opening the decoder")
-        decoder = open_decoder()
-        bar.next("reading the latents and fitting")
+        bar.next("opening the latents and the decoder")
+        points = read_named(latents, "latents")
+        decoder = open_decoder(points.shape[1] if points.ndim == 2 else None)
+        bar.next("fitting")
         repaired = fit_repair(
             decoder,
-            read_named(latents, "latents"),
+            points,
             None if data is None else read_named(data, "data"),
             uncertainty=uncertainty.value,
             inflation=inflation,
@@ -276,7 +277,7 @@ def describe(open_decoder: OpenDecoder, as_json: AsJson = False) -> None:
     """Say what was found in a checkpoint, and how its derivatives are taken."""
     with stages(1) as bar:
         bar.next("opening the decoder")
-        decoder = open_decoder()
+        decoder = open_decoder(None)
     if as_json:
         show_json(
             {"latent_dim": decoder.latent_dim, "output_dim": decoder.output_dim, "description": decoder.describe()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -17,11 +18,14 @@ from .._arrays import Rows
 from ..arrays_io import read_named
 from ..checkpoint import load_decoder
 from ..decoder import Decoder
-from ..errors import InvalidArgumentError
-from ..repair import RepairedMetric, load
+from ..errors import InvalidArgumentError, PosthocMetricError
+from ..loading import load
+from ..repair import RepairedMetric
+from ..saving import latent_columns
 from .terminal import clear_errors
 
-OpenDecoder = Callable[[], Decoder]
+#: opens the decoder that the options name, for latents of so many columns where that is known
+OpenDecoder = Callable[[int | None], Decoder]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output instead of a summary.")]
 Data = Annotated[
@@ -93,7 +97,7 @@ def with_decoder(command: Callable[..., None]) -> Callable[..., None]:
     def run(**options: Any) -> None:
         decoder = {name: options.pop(name) for name in shared.parameters}
         with clear_errors():
-            command(lambda: _open(**decoder), **options)
+            command(lambda columns: _open_for(columns, decoder), **options)
 
     first, *rest = own.parameters.values()
     parameters = [
@@ -107,9 +111,37 @@ def with_decoder(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def _open_for(columns: int | None, options: dict[str, Any]) -> Decoder:
+    """What the options name; the latents' columns are its latent dimension where it is found no other way, or wrong.
+
+    A model with an encoder may be taken for one of the encoder's input, and says so only when it is called.
+    """
+    if columns is None or options["latent_dim"] is not None:
+        return _open(**options)
+    problem: PosthocMetricError | None = None
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        try:
+            found: Decoder | None = _open(**options)
+        except PosthocMetricError as error:
+            found, problem = None, error
+    if found is None or found.latent_dim != columns:
+        try:
+            return _open(**options | {"latent_dim": columns})
+        except PosthocMetricError:
+            # it is no decoder of these latents, and what was found of itself says more
+            if problem is not None:
+                raise problem from None
+    for note in notes:
+        warnings.warn_explicit(note.message, note.category, note.filename, note.lineno)
+    assert found is not None
+    return found
+
+
 def open_repaired(open_decoder: OpenDecoder, path: Path, data: str | None = None) -> RepairedMetric:
     """The metric that ``repair`` wrote, with the data it was fitted on if they are given again."""
-    repaired = load(path / "repaired.safetensors" if path.is_dir() else path, open_decoder())
+    file = path / "repaired.safetensors" if path.is_dir() else path
+    repaired = load(file, open_decoder(latent_columns(file)))
     if data is not None:
         rows = Rows(read_named(data, "data"))
         expected = (len(repaired.geometry.latents), repaired.decoder.output_dim)

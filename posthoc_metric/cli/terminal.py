@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ from ..report.page import readable
 
 MISTAKE, NEGATIVE, INTERRUPTED = 2, 1, 130
 VERDICTS = {True: "[green]pass[/]", False: "[red]FAIL[/]", None: "[dim]not judged[/]"}
+#: arguments that have an option, where a message names them without a value
+_ARGUMENT = re.compile(r"`?\b(latent_dim|method|output|key|prefix)=`?(?=[\s,;.)]|$)")
 
 
 def results() -> Console:
@@ -41,18 +44,23 @@ def clear_errors() -> Iterator[None]:
 
             def show(message: Any, category: Any, *rest: Any) -> None:
                 if issubclass(category, PosthocMetricWarning):
-                    notes().print(f"[yellow]Note:[/] {escape(str(message))}")
+                    notes().print(f"[yellow]Note:[/] {escape(_as_options(str(message)))}")
                 else:
                     default(message, category, *rest)
 
             warnings.showwarning = show  # type: ignore[assignment]
             yield
     except PosthocMetricError as error:
-        notes().print(f"[bold red]Error:[/] {escape(str(error))}")
+        notes().print(f"[bold red]Error:[/] {escape(_as_options(str(error)))}")
         raise typer.Exit(MISTAKE) from None
     except KeyboardInterrupt:
         notes().print("Stopped. Nothing half-written was left behind.")
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _as_options(message: str) -> str:
+    """A message that advises an argument of Python's, such as ``latent_dim=``, by the option of that name."""
+    return _ARGUMENT.sub(lambda found: "--" + found[1].replace("_", "-"), message)
 
 
 class Stages:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike, Restore, describe, listed, to_tensor
+from .._arrays import ArrayLike, Restore, describe, to_tensor
 from ..errors import InvalidArgumentError
-from ..outcome import tally
+from ..outcome import advice, tally
 from .curves import Clock
 from .spline import Spline
 from .status import Status
@@ -67,12 +67,8 @@ class Solution:
         known = self._length[torch.isfinite(self._length)]
         lengths = f"; lengths {float(known.min()):.4g} to {float(known.max()):.4g}" if len(known) else ""
         many, dim = "" if len(self) == 1 else "s", self._spline.nodes.shape[2]
-        lines = [f"{len(self)} geodesic{many}, d = {dim}: {tally(self.status) or 'nothing to solve'}{lengths}"]
-        for status in dict.fromkeys(self.status):
-            if status is not Status.CONVERGED:
-                rows = [row for row, one in enumerate(self.status) if one is status]
-                lines.append(f"  {listed(rows)} {status}")
-        return "\n".join(lines)
+        first = f"{len(self)} geodesic{many}, d = {dim}: {tally(self.status) or 'nothing to solve'}{lengths}"
+        return "\n".join([first, *advice(self.status, Status.CONVERGED)])
 
     def __call__(self, t: ArrayLike | float) -> Any:
         """Points at times ``t`` in [0, 1], at constant Riemannian speed.

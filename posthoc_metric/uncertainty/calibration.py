@@ -26,6 +26,7 @@ from .base import UncertaintyModel
 from .floor import Floor, fit_floor
 from .gate import Gate
 from .measurement import VOID_OFFSETS, Measured
+from .scales import about_scales
 
 #: where the rise may end, widest first: a wide rise is a smooth metric, a narrow one hugs the data
 _RISE_ENDS = (0.5, 0.35, 0.25, 0.15, 0.1)
@@ -69,6 +70,8 @@ def calibrate(model: UncertaintyModel, measured: Measured, knobs: Knobs, held_ou
             "the decoder's Jacobian is zero on the held-out latents: its output does not depend on z there. "
             "Check that `latents` are latents of this decoder, in its own units."
         )
+    if unequal := about_scales(measured.mismatch, measured.scales):
+        _warn(unequal)
     known = model.score(measured.data_points)
     # few latents say little of those to come
     caution = 0.0 if held_out is None else 0.5

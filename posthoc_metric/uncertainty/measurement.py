@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import FitError
+from .._arrays import listed
+from ..errors import DecoderError, FitError
 from ..smooth_map import SmoothMap, gram
 from ..support import Support
+from .scales import mismatch
 
 #: offsets at which the void is sampled
 VOID_OFFSETS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 100.0, 1000.0)
@@ -26,6 +28,8 @@ class Measured:
         support_points: training latents and gaps (n, d) whose eigenvalues ``support`` also set the floor.
         training_count: how many of them are training latents; those come first.
         spacing: the 95th percentile of held-out distances to the nearest training latent, in data radii.
+        scales: the held-out latents' standard deviation along each axis, (d,).
+        mismatch: how ill these suit the decoder; see :func:`~posthoc_metric.uncertainty.scales.mismatch`.
     """
 
     data: Tensor
@@ -36,6 +40,8 @@ class Measured:
     void: Tensor
     void_points: Tensor
     spacing: float
+    scales: Tensor
+    mismatch: float
 
     @property
     def costliest(self) -> float:
@@ -44,41 +50,93 @@ class Measured:
 
 
 def measure(decoder: SmoothMap, support: Support, *, seed: int = 0) -> Measured:
-    """Eigenvalues of ``JᵀJ`` at points whose number a budget of Jacobian entries bounds."""
+    """Eigenvalues of ``JᵀJ`` at points whose number a budget of Jacobian entries bounds.
+
+    Raises:
+        DecoderError: the derivative is not finite at some of the latents; ``rows`` are the caller's.
+        FitError: it is finite there, but not between or around them.
+    """
     dim = support.dim
     most = int(min(max(_JACOBIAN_BUDGET / (dim * decoder.output_dim), 64), 1000))
     each = max(most // len(VOID_OFFSETS), 24)
-    data = support.calibration[:most]
+    data, training = support.calibration[:most], support.training[:most]
+    data_grams = _on_latents(decoder, data, support.calibration_rows)
+    training_values = _eigenvalues(_on_latents(decoder, training, support.training_rows))
     # the floor must also hold in the gaps between clusters, where the gate may still be shut
-    training = torch.cat([support.training[:most], support.gaps(most // 4, seed=seed)])
+    gaps = support.gaps(most // 4, seed=seed)
+    gap_grams, bad = _grams(decoder, gaps)
+    if bool(bad.any()):
+        raise _off_the_data(f"at {int(bad.sum())} of {len(gaps)} midpoints between latents")
     void = torch.stack(
         [support.shell(offset, each, seed=seed + 1 + index) for index, offset in enumerate(VOID_OFFSETS)]
     )
-    void_values = decoder_eigenvalues(decoder, void.flatten(0, 1)).reshape(len(VOID_OFFSETS), each, dim)
+    void_grams, bad = _grams(decoder, void.flatten(0, 1))
+    if bool(bad.any()):
+        counts = bad.view(len(VOID_OFFSETS), each).sum(1)
+        nearest = int(torch.nonzero(counts)[0])
+        raise _off_the_data(
+            f"at {int(counts[nearest])} of {each} points tried {VOID_OFFSETS[nearest]:g} data radii "
+            f"(of {support.radius:.3g}) away from the latents"
+        )
+    scales = support.calibration.std(0, correction=0)
     return Measured(
-        data=decoder_eigenvalues(decoder, data),
+        data=_eigenvalues(data_grams),
         data_points=data,
-        support=decoder_eigenvalues(decoder, training),
-        support_points=training,
-        training_count=min(most, len(support.training)),
-        void=void_values,
+        support=torch.cat([training_values, _eigenvalues(gap_grams)]),
+        support_points=torch.cat([training, gaps]),
+        training_count=len(training),
+        void=_eigenvalues(void_grams).view(len(VOID_OFFSETS), each, dim),
         void_points=void,
         spacing=support.spread / support.radius,
+        scales=scales,
+        mismatch=mismatch(data_grams, scales),
     )
 
 
-def decoder_eigenvalues(decoder: SmoothMap, points: Tensor) -> Tensor:
-    """Ascending eigenvalues (B, d) of ``J(z)ᵀ J(z)``.
-
-    Raises:
-        FitError: the Jacobian is not finite at a point.
-    """
-    found = gram(decoder, points)
-    bad = ~torch.isfinite(found).flatten(1).all(1)
+def _on_latents(decoder: SmoothMap, points: Tensor, rows: Tensor) -> Tensor:
+    """``JᵀJ`` (B, d, d) at latents, of which ``rows`` (B or more,) says where the caller has them."""
+    found, bad = _grams(decoder, points)
     if bool(bad.any()):
-        raise FitError(
-            "the decoder's Jacobian must be finite on and around the latents; it is NaN or infinite at "
-            f"{int(bad.sum())} of {len(points)} points tried. Look for sqrt, log or division in the decoder, "
-            "or wrap it in float64."
+        named = rows[: len(points)][bad].sort().values.tolist()
+        raise DecoderError(
+            f"the decoder's output and derivative must be finite at the latents; {listed(named)} of `latents` "
+            f"give{'s' if len(named) == 1 else ''} NaN or infinity. Leave those latents out, or look for sqrt, log or "
+            "division in the decoder and add an epsilon inside.",
+            rows=tuple(named),
         )
-    return torch.linalg.eigvalsh(found).clamp_min(0)
+    return found
+
+
+def _off_the_data(where: str) -> FitError:
+    return FitError(
+        "the decoder's output and derivative must be finite around the latents too, where the repair takes over; they "
+        f"are NaN or infinite {where}. If there is sqrt, log or a division in the decoder, add an epsilon inside, as "
+        "in `torch.sqrt(p + 1e-6)`, or leave that last step out; or clamp the latents before they are decoded, as in "
+        "`lambda z: model(z.clamp(-10, 10))` with bounds beyond your latents."
+    )
+
+
+def _eigenvalues(grams: Tensor) -> Tensor:
+    """Ascending, (B, d) of (B, d, d)."""
+    return torch.linalg.eigvalsh(grams).clamp_min(0)
+
+
+def _grams(decoder: SmoothMap, points: Tensor) -> tuple[Tensor, Tensor]:
+    """``J(z)ᵀ J(z)`` (B, d, d), and the mask (B,) of those points where it is not finite."""
+    try:
+        found = gram(decoder, points)
+    except DecoderError as error:
+        if not error.rows:
+            raise
+        # the rows are those of a chunk, the first that failed: one by one they are all found
+        found = torch.cat([_gram_or_nan(decoder, point) for point in points.split(1)])
+    return found, ~torch.isfinite(found).flatten(1).all(1)
+
+
+def _gram_or_nan(decoder: SmoothMap, point: Tensor) -> Tensor:
+    try:
+        return gram(decoder, point)
+    except DecoderError as error:
+        if not error.rows:
+            raise
+        return point.new_full((1, point.shape[1], point.shape[1]), torch.nan)

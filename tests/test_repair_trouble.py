@@ -1,0 +1,144 @@
+"""Decoders and latents that trouble a repair: what it refuses, what it warns of, what it bears."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import posthoc_metric as pm
+from posthoc_metric.decoder.cuts import about_cuts
+from posthoc_metric.errors import CalibrationWarning, DecoderError, DerivativeWarning, FitError
+
+
+def shares(last):
+    """Logits that grow with the latents, their softmax, and ``last`` of it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 6), nn.Softmax(-1))
+    return pm.Decoder(lambda z: last(net(z)), latent_dim=2)
+
+
+def normal(count=400, dim=2):
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(1))
+
+
+def in_other_units(scale):
+    """A decoder of three latents given in other units, and its latents."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 5))
+    return (lambda z: net(z / scale)), normal(dim=3) * scale
+
+
+@pytest.mark.parametrize("last", [torch.sqrt, torch.log], ids=["sqrt", "log"])
+def test_a_decoder_that_overflows_in_the_void_only_is_named_by_the_offset(last):
+    with pytest.raises(FitError, match=r"at \d+ of 125 points tried 1000 data radii.*add an epsilon"):
+        pm.repair(shares(last), normal())
+    pm.repair(shares(lambda p: last(p + 1e-6)), normal())
+
+
+def test_a_derivative_that_is_not_finite_at_latents_names_the_callers_rows():
+    latents = normal()
+    latents[[7, 33, 250, 399]] = torch.tensor([0.0, 9.0])
+    decoder = pm.Decoder(lambda z: torch.cat([z, (z[:, 1:] - 9).abs().sqrt()], 1), probe=latents, latent_dim=2)
+    with pytest.raises(DecoderError, match="of `latents` gives? NaN or infinity") as caught:
+        pm.repair(decoder, latents)
+    assert caught.value.rows and set(caught.value.rows) <= {7, 33, 250, 399}
+
+
+def test_one_latent_gone_astray_does_not_take_the_wall_away_from_the_others():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        decoder = pm.Decoder(nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 5)))
+    latents = normal(1000)
+    clean = pm.repair(decoder, latents)
+    around = clean.geometry.shell(1.0, 100)
+    latents[7] = 1e4
+    found = pm.repair(decoder, latents).eigenvalues(around)[:, 0].median()
+    assert float(found) > 0.5 * float(clean.eigenvalues(around)[:, 0].median())
+
+
+@pytest.mark.parametrize("scale", [[1.0, 0.01, 1.0], [1.0, 1.0, 100.0]])
+def test_latent_axes_of_very_unequal_scale_are_told_of_and_what_is_advised_helps(scale):
+    model, latents = in_other_units(torch.tensor(scale))
+    with pytest.warns(CalibrationWarning, match=r"very unequal scale.*times costlier.*`scale = latents.std\(0\)`"):
+        pm.repair(pm.Decoder(model, latent_dim=3, probe=latents), latents)
+    spread = latents.std(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CalibrationWarning)
+        pm.repair(pm.Decoder(lambda u: model(u * spread), latent_dim=3), latents / spread)
+
+
+def test_axes_that_the_decoder_ignores_may_have_any_spread():
+    """As the collapsed dimensions of a VAE do; neither may those whose spread goes with the decoder's slope."""
+    model, latents = in_other_units(torch.ones(3))
+    idle = 1e-3 * normal(dim=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CalibrationWarning)
+        for factor in (1e-4, 1.0):
+            decoder = pm.Decoder(lambda z, f=factor: model(z[:, :3] + f * z[:, 3:].sum(1, keepdim=True)), latent_dim=5)
+            pm.repair(decoder, torch.cat([latents, idle], 1))
+        decoder = pm.Decoder(lambda z: torch.cat([model(z * torch.tensor([1.0, 0.01, 1.0])), z], 1), latent_dim=3)
+        pm.repair(decoder, latents * torch.tensor([1.0, 0.01, 1.0]))
+
+
+class Last(nn.Module):
+    """A small network with ``last`` behind it; ``rows`` counts what it and its copies were called with."""
+
+    rows = 0
+
+    def __init__(self, last, width=8):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, width))
+        self.last = last
+
+    def forward(self, z):
+        Last.rows += len(z)
+        return self.last(self.net(z))
+
+
+def hemisphere(y):
+    q = nn.functional.normalize(y.view(-1, 2, 4), dim=-1)
+    return torch.where(q[..., :1] < 0, -q, q)
+
+
+CUTS = {
+    "angle": lambda y: torch.atan2(y[:, :4], y[:, 4:]),
+    "remainder": lambda y: torch.remainder(4 * y, 2 * torch.pi),
+    "quaternion": hemisphere,
+    "one of many": lambda y: torch.cat([y, torch.where(y[:, :1] > 0, y[:, :1], y[:, :1] - 0.3)], 1),
+}
+CONTINUOUS = {
+    "relu": nn.ReLU(),
+    "clamp": lambda y: (3 * y).clamp(-1, 1),
+    "max-pool": lambda y: nn.functional.max_pool1d(y[:, None], 2)[:, 0],
+    "steep": lambda y: torch.sigmoid(1e3 * y),
+    "single precision inside": lambda y: torch.sigmoid(20 * y.float()).float(),
+    "a constant beside": lambda y: torch.cat([y, 1e3 + 0 * y, 5 + 1e-8 * y], 1),
+    "a circle": lambda y: torch.cat([y.cos(), y.sin()], 1),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_decoder_that_jumps_along_a_cut_is_told_of(cut, dtype):
+    latents = normal(300)
+    with warnings.catch_warnings():
+        # what the wrapping itself says of values near the cut is not asked here
+        warnings.simplefilter("ignore", DerivativeWarning)
+        decoder = pm.Decoder(Last(CUTS[cut]).to(dtype), latent_dim=2)
+    with pytest.warns(DerivativeWarning, match=r"jumps on \d+ of 128 segments.*sin and cos"):
+        pm.repair(decoder, latents)
+
+
+@pytest.mark.parametrize("last", CONTINUOUS)
+def test_what_is_steep_or_kinked_but_continuous_is_not_taken_for_a_jump(last):
+    decoder = pm.Decoder(Last(CONTINUOUS[last]), latent_dim=2)
+    before = Last.rows
+    assert about_cuts(decoder, normal(300)) == ""
+    assert Last.rows - before < 2000
