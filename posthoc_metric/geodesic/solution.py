@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike, Restore, describe, listed, to_tensor
+from .._arrays import ArrayLike, Restore, describe, to_tensor
 from ..errors import InvalidArgumentError
 from ..outcome import tally
 from .curves import Clock
 from .spline import Spline
-from .status import Status
+from .status import Status, advice
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,6 +56,7 @@ class Solution:
     _spline: Spline
     _clock: Clock
     _length: Tensor
+    _rough: Tensor
     _metric: Any
     _restore: Restore
     _dtype: torch.dtype
@@ -68,11 +69,7 @@ class Solution:
         lengths = f"; lengths {float(known.min()):.4g} to {float(known.max()):.4g}" if len(known) else ""
         many, dim = "" if len(self) == 1 else "s", self._spline.nodes.shape[2]
         lines = [f"{len(self)} geodesic{many}, d = {dim}: {tally(self.status) or 'nothing to solve'}{lengths}"]
-        for status in dict.fromkeys(self.status):
-            if status is not Status.CONVERGED:
-                rows = [row for row, one in enumerate(self.status) if one is status]
-                lines.append(f"  {listed(rows)} {status}")
-        return "\n".join(lines)
+        return "\n".join(lines + advice(self.status))
 
     def __call__(self, t: ArrayLike | float) -> Any:
         """Points at times ``t`` in [0, 1], at constant Riemannian speed.
@@ -109,6 +106,11 @@ class Solution:
     def double_length(self) -> Tensor:
         """Lengths (B,) as a float64 tensor, whatever came in."""
         return self._length
+
+    @property
+    def rough(self) -> Tensor:
+        """Whose lengths converge as at kinks, which few curves under a smooth metric do and most under ReLU (B,)."""
+        return self._rough
 
     def _velocities(self, times: Tensor) -> Tensor:
         points, velocities = self._spline.at(self._clock.at(times))

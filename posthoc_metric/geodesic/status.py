@@ -38,6 +38,16 @@ class Status(Outcome):
     )
 
 
+def advice(status: tuple[Status, ...]) -> list[str]:
+    """For each status but that of success a line: which rows, and what to do."""
+    lines = []
+    for kind in dict.fromkeys(status):
+        if kind is not Status.CONVERGED:
+            rows = [row for row, one in enumerate(status) if one is kind]
+            lines.append(f"  {listed(rows)} {kind}")
+    return lines
+
+
 def warn(name: str, status: tuple[Status, ...], what: str) -> None:
     """Warn the caller of ``name`` of the rows that did not converge, and of what that makes of them."""
     rows = [row for row, one in enumerate(status) if one is not Status.CONVERGED]
