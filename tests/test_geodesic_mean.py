@@ -159,8 +159,8 @@ def test_a_mean_of_curves_with_kinks_costs_little_and_says_how_well_it_is_known(
 def test_a_mean_that_no_longer_gains_at_kinks_is_given_up_and_not_called_found():
     decoder, latents = small_kinked()
     metric, z = repair(decoder, latents, decoder(latents)), latents[:5]
-    found = frechet_mean(metric, z, tol=1e-7, rough_tol=1e-7)
-    assert found.rough and not found.converged and found.gradient_norm > 1e-7 and found.gradient_error > 0
+    found = frechet_mean(metric, z, tol=1e-4, rough_tol=1e-4)
+    assert found.rough and not found.converged and found.gradient_norm > 1e-4 and found.gradient_error > 0
 
 
 def test_a_smooth_mean_is_not_settled_as_one_with_kinks():
