@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import posthoc_metric as pm
-from posthoc_metric.errors import InvalidArgumentError
+from posthoc_metric.errors import ConvergenceWarning, InvalidArgumentError
 from posthoc_metric.estimators import GeodesicDistance, GeodesicKMeans, GeodesicKMedoids
 from posthoc_metric.spaces import HalfPlane, Plane, Sphere
 
@@ -42,6 +42,7 @@ def estimators():
         GeodesicDistance(n_landmarks=3),
         GeodesicKMedoids(),
         GeodesicKMeans(),
+        GeodesicKMeans(3, mean_options={"tol": 1e-2}),
         GeodesicDistance(plane_of, n_landmarks=2, method="solver"),
         GeodesicKMedoids(3, plane_of, method="graph"),
     ]
@@ -95,6 +96,18 @@ def test_the_mean_of_a_cluster_is_its_frechet_mean_and_not_the_average():
     found = GeodesicKMeans(1, HalfPlane(), random_state=0).fit(X)
     np.testing.assert_allclose(found.cluster_centers_, [[0.0, np.e]], rtol=1e-2, atol=1e-2)
     assert found.inertia_ == pytest.approx(2.0, rel=1e-3) and found.center_status_ == [True]
+
+
+def test_a_cluster_s_mean_is_found_with_the_options_it_is_given():
+    X, _ = blobs()
+    # no step is taken, so the first guess, the nearest of the points to their average, is all there is
+    with pytest.warns(ConvergenceWarning, match="Fréchet means"):
+        found = GeodesicKMeans(1, HalfPlane(), mean_options={"max_steps": 0, "tol": 1e-8}, max_iter=1).fit(X)
+    assert found.center_status_ == [False]
+    assert (found.cluster_centers_[0] == X).all(1).any()
+    for options, words in [(3, "dict"), ({"weights": X[:, 0]}, "weights"), ({"tol": -1}, "tol"), ({"tl": 1}, "tl")]:
+        with pytest.raises(InvalidArgumentError, match=words):
+            GeodesicKMeans(2, HalfPlane(), mean_options=options).fit(X)
 
 
 def test_medoids_are_the_best_of_all():

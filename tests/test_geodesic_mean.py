@@ -7,7 +7,7 @@ from test_spaces import points
 
 from posthoc_metric import Decoder, repair
 from posthoc_metric.errors import InvalidArgumentError
-from posthoc_metric.geodesic import frechet_mean, geodesic, mean
+from posthoc_metric.geodesic import Status, frechet_mean, geodesic, mean
 from posthoc_metric.geodesic.star import stars
 from posthoc_metric.metric import FunctionMetric
 from posthoc_metric.spaces import HalfPlane, Plane, Sphere
@@ -133,3 +133,59 @@ def test_where_no_point_has_a_metric_there_is_no_mean():
     nowhere = FunctionMetric(lambda z: torch.full((len(z), 2, 2), float("nan"), dtype=z.dtype), 2)
     found = frechet_mean(nowhere, torch.tensor([[0.0, 0.5], [0.0, 2.0]]))
     assert not found.converged and torch.isnan(found.distances).all()
+
+
+def small_kinked():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(2, 64), torch.nn.ReLU(), torch.nn.Linear(64, 40))
+    latents = torch.randn(400, 2, generator=torch.Generator().manual_seed(1))
+    return Decoder(net, latent_dim=2), latents
+
+
+def test_a_mean_of_curves_with_kinks_costs_little_and_says_how_well_it_is_known():
+    decoder, latents = small_kinked()
+    metric, z = repair(decoder, latents, decoder(latents)), latents[:12]
+    with decoder.counting() as work:
+        found = frechet_mean(metric, z)
+    assert found.converged and found.rough and found.gradient_norm <= 1e-2
+    # what one search for geodesics finds changes at the next
+    assert found.gradient_error > 1e-4
+    assert found.steps <= 12 and work.values <= 100_000
+    # no worse than where many more steps lead
+    strict = frechet_mean(metric, z, tol=1e-3, rough_tol=1e-3)
+    assert found.variance <= strict.variance * (1 + 1e-3)
+
+
+def test_a_mean_that_no_longer_gains_at_kinks_is_given_up_and_not_called_found():
+    decoder, latents = small_kinked()
+    metric, z = repair(decoder, latents, decoder(latents)), latents[:5]
+    found = frechet_mean(metric, z, tol=1e-4, rough_tol=1e-4)
+    assert found.rough and not found.converged and found.gradient_norm > 1e-4 and found.gradient_error > 0
+
+
+def test_a_smooth_mean_is_not_settled_as_one_with_kinks():
+    metric, latents = small_repaired(2, torch.float64)
+    found = frechet_mean(metric, latents[:6], tol=1e-5)
+    assert found.converged and not found.rough and found.gradient_norm <= 1e-5
+
+
+def test_a_mean_is_found_from_where_it_is_told_to_start():
+    space, z = HalfPlane(), torch.tensor([[0.0, 0.5], [0.0, 2.0]]).double()
+    near = frechet_mean(space, z, start=[0.0, 1.0])
+    assert near.converged and near.steps == 0
+    with pytest.raises(InvalidArgumentError, match="start"):
+        frechet_mean(space, z, start=[0.0])
+
+
+def test_a_printed_mean_is_short_and_says_what_to_do():
+    z = torch.tensor([[0.0, 0.5], [0.0, 2.0]]).double()
+    text = repr(frechet_mean(HalfPlane(), z, start=[0.0, 1.0]))
+    assert text.startswith("Fréchet mean of 2 points, d = 2: converged after 0 steps; variance 0.4805, gradient norm ")
+    assert text.endswith("; 2 CONVERGED")
+
+    def half(z):
+        height = torch.where(z[:, 1] > 0, z[:, 1], float("nan"))
+        return height.pow(-2)[:, None, None] * torch.eye(2, dtype=z.dtype)
+
+    lost = repr(frechet_mean(FunctionMetric(half, 2), torch.cat([z, -z[:1]]))).splitlines()
+    assert "not converged" in lost[0] and lost[1] == f"  row 2 {Status.NOT_FINITE}"

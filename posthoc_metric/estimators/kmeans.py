@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..errors import ConvergenceWarning
+from ..errors import ConvergenceWarning, InvalidArgumentError
 from ..geodesic import frechet_mean
 from .centred import CentredClusterer, check_clusters, check_positive
 
@@ -28,6 +29,9 @@ class GeodesicKMeans(CentredClusterer):
         Relative decrease of the inertia at which the alternation ends.
     method : {"auto", "solver", "graph"}, default="auto"
         As in :func:`posthoc_metric.distances`.
+    mean_options : dict or None, default=None
+        Options of :func:`posthoc_metric.geodesic.frechet_mean`, by which every mean is found: ``tol``, ``rough_tol``,
+        ``max_steps`` and those of its geodesics.  A Euclidean mean needs none.
     n_jobs : int or None, default=None
         As in joblib.
     random_state : int, RandomState instance or None, default=None
@@ -66,6 +70,7 @@ class GeodesicKMeans(CentredClusterer):
         max_iter: int = 20,
         tol: float = 1e-3,
         method: str = "auto",
+        mean_options: Mapping[str, Any] | None = None,
         n_jobs: int | None = None,
         random_state: Any = None,
     ):
@@ -74,6 +79,7 @@ class GeodesicKMeans(CentredClusterer):
         self.max_iter = max_iter
         self.tol = tol
         self.method = method
+        self.mean_options = mean_options
         self.n_jobs = n_jobs
         self.random_state = random_state
 
@@ -95,6 +101,7 @@ class GeodesicKMeans(CentredClusterer):
         X = self._checked(X)
         check_clusters(self.n_clusters, len(X))
         check_positive(self.max_iter, "max_iter")
+        _check_options(self.mean_options)
         self._prepare(X, len(X) * self.n_clusters)
         centres = X[self._sow(X, self._random())].copy()
         inertia = np.inf
@@ -104,7 +111,7 @@ class GeodesicKMeans(CentredClusterer):
             if not inertia - now > self.tol * now:
                 break
             inertia = now
-            found = [self._mean(X[labels == cluster], centres[cluster]) for cluster in range(self.n_clusters)]
+            found = [self._mean(X[labels == cluster], centres[cluster], step) for cluster in range(self.n_clusters)]
             centres = np.stack([centre for centre, _ in found])
             self.center_status_ = [status for _, status in found]
         self.cluster_centers_ = centres
@@ -138,11 +145,24 @@ class GeodesicKMeans(CentredClusterer):
         table = np.nan_to_num(self._to(X, centres).astype(np.float64), nan=np.inf)
         return table.argmin(1), float((table.min(1) ** 2).sum())
 
-    def _mean(self, members: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, bool]:
+    def _mean(self, members: np.ndarray, before: np.ndarray, step: int) -> tuple[np.ndarray, bool]:
         if not len(members):
             return before, True
         if self.metric_ is None:
             return members.mean(0), True
         # a table serves many distances; a mean needs few, and the metric itself converges faster
-        found = frechet_mean(getattr(self.metric_, "exact", self.metric_), torch.from_numpy(np.array(members)))
+        metric, options = getattr(self.metric_, "exact", self.metric_), dict(self.mean_options or {})
+        if step > 1:
+            # what was sown may lie at the rim of its cluster; a mean is near the next
+            options["start"] = torch.from_numpy(np.array(before))
+        found = frechet_mean(metric, torch.from_numpy(np.array(members)), **options)
         return found.point.numpy(), found.converged
+
+
+def _check_options(options: Any) -> None:
+    """Raise unless ``options`` are keywords of a mean's own, and not what the clusters decide."""
+    if options is not None and not (isinstance(options, Mapping) and all(isinstance(name, str) for name in options)):
+        raise InvalidArgumentError(f"`mean_options` must be a dict of options of `frechet_mean`; got {options!r}.")
+    taken = sorted({"metric", "points", "weights", "start"} & set(options or ()))
+    if taken:
+        raise InvalidArgumentError(f"`mean_options` must leave {', '.join(taken)} to the clusters.")

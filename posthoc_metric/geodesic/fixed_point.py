@@ -184,7 +184,7 @@ def solve_fixed_point(
     status[settled & ~confirmed] = STATUSES.index(Status.UNRESOLVED)
     facts.status = status
     kind = torch.full_like(steps, START_NAMES.index("straight"))
-    return Refined(facts, kind, spline, clock, steps, evaluations)
+    return Refined(facts, kind, spline, clock, steps, evaluations, torch.zeros_like(kind, dtype=torch.bool))
 
 
 def _iterate(

@@ -11,36 +11,34 @@ from torch import Tensor
 
 from .._arrays import ArrayLike, describe, to_points, to_tensor
 from ..errors import ConvergenceWarning, InvalidArgumentError
-from ..machine import working_memory
-from ..metric import Metric, MetricParts
-from .acceleration import solve_metric
-from .curves import even
+from ..metric import Metric
+from ..outcome import advice, tally
+from .centre import FARTHER, Task, descend, softness_between
 from .guard import guard
 from .options import check_integer, check_positive
-from .solution import Solution
-from .solve import geodesic
-from .star import Star, stars
 from .status import Status
 
 #: spans of the curves to a mean, at first and at most
 _SPANS, _MOST = 32, 256
-#: residual to which they are relaxed, over the norm of the gradient that will do
-_STILL = 0.1
+#: and at most where they have kinks: what lies between nodes there, more of these hardly tell
+_MOST_ROUGH = 128
 #: first and smallest radius in which steps are believed, over the spread of the points
 _RADIUS, _SMALLEST = 0.1, 1e-8
-#: shares of the decrease promised from which on a step is taken, and the next may be longer
-_ENOUGH, _GOOD = 1e-2, 0.7
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FrechetMean:
-    """A Fréchet mean and how it was found.
+    """A Fréchet mean and how it was found.  ``print(mean)`` says how well, and of how many geodesics.
 
     Attributes:
         point: (d,).
         distances: of the points to it (N,).
         variance: weighted mean of the squared distances.
         gradient_norm: Riemannian norm of the mean logarithm, over the root of the variance; zero at a mean.
+        gradient_error: by how much the gradient, measured like that, changed when the geodesics were last found anew at
+            the same point: how well it is known.  Far below ``tol`` where the metric is smooth; at kinks, as under
+            ReLU, other curves are as short and leave otherwise, and the mean is located no better than that.
+        rough: whether curves with kinks make up most of the variance, so that ``rough_tol`` will do.
         steps: Newton steps.
         status: of the geodesic from the mean to every point, N of them.
         converged: whether ``gradient_norm`` is within the tolerance and every geodesic converged.
@@ -50,9 +48,21 @@ class FrechetMean:
     distances: Any
     variance: float
     gradient_norm: float
+    gradient_error: float
+    rough: bool
     steps: int
     status: tuple[Status, ...]
     converged: bool
+
+    def __repr__(self) -> str:
+        known = f", known to {self.gradient_error:.2g} as curves have kinks" if self.rough else ""
+        lines = [
+            f"Fréchet mean of {len(self.status)} point{'' if len(self.status) == 1 else 's'}, d = {len(self.point)}: "
+            f"{'converged' if self.converged else 'not converged'} after {self.steps} step"
+            f"{'' if self.steps == 1 else 's'}; variance {self.variance:.4g}, gradient norm {self.gradient_norm:.2g}"
+            f"{known}; {tally(self.status)}"
+        ]
+        return "\n".join(lines + advice(self.status, Status.CONVERGED))
 
 
 def frechet_mean(
@@ -60,24 +70,31 @@ def frechet_mean(
     points: ArrayLike,
     *,
     weights: ArrayLike | None = None,
+    start: ArrayLike | None = None,
     tol: float = 1e-3,
+    rough_tol: float = 1e-2,
     max_steps: int = 30,
     **options: Any,
 ) -> FrechetMean:
     """The point with the least weighted mean of squared geodesic distances to ``points`` (N, d).
 
-    Newton's method in a trust region, from the nearest of the points to their average: discrete geodesics to all points
-    are moved along with their common end, and give the gradient (the mean logarithm, Pennec 2006) and the second
-    derivatives of the mean of their energies.  Where that is least, geodesics are looked for anew, with four
-    times the nodes.
+    Newton's method in a trust region: discrete geodesics to all points are moved along with their common end, and give
+    the gradient (the mean logarithm, Pennec 2006) and the second derivatives of the mean of their energies.  Where that
+    is least, geodesics are looked for anew, with four times the nodes.  Where the curves have kinks, as under ReLU,
+    this ends when ``rough_tol`` is met or geodesics found anew no longer bring a smaller variance; what is returned is
+    then the best point at which they were.
 
     Args:
         weights: (N,) non-negative; equal if not given.
+        start: (d,) a point near the mean; if not given, the nearest of the points to their average.
         tol: ``gradient_norm`` at which it is found.
+        rough_tol: the one that will do where most curves have kinks; the variance is then about ``rough_tol²`` of
+            itself above the least.  Give ``tol`` to forbid it.
         max_steps: Newton steps.
         **options: of :func:`geodesic`.
     """
     check_positive(tol, "tol")
+    check_positive(rough_tol, "rough_tol")
     check_integer(max_steps, "max_steps", 0)
     rows, restore = to_points(points, "points", metric.dim)
     if len(rows) == 0:
@@ -91,116 +108,47 @@ def frechet_mean(
     share = share / share.sum()
     average = share @ z
     spread = float((share @ (z - average).square().sum(1)).sqrt())
-    task = _Task(metric, guard(metric.parts()), z, share, _STILL * tol, options)
-    spans, number = _SPANS, 0
-    place = task.at(z[(z - average).norm(dim=1).argmin()], spans)
+    task = Task(metric, guard(metric.parts()), z, share, tol, max(tol, rough_tol), options)
+    spans, number, radius, softness = _SPANS, 0, _RADIUS * spread, 1.0
+    place = task.at(z[(z - average).norm(dim=1).argmin()] if start is None else _start(start, z), spans)
+    least, error = place, float("inf")
     while True:
-        point, steps = _descend(task, place, tol / 2, max_steps - number, spread)
-        number, before, spans = number + steps, spans, min(4 * spans, _MOST)
-        place = task.at(point, spans)
-        if place.norm <= tol or number >= max_steps or (steps == 0 and spans == before):
+        last = place
+        moved, steps, radius = descend(task, last, max_steps - number, radius, _SMALLEST * spread, softness)
+        number, before, spans = number + steps, spans, min(4 * spans, _MOST_ROUGH if last.rough else _MOST)
+        if steps == 0 and spans == before:
             break
+        place = task.at(moved.point, spans)
+        change = task.norm(place.point, place.gradient - moved.gradient, place.energy)
+        settled = place.rough and not place.betters(least)
+        if not place.rough or place.norm <= place.tol or place.variance <= least.variance:
+            least, error = place, change
+        if place.norm <= place.tol or number >= max_steps or settled:
+            break
+        if place.rough:
+            # curves moved along are held by the kinks they run through, and stop where those found anew would not
+            softness = softness_between(last, place)
+            radius = min(radius, max(FARTHER * float((place.point - last.point).norm()), _SMALLEST * spread))
+    place = least
     cast, lengths = rows.dtype, place.solution.double_length
     return FrechetMean(
         restore(place.point.to(cast)),
         restore(lengths.to(cast)),
-        float(share @ lengths.nan_to_num(nan=0.0).square()),
+        place.variance,
         place.norm,
+        error,
+        place.rough,
         number,
         place.solution.status,
-        place.norm <= tol and all(s is Status.CONVERGED for s in place.solution.status),
+        place.norm <= place.tol and all(s is Status.CONVERGED for s in place.solution.status),
     )
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A point, the geodesics from it, and the curves of those that have a length, with the weights of their ends.
-
-    Attributes:
-        energy: weighted mean of the curves' energies.
-        gradient, bend: its first and second derivatives by the point (d,), (d, d).
-        norm: of half that gradient, over the root of the energy.
-    """
-
-    point: Tensor
-    solution: Solution
-    curves: Star
-    weights: Tensor
-    energy: float
-    gradient: Tensor
-    bend: Tensor
-    norm: float
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What stays the same while the point moves; ``still`` is the residual to which curves are relaxed."""
-
-    metric: Metric
-    parts: MetricParts
-    points: Tensor
-    share: Tensor
-    still: float
-    options: dict[str, Any]
-
-    def at(self, here: Tensor, spans: int) -> _Place:
-        """With the shortest curves that can be found."""
-        solution = geodesic(self.metric, here.expand_as(self.points), self.points, **self.options)
-        rows = torch.isfinite(solution.double_length).nonzero().flatten()
-        spline, clock = solution.curve[0].take(rows), solution.curve[1].take(rows)
-        nodes, _ = spline.at(clock.at(even(spline.nodes, spans)))
-        return self._place(here, solution, nodes, self.share[rows], None)
-
-    def beside(self, place: _Place, step: Tensor) -> _Place:
-        """With the curves of another place moved along."""
-        curves = place.curves
-        return self._place(place.point + step, place.solution, curves.moved(step), place.weights, curves)
-
-    def _place(self, here: Tensor, solution: Solution, nodes: Tensor, weights: Tensor, before: Star | None) -> _Place:
-        limit = self.options.get("memory_limit", working_memory())
-        curves = stars(self.parts, nodes, self.still, limit, before)
-        energy, gradient = float(weights @ curves.energy), weights @ curves.gradient
-        force = float(gradient @ solve_metric(self.parts.tensor(here[None]), gradient[None])[0])
-        norm = (max(force, 0.0) / energy) ** 0.5 / 2 if energy > 0 else 0.0
-        bend = torch.einsum("p,pij->ij", weights, curves.bend)
-        return _Place(here, solution, curves, weights, energy, gradient, bend, norm)
-
-
-def _descend(task: _Task, place: _Place, tol: float, most: int, spread: float) -> tuple[Tensor, int]:
-    """Where the mean energy of a place's curves is least, and after how many steps."""
-    radius = _RADIUS * spread
-    for number in range(most):
-        if place.norm <= tol or radius < _SMALLEST * spread or not bool(torch.isfinite(place.bend).all()):
-            return place.point, number
-        step = _step(place.bend, place.gradient, radius)
-        promised = float(-(place.gradient @ step) - step @ place.bend @ step / 2)
-        there = task.beside(place, step)
-        gain, length = place.energy - there.energy, float(step.norm())
-        if gain > _GOOD * promised:
-            radius = max(radius, 2 * length)
-        if gain > _ENOUGH * promised and bool(torch.isfinite(there.bend).all()):
-            place = there
-        else:
-            radius = length / 4
-    return place.point, most
-
-
-def _step(bend: Tensor, gradient: Tensor, radius: float) -> Tensor:
-    """The minimiser of the quadratic model in the ball of so large a ``radius`` (Moré & Sorensen 1983)."""
-    values, vectors = torch.linalg.eigh(bend)
-    along = vectors.mT @ gradient
-
-    def step(damping: float) -> Tensor:
-        return -vectors @ (along / (values + damping))
-
-    least = max(0.0, -float(values[0]))
-    low, high = least, least + float(gradient.norm()) / radius
-    if least == 0.0 and float(step(0.0).norm()) <= radius:
-        return step(0.0)
-    for _ in range(60):
-        damping = (low + high) / 2
-        low, high = (damping, high) if float(step(damping).norm()) > radius else (low, damping)
-    return step(high)
+def _start(start: ArrayLike, z: Tensor) -> Tensor:
+    here = to_tensor(start, "start")[0].to(z)
+    if here.shape != z.shape[1:] or not bool(torch.isfinite(here).all()):
+        raise InvalidArgumentError(f"`start` must be a finite point ({z.shape[1]},); got {describe(start)}.")
+    return here
 
 
 def mean(metric: Metric, points: ArrayLike, **options: Any) -> Any:

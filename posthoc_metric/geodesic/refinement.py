@@ -43,7 +43,7 @@ _CODE = {status: code for code, status in enumerate(STATUSES)}
 
 @dataclass
 class Refined(Batch):
-    """B geodesics with their facts, and the work done on each pair."""
+    """B geodesics with their facts, and the work done on each pair; ``rough``: whose lengths converge as at kinks."""
 
     facts: Facts
     kind: Tensor
@@ -51,6 +51,7 @@ class Refined(Batch):
     clock: Clock
     steps: Tensor
     evaluations: Tensor
+    rough: Tensor
 
 
 class Refiner:
@@ -274,7 +275,8 @@ class Refiner:
         order = torch.cat(rows).argsort()
         facts = Facts.join([curves.facts for curves in done]).take(order)
         kind = torch.cat([curves.kind for curves in done])[order]
-        return Refined(facts, kind, spline, clock, self.steps, self.evaluations)
+        rough = torch.cat([curves.roughness > _SMOOTH for curves in done])[order]
+        return Refined(facts, kind, spline, clock, self.steps, self.evaluations, rough)
 
 
 def joined(blocks: list[Refined]) -> Refined:
@@ -284,7 +286,7 @@ def joined(blocks: list[Refined]) -> Refined:
         rows.append(torch.arange(first, first + len(block.kind), device=block.kind.device))
         first += len(block.kind)
     spline, clock = pad([block.spline for block in blocks], [block.clock for block in blocks], rows, first)
-    kind, steps, evaluations = (
-        torch.cat([getattr(block, name) for block in blocks]) for name in ("kind", "steps", "evaluations")
+    kind, steps, evaluations, rough = (
+        torch.cat([getattr(block, name) for block in blocks]) for name in ("kind", "steps", "evaluations", "rough")
     )
-    return Refined(Facts.join([block.facts for block in blocks]), kind, spline, clock, steps, evaluations)
+    return Refined(Facts.join([block.facts for block in blocks]), kind, spline, clock, steps, evaluations, rough)

@@ -56,6 +56,7 @@ class Solution:
     _spline: Spline
     _clock: Clock
     _length: Tensor
+    _rough: Tensor
     _metric: Any
     _restore: Restore
     _dtype: torch.dtype
@@ -105,6 +106,11 @@ class Solution:
     def double_length(self) -> Tensor:
         """Lengths (B,) as a float64 tensor, whatever came in."""
         return self._length
+
+    @property
+    def rough(self) -> Tensor:
+        """Whose lengths converge as at kinks, which few curves under a smooth metric do and most under ReLU (B,)."""
+        return self._rough
 
     def _velocities(self, times: Tensor) -> Tensor:
         points, velocities = self._spline.at(self._clock.at(times))
