@@ -356,3 +356,41 @@ def test_little_memory_gives_the_same_lengths():
     small, large = geodesic(metric, a, b, memory_limit=200_000), geodesic(metric, a, b)
     assert small.converged.all()
     assert ((small.length - large.length).abs() <= small.length_error + large.length_error).all()
+
+
+class Ring:
+    """A weight that is next to nothing near the unit circle of two axes, and climbs within 0.003 to 2,000."""
+
+    def __call__(self, z):
+        return self.value_and_gradient(z)[0]
+
+    def value_and_gradient(self, z):
+        radius = z[:, :2].norm(dim=1).clamp_min(1e-9)
+        away = torch.cat([(z[:, :2] / radius[:, None]) * (radius - 1)[:, None], z[:, 2:]], dim=1)
+        distance = away.norm(dim=1).clamp_min(1e-9)
+        share = torch.sigmoid((distance - 0.1) / 0.003)
+        slope = share * (1 - share) / 0.003
+        return 2000 * share, (2000 * slope / distance)[:, None] * away
+
+
+def test_curves_that_climb_a_wall_at_both_ends():
+    """The ends lie in the void: most of the length is the way out and in, and the path between keeps to the ring."""
+    dim = 12
+    flat = Decoder(lambda z: 1.0 * z, latent_dim=dim)
+    angles = torch.linspace(0, 6.28, 200, dtype=torch.float64)
+    support = torch.zeros(200, dim, dtype=torch.float64)
+    support[:, 0], support[:, 1] = angles.cos(), angles.sin()
+    metric = StructuredMetric(MetricParts(embedding=flat, weight=Ring()), dim)
+    start, end = torch.zeros(2, 2, dim, dtype=torch.float64)
+    start[:, 0], end[:, 1] = torch.tensor([1.4, 0.6]), torch.tensor([1.5, 0.6])
+    solution = geodesic(metric, start, end, support=support)
+    assert solution.converged.all(), solution
+    # along the axes to the ring, and around it as far inside as one likes
+    grid = torch.linspace(0, 0.5, 20001, dtype=torch.float64)
+    ray = torch.zeros(len(grid), dim, dtype=torch.float64)
+    ray[:, 0] = 1 + grid
+    cost = (1 + Ring()(ray)).sqrt()
+    run = torch.cat([torch.zeros(1), (cost[1:] + cost[:-1]).cumsum(0) * grid[1] / 2])
+    climbs = [float(sum(run[round(away * 40000)] for away in ends)) for ends in ((0.4, 0.5), (0.4, 0.4))]
+    for length, climb in zip(solution.length.tolist(), climbs, strict=True):
+        assert climb - 0.2 < length < climb + 1.57

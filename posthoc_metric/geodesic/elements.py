@@ -135,22 +135,24 @@ class Places(Batch):
         return nodes[:, 1::2, None] + self.shapes[..., ::2] @ chords, self.slopes[..., ::2] @ chords
 
 
-#: Gauss-Legendre points on [-1, 1] and their weights; over an element, and over each of its spans, where a wall
-#: hides between the nodes from too few points
-_TWO = ((-(3**-0.5), 1.0), (3**-0.5, 1.0))
-_THREE = ((-(0.6**0.5), 5 / 9), (0.0, 8 / 9), (0.6**0.5, 5 / 9))
+#: Gauss-Legendre points on [-1, 1] and their weights, for an element
+_GAUSS = ((-(3**-0.5), 1.0), (3**-0.5, 1.0))
+#: Gauss-Lobatto points, for each of its spans.  A wall hides between the nodes from fewer, and beside them from points
+#: that are all inside: a node high on it, left at the speed of the flat ground, would pay nothing
+_LOBATTO = ((-1.0, 1 / 6), (-(0.2**0.5), 5 / 6), (0.2**0.5, 5 / 6), (1.0, 1 / 6))
 
 
 def places(h: Tensor, *, dense: bool) -> Places:
-    """Two points an element, or three a span where ``dense``, for time steps ``h`` (P, n)."""
+    """Two points an element, or four a span where ``dense``, its middle node once, for time steps ``h`` (P, n)."""
     first, second = h[:, ::2, None], h[:, 1::2, None]
     whole = first + second
     if dense:
-        at, share = (h.new_tensor([pair[i] for pair in _THREE]) for i in (0, 1))
-        t = torch.cat([first * (1 + at) / 2, first + second * (1 + at) / 2], dim=2)
-        weights = torch.cat([first * share / 2, second * share / 2], dim=2)
+        at, share = (h.new_tensor([pair[i] for pair in _LOBATTO]) for i in (0, 1))
+        t = torch.cat([first * (1 + at) / 2, first + second * (1 + at[1:]) / 2], dim=2)
+        left, right = first * share / 2, second * share / 2
+        weights = torch.cat([left[..., :-1], left[..., -1:] + right[..., :1], right[..., 1:]], dim=2)
     else:
-        at, share = (h.new_tensor([pair[i] for pair in _TWO]) for i in (0, 1))
+        at, share = (h.new_tensor([pair[i] for pair in _GAUSS]) for i in (0, 1))
         t, weights = whole * (1 + at) / 2, whole * share / 2
     low, mid, high = first * whole, first * second, second * whole
     shapes = torch.stack([(t - first) * (t - whole) / low, t * (whole - t) / mid, t * (t - first) / high], dim=3)
@@ -164,7 +166,7 @@ class Elements(Batch):
 
     Attributes:
         form: of their chords.
-        where: three places a span.
+        where: seven places an element.
         ends: values of an embedding at the two ends (P, 2, D), where they are asked for once.
     """
 

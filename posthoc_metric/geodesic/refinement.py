@@ -114,13 +114,8 @@ class Refiner:
 
     def _begun(self, before: list[Curves | StartCurves], spans: int) -> Begun:
         learnt = self.routes.learnt
-        # with gradients alone retimed curves took twice the products in d = 64, and some did not converge
-        even = self.many is None
         return Begun.join(
-            [
-                begin(part, spans, even=even) if isinstance(part, Curves) else begin_anew(part, spans, learnt)
-                for part in before
-            ]
+            [begin(part, spans) if isinstance(part, Curves) else begin_anew(part, spans, learnt) for part in before]
         )
 
     def _settled(self, begun: Begun, better: Curves) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..machine import AT_ONCE
+from ..matrix_field import square
+from ..metric import MetricParts
 from .batch import Batch
 from .polygons import met, norms, run_along, smoothed
+from .rows import alike, unpadded
 
 #: points at which a start curve is tabulated; a power of two and one
 _DENSE = 129
+#: share of the latent way in what a node is worth, beside that of the length
+WAY = 0.4
+#: every so many points' values tell the lengths of the pieces between
+_STRIDE = 16
+#: share of a curve's times that are even whatever its speed
+_STEADY = 0.01
 
 
 @dataclass
@@ -60,3 +70,36 @@ def rounded(corners: Tensor, lengths: Tensor, rows: Tensor, kind: int) -> StartC
     nodes = smoothed(met(run, corners, targets))
     nodes[:, 0], nodes[:, -1] = corners[:, 0], corners[:, -1]
     return StartCurves(rows, torch.full_like(rows, kind), targets, nodes, lengths)
+
+
+def timed(parts: MetricParts, curves: StartCurves) -> StartCurves:
+    """``curves`` run at nearly constant speed, and with nodes where they are long, as far as few values tell.
+
+    A node is worth its share of the length and of the latent way.  Where a wall takes most of the length, steps that
+    are even in latent space leave it hardly any nodes, and curves jump over it.
+    """
+    nodes = curves.nodes
+    steps, middles = nodes.diff(dim=1), (nodes[:, 1:] + nodes[:, :-1]) / 2
+    way = steps.norm(dim=2)
+    squares = torch.zeros_like(way)
+    if parts.embedding is not None:
+        few = nodes[:, ::_STRIDE]
+        block = max(1, AT_ONCE // (8 * few.shape[1] * parts.embedding.output_dim))
+        chords = [unpadded(parts.embedding(alike(some)), some).diff(dim=1).norm(dim=2) for some in few.split(block)]
+        share = way.unflatten(1, (-1, _STRIDE))
+        share = share / share.sum(2, keepdim=True).clamp_min(1e-300)
+        squares += (torch.cat(chords)[..., None] * share).flatten(1).square()
+    if parts.weight is not None:
+        squares += unpadded(parts.weight(alike(middles)), middles) * way.square()
+    if parts.field is not None:
+        squares += unpadded(square(parts.field, alike(middles), alike(steps)), middles)
+    pieces = squares.clamp_min(0).sqrt()
+    run, latent, steady = run_along(pieces), run_along(way), even(len(nodes), nodes)
+    found = met(torch.lerp(run, latent, WAY), torch.cat([run[..., None], nodes], dim=2), steady)
+    # what seems to have no length still takes its time
+    knots, placed = torch.lerp(found[..., 0], steady, _STEADY), found[..., 1:].contiguous()
+    knots[:, 0], knots[:, -1] = 0.0, 1.0
+    placed[:, 0], placed[:, -1] = nodes[:, 0], nodes[:, -1]
+    known = (torch.isfinite(pieces).all(1) & (pieces.sum(1) > 0) & (way.sum(1) > 0))[:, None]
+    placed = torch.where(known[..., None], placed, nodes)
+    return StartCurves(curves.pair, curves.kind, torch.where(known, knots, curves.knots), placed, curves.length)

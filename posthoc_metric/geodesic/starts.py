@@ -18,7 +18,7 @@ from .options import START_NAMES
 from .polygons import met, norms, run_along
 from .ruler import TensorRuler, make_ruler
 from .shortest_paths import PAIRS_AT_ONCE, Paths, shortest_paths
-from .start_curves import StartCurves, even, rounded, straight
+from .start_curves import WAY, StartCurves, even, rounded, straight, timed
 from .valleys import detours
 
 GRID_MOST_DIM = 3
@@ -36,8 +36,6 @@ _BETWEEN = 5
 _HILL = 0.002
 #: of the points of a curve in resolved cells so many stand for one
 _THIN = 4
-#: share of the latent way in what a node is worth, beside that of the length
-_WAY = 0.4
 #: one that is longer than this many runs through another valley, and paths through those are found by themselves
 _HOPELESS = 1.02
 
@@ -91,7 +89,10 @@ def make_starts(
         for some in distinct.nonzero().flatten().split(PAIRS_AT_ONCE):
             paths = shortest_paths(graph, start[some], end[some])
             found.append(rounded(paths.corners, paths.lengths, some, START_NAMES.index("graph")))
-    return _worth_relaxing(lines, found, merged, ~distinct if "straight" not in names else torch.ones_like(distinct))
+    asked = ~distinct if "straight" not in names else torch.ones_like(distinct)
+    chosen = _worth_relaxing(lines, found, merged, asked)
+    # a grid has told the lengths of the pieces already
+    return chosen if dim <= GRID_MOST_DIM else timed(parts, chosen)
 
 
 def _on_grid(
@@ -216,7 +217,7 @@ def _estimate(grid: MetricGraph, curves: StartCurves) -> tuple[Tensor, Tensor]:
                 rows = among.nonzero().flatten()[fine]
                 nodes, pieces, length = nodes[fine], pieces[fine], length[fine]
             run = run_along(pieces)
-            way = torch.lerp(run, run_along(norms(nodes.diff(dim=1))), _WAY)
+            way = torch.lerp(run, run_along(norms(nodes.diff(dim=1))), WAY)
             found = met(way, torch.cat([run[..., None], nodes], dim=2), even(len(nodes), nodes))
             curves.length[rows], curves.knots[rows], curves.nodes[rows] = length, found[..., 0], found[..., 1:]
     return cells, smooth
