@@ -65,6 +65,7 @@ class Refiner:
         self.parts, self.many = self.routes.parts, self.routes.many
         self.steps = torch.zeros(count, dtype=torch.long, device=starts.nodes.device)
         self.evaluations = torch.full_like(self.steps, 0 if self.routes.ends is None else 2)
+        self.evaluations.index_add_(0, starts.pair, starts.asked)
 
     def run(self) -> Refined:
         """Relax every start coarsely, refine each pair's shortest until their lengths are confirmed, keep one."""

@@ -71,8 +71,9 @@ def geodesic(
 
     - ``UNRESOLVED``, ``length_error`` a few thousandths of ``length``: the decoder has kinks, or the curve runs along
       a wall; raise ``max_spans`` or accept it with a larger ``rough_rtol``.
-    - ``UNRESOLVED``, ``length_error`` as large as ``length``: an end lies off the data, inside the wall of a repair
-      (``metric.offset`` of both ends tells); its distance has no better digits at this resolution.
+    - ``UNRESOLVED``, ``length_error`` as large as ``length``: the metric changes within less than the nodes are
+      apart, as where an end lies far up the wall of a repair (``metric.offset`` of both ends tells), or the output
+      jumps (``repair`` warns of that); raise ``max_spans`` for a wall, nothing helps across a jump.
     - ``STEP_LIMIT``: nearly flat valleys, as near an antipode or along latents that the decoder ignores; raise
       ``max_steps``, or give the metric a floor with ``repair``.
     - ``STALLED``, or ``UNRESOLVED`` with a ``residual`` above 0.03: the decoder's float32 rounding; wrap

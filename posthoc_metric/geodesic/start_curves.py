@@ -34,6 +34,7 @@ class StartCurves(Batch):
         knots: share of the length run, as far as is known (Q, 129).
         nodes: (Q, 129, d).
         length: estimated length (Q,), ``inf`` where nothing is known.
+        asked: points that an embedding was asked for to time it (Q,).
     """
 
     pair: Tensor
@@ -41,6 +42,7 @@ class StartCurves(Batch):
     knots: Tensor
     nodes: Tensor
     length: Tensor
+    asked: Tensor
 
     def sample(self, spans: int) -> tuple[Tensor, Tensor]:
         """Knots (Q, n+1) and nodes (Q, n+1, d) of n spans, n a divisor of 128."""
@@ -54,7 +56,9 @@ def straight(start: Tensor, end: Tensor) -> StartCurves:
     knots = even(count, start)
     nodes = start[:, None] + knots[..., None] * (end - start)[:, None]
     pair = torch.arange(count, device=start.device)
-    return StartCurves(pair, torch.zeros_like(pair), knots, nodes, torch.full_like(start[:, 0], float("inf")))
+    return StartCurves(
+        pair, torch.zeros_like(pair), knots, nodes, torch.full_like(start[:, 0], float("inf")), torch.zeros_like(pair)
+    )
 
 
 def even(count: int, like: Tensor) -> Tensor:
@@ -69,7 +73,7 @@ def rounded(corners: Tensor, lengths: Tensor, rows: Tensor, kind: int) -> StartC
     targets = even(len(rows), corners)
     nodes = smoothed(met(run, corners, targets))
     nodes[:, 0], nodes[:, -1] = corners[:, 0], corners[:, -1]
-    return StartCurves(rows, torch.full_like(rows, kind), targets, nodes, lengths)
+    return StartCurves(rows, torch.full_like(rows, kind), targets, nodes, lengths, torch.zeros_like(rows))
 
 
 def timed(parts: MetricParts, curves: StartCurves) -> StartCurves:
@@ -78,17 +82,25 @@ def timed(parts: MetricParts, curves: StartCurves) -> StartCurves:
     A node is worth its share of the length and of the latent way.  Where a wall takes most of the length, steps that
     are even in latent space leave it hardly any nodes, and curves jump over it.
     """
+    width = 0 if parts.embedding is None else parts.embedding.output_dim * _DENSE // _STRIDE
+    field = 0 if parts.field is None else _DENSE * curves.nodes.shape[2] ** 2
+    # a weight compares every point with hundreds of centres
+    block = max(1, AT_ONCE // (8 * max(width, field, 256 * _DENSE)))
+    return StartCurves.join([_timed(parts, curves.take(some)) for some in torch.arange(len(curves.pair)).split(block)])
+
+
+def _timed(parts: MetricParts, curves: StartCurves) -> StartCurves:
     nodes = curves.nodes
     steps, middles = nodes.diff(dim=1), (nodes[:, 1:] + nodes[:, :-1]) / 2
     way = steps.norm(dim=2)
     squares = torch.zeros_like(way)
+    asked = 0
     if parts.embedding is not None:
-        few = nodes[:, ::_STRIDE]
-        block = max(1, AT_ONCE // (8 * few.shape[1] * parts.embedding.output_dim))
-        chords = [unpadded(parts.embedding(alike(some)), some).diff(dim=1).norm(dim=2) for some in few.split(block)]
-        share = way.unflatten(1, (-1, _STRIDE))
+        asked = len(nodes[0, ::_STRIDE])
+        few, share = nodes[:, ::_STRIDE], way.unflatten(1, (-1, _STRIDE))
+        chords = unpadded(parts.embedding(alike(few)), few).diff(dim=1).norm(dim=2)
         share = share / share.sum(2, keepdim=True).clamp_min(1e-300)
-        squares += (torch.cat(chords)[..., None] * share).flatten(1).square()
+        squares += (chords[..., None] * share).flatten(1).square()
     if parts.weight is not None:
         squares += unpadded(parts.weight(alike(middles)), middles) * way.square()
     if parts.field is not None:
@@ -102,4 +114,5 @@ def timed(parts: MetricParts, curves: StartCurves) -> StartCurves:
     placed[:, 0], placed[:, -1] = nodes[:, 0], nodes[:, -1]
     known = (torch.isfinite(pieces).all(1) & (pieces.sum(1) > 0) & (way.sum(1) > 0))[:, None]
     placed = torch.where(known[..., None], placed, nodes)
-    return StartCurves(curves.pair, curves.kind, torch.where(known, knots, curves.knots), placed, curves.length)
+    knots = torch.where(known, knots, curves.knots)
+    return StartCurves(curves.pair, curves.kind, knots, placed, curves.length, curves.asked + asked)

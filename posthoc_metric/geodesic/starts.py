@@ -147,6 +147,7 @@ def _merge(grid: MetricGraph, lines: StartCurves, curves: StartCurves, smooth: T
         torch.lerp(line.knots, curve.knots, share[:, None]),
         torch.lerp(line.nodes, curve.nodes, share[:, None, None]),
         lengths.amin(1),
+        curve.asked,
     )
     curves.put_rows(rows[joined], between.take(joined))
     return rows[joined]
