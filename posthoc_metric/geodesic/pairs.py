@@ -74,8 +74,9 @@ def _evenly(parts: MetricParts, start: Tensor, end: Tensor, options: RelaxationO
     found.evaluations[rows] += again.evaluations
     surely, before = (facts.length + facts.length_error for facts in (again.facts, found.facts))
     better = surely < before[rows].nan_to_num(nan=float("inf"))
-    again = again.take(better)
-    rows = rows[better]
+    if not bool(better.any()):
+        return found
+    again, rows = again.take(better), rows[better]
     again.steps, again.evaluations = found.steps[rows], found.evaluations[rows]
     kept = torch.ones_like(lost).index_fill(0, rows, False)
     order = torch.cat([kept.nonzero().flatten(), rows]).argsort()
