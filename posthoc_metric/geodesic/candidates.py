@@ -98,11 +98,11 @@ class Begun(Batch):
         return torch.isinf(self.facts.length)
 
 
-def begin(curves: Curves, spans: int) -> Begun:
-    """Relaxed curves with ``spans`` spans, nodes where they are needed, run at nearly constant speed."""
+def begin(curves: Curves, spans: int, *, even: bool) -> Begun:
+    """Relaxed curves with ``spans`` spans, nodes where they are needed; run at nearly constant speed where ``even``."""
     knots, nodes = respace(curves.spline, curves.density, spans)
     secant = between(curves.spline.knots, curves.secant, knots)
-    times = retimed(curves.clock, knots)
+    times = retimed(curves.clock, knots) if even else knots
     return Begun(curves.pair, curves.kind, times, nodes, curves.facts, curves.rate, secant, curves.stubborn)
 
 
