@@ -91,8 +91,8 @@ def make_starts(
             found.append(rounded(paths.corners, paths.lengths, some, START_NAMES.index("graph")))
     asked = ~distinct if "straight" not in names else torch.ones_like(distinct)
     chosen = _worth_relaxing(lines, found, merged, asked)
-    # a grid has told the lengths of the pieces already
-    return chosen if dim <= GRID_MOST_DIM else timed(parts, chosen)
+    # a grid has told the lengths of the pieces already, and without a weight none is much longer than the others
+    return chosen if dim <= GRID_MOST_DIM or parts.weight is None else timed(parts, chosen)
 
 
 def _on_grid(
