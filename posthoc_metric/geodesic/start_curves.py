@@ -86,7 +86,8 @@ def timed(parts: MetricParts, curves: StartCurves) -> StartCurves:
     field = 0 if parts.field is None else _DENSE * curves.nodes.shape[2] ** 2
     # a weight compares every point with hundreds of centres
     block = max(1, AT_ONCE // (8 * max(width, field, 256 * _DENSE)))
-    return StartCurves.join([_timed(parts, curves.take(some)) for some in torch.arange(len(curves.pair)).split(block)])
+    rows = torch.arange(len(curves.pair), device=curves.pair.device)
+    return StartCurves.join([_timed(parts, curves.take(some)) for some in rows.split(block)])
 
 
 def _timed(parts: MetricParts, curves: StartCurves) -> StartCurves:
