@@ -52,6 +52,17 @@ def test_a_pair_is_judged_alone():
         torch.testing.assert_close(alone.length[0], together.length[row], rtol=1e-6, atol=0)
 
 
+def test_pairs_without_a_value_do_not_decide_for_the_others():
+    module = relu_decoder(5)
+    holes = pm.Decoder(lambda z: module(z) / (z[:, :1] < 50), latent_dim=5)
+    start, end = close_by(5)
+    bad = torch.full((5, 5), 99.0, dtype=torch.float64)
+    parts = guard(MetricParts(embedding=holes))
+    alone = too_close(parts, start, end)
+    assert bool(alone.any())
+    assert torch.equal(too_close(parts, torch.cat([bad, start]), torch.cat([bad + 1, end]))[5:], alone)
+
+
 def test_a_decoder_in_float64_is_the_same_and_counts_with_it():
     decoder = pm.Decoder(relu_decoder(3), latent_dim=3)
     fine = decoder.in_float64()

@@ -26,12 +26,15 @@ def too_close(parts: MetricParts, start: Tensor, end: Tensor) -> Tensor:
     ``2 ε s √n / c`` of itself.
     """
     close = torch.zeros(len(start), dtype=torch.bool, device=start.device)
-    if parts.embedding is None or not is_single(parts.embedding(start[:4])):
+    if parts.embedding is None:
         return close
     most = _LOST if start.shape[1] <= FEW else _LOST_BY_GRADIENTS
     rows = max(4, AT_ONCE // (16 * parts.embedding.output_dim))
     for some in (start != end).any(1).nonzero().flatten().split(rows):
-        first, last = parts.embedding(start[some]), parts.embedding(end[some])
+        first = parts.embedding(start[some])
+        if not is_single(first):
+            continue
+        last = parts.embedding(end[some])
         lost = 2 * torch.finfo(torch.float32).eps * _SPANS**0.5 * first.norm(dim=1)
         close[some] = (last - first).norm(dim=1) * most < lost
     return close
