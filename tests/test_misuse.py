@@ -634,3 +634,19 @@ def test_nothing_of_the_caller_is_changed(e):
     e.decoder.jvp(e.z, e.z)
     e.decoder(e.n)
     assert torch.equal(e.z, before[0]) and torch.equal(e.x, before[1]) and (e.n == before[2]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_that_share_their_memory_are_rows_like_others(dtype):
+    """One point expanded over a batch is how users ask for many directions at it."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 5)).to(dtype)
+    decoder = pm.Decoder(module, latent_dim=2)
+    metric = pm.PullbackMetric(decoder)
+    one, many = torch.randn(1, 2, dtype=dtype).expand(4, -1), torch.randn(4, 2, dtype=dtype)
+    for z, v in ((one, many), (many, one), (one, one)):
+        own = z.clone(), v.clone()
+        assert metric.norm(z, v).equal(metric.norm(*own))
+        for got, wanted in zip(decoder.jvp(z, v), decoder.jvp(*own), strict=True):
+            assert got.equal(wanted)
+        assert metric.geodesic(z, v).length.equal(metric.geodesic(*own).length)

@@ -15,7 +15,8 @@ Function = Callable[[Tensor], Tensor]
 def forward(function: Function, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """``f(z)`` and ``J(z) v`` by forward-mode AD."""
     with torch.no_grad():
-        return _pair(torch.func.jvp(function, (z,), (v,)))
+        # torch makes no dual numbers of expanded tensors, whose rows share their memory
+        return _pair(torch.func.jvp(function, (z.contiguous(),), (v.contiguous(),)))
 
 
 def per_row(function: Function, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
