@@ -12,6 +12,7 @@ from ..metric import Metric, MetricParts
 from ..parallel import run_blocks, worker_count
 from .fixed_point import solve_fixed_point
 from .guard import guard
+from .one_dimension import solve_line
 from .options import FixedPointOptions, RelaxationOptions
 from .precision import finer, too_close
 from .refinement import Refined, Refiner, joined
@@ -54,6 +55,9 @@ def _relaxed(
     """Of the pairs in blocks, with ``parts`` that are the metric's or more precise."""
     blocks = []
     for first, last in zip(start.split(_PAIRS), end.split(_PAIRS), strict=True):
+        if metric.dim == 1:
+            blocks.append(solve_line(parts, first, last, options))
+            continue
         starts = make_starts(metric, parts, first, last, latents, options.starts)
         found = Refiner(parts, starts, len(first), options).run()
         blocks.append(_evenly(parts, first, last, options, found))

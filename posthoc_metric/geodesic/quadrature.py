@@ -34,8 +34,8 @@ FIVE = Rule(
     (0.0, 0.5 - (3 / 28) ** 0.5, 0.5, 0.5 + (3 / 28) ** 0.5, 1.0), (1 / 20, 49 / 180, 16 / 45, 49 / 180, 1 / 20)
 )
 FOUR = Rule((0.0, 0.5 - 0.05**0.5, 0.5, 0.5 + 0.05**0.5, 1.0), (1 / 12, 5 / 12, 0.0, 5 / 12, 1 / 12))
-_TRAPEZOID = (1 / 2, 0.0, 0.0, 0.0, 1 / 2)
-_SIMPSON = (1 / 6, 0.0, 2 / 3, 0.0, 1 / 6)
+TRAPEZOID = (1 / 2, 0.0, 0.0, 0.0, 1 / 2)
+SIMPSON = (1 / 6, 0.0, 2 / 3, 0.0, 1 / 6)
 #: what Kronrod's extension of the rule with four adds, and its weights (degree 9): of that rule's points, then of these
 _KRONROD = (0.5 - (1 / 6) ** 0.5, 0.5, 0.5 + (1 / 6) ** 0.5)
 _EXTENDED = tuple(part / 2940 for part in (77, 625, 625, 77, 432, 672, 432))
@@ -110,8 +110,8 @@ def _by_simpson(
     bulge = middle[..., 0] - (squares[:, :-1] + squares[:, 1:]) / 2
     quarter, three = (part + 4 * u * (1 - u) * bulge for part, u in ((quarter, low), (three, high)))
     five = torch.stack([squares[:, :-1], quarter, middle[..., 0], three, squares[:, 1:]], dim=2).clamp_min(0.0)
-    lengths, energy = _summed(spline, five, _SIMPSON)
-    errors = (lengths - _summed(spline, five, _TRAPEZOID)[0]).abs()
+    lengths, energy = _summed(spline, five, SIMPSON)
+    errors = (lengths - _summed(spline, five, TRAPEZOID)[0]).abs()
     return Measured(five, lengths, errors, energy, torch.zeros_like(energy))
 
 
@@ -124,7 +124,7 @@ def confirm(parts: MetricParts, spline: Spline, rough: Measured, rule: Rule) -> 
     lengths, energy = _summed(spline, five, rule.weights)
     differ = (lengths - rough.lengths).abs()
     roughness = differ.sum(1) / rough.errors.sum(1).clamp_min(1e-300)
-    return Measured(five, lengths, _left(differ, rough.errors), energy, roughness)
+    return Measured(five, lengths, left_open(differ, rough.errors), energy, roughness)
 
 
 def measure_coarser(parts: MetricParts, spline: Spline) -> tuple[Measured, int]:
@@ -143,11 +143,11 @@ def sharpen(parts: MetricParts, spline: Spline, known: Measured) -> Measured:
     more = _inside(parts, spline, _KRONROD)
     every = torch.cat([five[..., (0, 1, 3, 4)], more], dim=2).clamp_min(0.0)
     lengths, energy = _summed(spline, every, _EXTENDED)
-    trapezoid, simpson = (_summed(spline, five, rule)[0] for rule in (_TRAPEZOID, _SIMPSON))
+    trapezoid, simpson = (_summed(spline, five, rule)[0] for rule in (TRAPEZOID, SIMPSON))
     differ = (lengths - known.lengths).abs()
     roughness = _LATER * differ.sum(1) / (simpson - trapezoid).abs().sum(1).clamp_min(1e-300)
     five[..., 2] = every[..., 5]
-    return Measured(five, lengths, _left(differ, (known.lengths - simpson).abs()), energy, roughness)
+    return Measured(five, lengths, left_open(differ, (known.lengths - simpson).abs()), energy, roughness)
 
 
 def _summed(spline: Spline, squares: Tensor, weights: tuple[float, ...]) -> tuple[Tensor, Tensor]:
@@ -156,7 +156,7 @@ def _summed(spline: Spline, squares: Tensor, weights: tuple[float, ...]) -> tupl
     return squares.sqrt() @ shares * h, (squares @ shares * h).sum(1)
 
 
-def _left(differ: Tensor, before: Tensor) -> Tensor:
+def left_open(differ: Tensor, before: Tensor) -> Tensor:
     """Errors (P, n) of a rule that differs from the one before by so much (P, n), and that one from its own before.
 
     Where a curve is smooth the error of each rule is the square of the last one's, where it has kinks they are alike;

@@ -1,0 +1,109 @@
+"""Geodesics in one dimension against integrals that are known, and SciPy's quadrature."""
+
+import pytest
+import torch
+from scipy.integrate import simpson
+
+from posthoc_metric import Decoder, PullbackMetric, repair
+from posthoc_metric.geodesic import Status, exp, geodesic, log, logarithm
+from posthoc_metric.metric import FunctionMetric
+
+
+def column(*values):
+    return torch.tensor(values, dtype=torch.float64)[:, None]
+
+
+def metric_of(speed):
+    """Under which a unit step at z is ``speed(z)`` long."""
+    return FunctionMetric(lambda z: speed(z).square()[:, :, None], 1)
+
+
+@pytest.mark.parametrize(
+    ("speed", "primitive"),
+    [
+        (lambda z: z.abs(), lambda z: z * z.abs() / 2),
+        (lambda z: z.exp(), lambda z: z.exp()),
+        (
+            lambda z: 1 + 99 * torch.sigmoid((z - 1) / 1e-3),
+            lambda z: z + 0.099 * torch.nn.functional.softplus((z - 1) / 1e-3),
+        ),
+        (lambda z: torch.zeros_like(z), lambda z: torch.zeros_like(z)),
+    ],
+    ids=["zero on the way", "smooth", "wall", "nothing"],
+)
+def test_lengths_and_times_are_those_of_the_integral(speed, primitive):
+    metric = metric_of(speed)
+    a, b = column(-1.0, 2.0, 0.3, 0.5), column(3.0, -0.7, 0.3, 0.51)
+    found = metric.geodesic(a, b)
+    run = (primitive(b) - primitive(a))[:, 0]
+    assert found.converged.all()
+    torch.testing.assert_close(found.length, run.abs(), rtol=3e-4, atol=1e-12)
+    assert ((found.length - run.abs()).abs() <= found.length_error + 1e-12).all()
+    torch.testing.assert_close(found.energy, found.length.square())
+    torch.testing.assert_close(found(0.0), a)
+    torch.testing.assert_close(found(1.0), b)
+    # at constant speed: a quarter of the time is a quarter of the length
+    quarter = (primitive(found(0.25)) - primitive(a))[:, 0]
+    torch.testing.assert_close(quarter, run / 4, rtol=2e-3, atol=1e-12)
+
+
+def test_a_repaired_decoder_far_from_its_data_is_scipys_integral():
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(1, 32), torch.nn.Tanh(), torch.nn.Linear(32, 20)).double()
+    decoder = Decoder(module, latent_dim=1)
+    latents = torch.randn(300, 1).double()
+    repaired = repair(decoder, latents, decoder(latents))
+    a, b = column(0.1, -20.0, 15.0), column(1.0, 30.0, -0.3)
+    found = repaired.geodesic(a, b)
+    assert found.converged.all() and (found.spans <= 256).all()
+
+    times = torch.linspace(0, 1, 200_001, dtype=torch.float64)[:, None]
+    for start, end, length in zip(a, b, found.length.tolist(), strict=True):
+        speeds = repaired.norm(start + times * (end - start), (end - start).expand(len(times), 1))
+        assert abs(length / simpson(speeds.numpy(), dx=1 / 200_000) - 1) < 5e-4
+    velocity = log(repaired, a[:1], b[:1])
+    torch.testing.assert_close(exp(repaired, a[:1], velocity), b[:1], rtol=0, atol=1e-5)
+
+
+def test_a_pair_alone_has_the_bits_it_has_in_a_batch_and_a_bad_one_spoils_none():
+    metric = metric_of(lambda z: torch.where(z > 2.5, torch.nan, z.abs() + 0.1))
+    a, b = column(-1.0, 0.0, 1.0, 2.0), column(1.0, 3.0, -2.0, 2.0)
+    found = metric.geodesic(a, b)
+    assert [status.name for status in found.status] == ["CONVERGED", "NOT_FINITE", "CONVERGED", "CONVERGED"]
+    assert torch.isnan(found.length[1]) and torch.isnan(found.points[1]).all()
+    for row in (0, 2, 3):
+        alone = metric.geodesic(a[row : row + 1], b[row : row + 1])
+        assert alone.length.equal(found.length[row : row + 1])
+        assert alone.points.equal(found.points[row : row + 1])
+
+
+def test_kinks_are_measured_by_chords_and_spans_are_not_exceeded():
+    torch.manual_seed(0)
+    layers = [
+        torch.nn.Linear(1, 64),
+        torch.nn.ReLU(),
+        torch.nn.Linear(64, 64),
+        torch.nn.ReLU(),
+        torch.nn.Linear(64, 30),
+    ]
+    decoder = Decoder(torch.nn.Sequential(*layers).double(), latent_dim=1)
+    metric = PullbackMetric(decoder)
+    a, b = torch.randn(10, 1).double(), 3 * torch.randn(10, 1).double()
+    found = metric.geodesic(a, b)
+    times = torch.linspace(0, 1, 20001, dtype=torch.float64)[:, None]
+    exact = torch.stack([decoder(p + times * (q - p)).diff(dim=0).norm(dim=1).sum() for p, q in zip(a, b, strict=True)])
+    assert found.converged.all()
+    torch.testing.assert_close(found.length, exact, rtol=1e-3, atol=0)
+    few = metric.geodesic(a, b, rtol=1e-12, rough_rtol=1e-12, max_spans=16)
+    assert (few.spans <= 16).all() and set(few.status) == {Status.UNRESOLVED}
+    assert logarithm(metric, a, b).converged.all()
+
+
+def test_the_metric_is_asked_as_often_as_is_said():
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(1, 16), torch.nn.Tanh(), torch.nn.Linear(16, 9)).double()
+    decoder = Decoder(module, latent_dim=1)
+    a, b = torch.randn(16, 1).double(), torch.randn(16, 1).double()
+    with decoder.counting() as work:
+        found = geodesic(PullbackMetric(decoder), a, b)
+    assert work.jvps == int(found.evaluations.sum())
