@@ -11,6 +11,8 @@ from torch import Tensor
 from .._arrays import ArrayLike, to_points
 from ..metric import Metric
 from .acceleration import attainable
+from .guard import guard
+from .kinks import ROUGH, has_kinks
 from .matrix_free import MOST_COLUMNS
 from .options import beneath
 from .settling import SURE, departures, sure
@@ -64,7 +66,8 @@ def logarithm(
     them, which gives the velocity to fourth order (Marsden & West 2001).  Up to 16 dimensions what is not sure then,
     and everything where no decoder makes a shot dear, is shot, and where the shot comes near polished by Newton's
     method on what it hits; the exponential map's derivative comes from d more shots and is kept up to date by those
-    that follow (Broyden 1965).
+    that follow (Broyden 1965).  Across a decoder's kinks geodesics part and near shots need not hit near points: there
+    a shot tells the ``miss`` and polishes nothing.
 
     Args:
         polish: settle and shoot; else the velocity is that of the geodesic as it was relaxed.
@@ -125,7 +128,9 @@ def _polish(metric: Metric, a: Tensor, b: Tensor, v: Tensor, rtol: float) -> tup
     hit = _hits(metric, a, v, rtol)
     first_miss = ((b - hit).norm(dim=1) / apart).nan_to_num(nan=float("inf"))
     best, best_miss = v.clone(), first_miss.clone()
-    todo = ((first_miss > 10 * good) & (first_miss <= _FAR)).nonzero().flatten()
+    # geodesics part at kinks, so that near ones need not hit near points
+    smooth = ~has_kinks(guard(metric.parts()), a, v)
+    todo = (smooth & (first_miss > 10 * good) & (first_miss <= _FAR)).nonzero().flatten()
     derivative = a.new_zeros(len(a), dim, dim)
     if len(todo):
         # all items at once, each with d velocities beside its own
@@ -156,4 +161,4 @@ def _polish(metric: Metric, a: Tensor, b: Tensor, v: Tensor, rtol: float) -> tup
 def _hits(metric: Metric, start: Tensor, velocity: Tensor, rtol: float) -> Tensor:
     """Where velocities (..., d) lead from points (..., d) in a unit of time."""
     dim = start.shape[-1]
-    return integrate(metric, start.reshape(-1, dim), velocity.reshape(-1, dim), rtol, 2000)[0].view(start.shape)
+    return integrate(metric, start.reshape(-1, dim), velocity.reshape(-1, dim), rtol, 2000, ROUGH)[0].view(start.shape)

@@ -61,8 +61,12 @@ def departures(metric: Metric, solution: Solution, options: dict[str, Any], *, s
 
     Errors of velocities that are not settled, or not to :data:`SURE`, are not known.
     """
-    velocities = solution.double_velocity(0.0)
+    velocities, length = solution.double_velocity(0.0), solution.double_length
     found = Departures(velocities, torch.full_like(velocities[:, 0], float("inf")))
+    by_length = torch.as_tensor(solution.length_error).to(length) / length.clamp_min(1e-300)
+    if metric.dim == 1 and options.get("solver", "relaxation") == "relaxation":
+        # there is one direction, and the velocity is as right as the length
+        return Departures(velocities, by_length)
     rows = (torch.isfinite(velocities).all(1) & (solution.double_length > 0)).nonzero().flatten()
     if len(rows) == 0 or options.get("solver", "relaxation") != "relaxation":
         return found
@@ -79,6 +83,12 @@ def departures(metric: Metric, solution: Solution, options: dict[str, Any], *, s
         known = better.errors <= SURE
         some.put(known, better)
     found.put_rows(rows, some)
+    # at kinks the length is known better than how fast a curve leaves
+    rough = (solution.rough & (found.errors > by_length) & torch.isfinite(found.velocities).all(1)).nonzero().flatten()
+    if len(rough):
+        left = found.velocities[rough]
+        size = parts.inner(solution.curve[0].nodes[rough, 0], left, left).clamp_min(0).sqrt()
+        found.velocities[rough] = left * torch.where(size > 0, length[rough] / size, 1.0)[:, None]
     return found
 
 

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from .._arrays import ArrayLike, describe, to_points
 from ..errors import InvalidArgumentError
-from ..metric import Metric
+from ..metric import Metric, MetricParts
 from .acceleration import Acceleration
 from .batch import Batch
 from .guard import guard
+from .kinks import ENOUGH, ROUGH, has_kinks, shoot_across
 from .options import check_integer, check_positive
+from .precision import finer
 from .status import Status, warn
 
 # Dormand & Prince (1980), 5(4): stage times, stage weights, and fifth order less fourth order
@@ -28,6 +30,9 @@ _STAGES = (
 )
 _DIFFERENCE = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
+#: relative drift of the speed from which on a curve is no geodesic
+_DRIFT = 1e-2
+
 
 @dataclass(frozen=True)
 class Shot:
@@ -38,7 +43,8 @@ class Shot:
         velocities: (B, d) there.
         speed_drift: ``|speed at the end / speed at the start - 1|`` (B,), zero for an exact geodesic.
         steps: accepted and rejected steps (B,).
-        status: B of them.
+        status: B of them; ``UNRESOLVED`` where the speed drifted by more than 1e-2, or across kinks smaller steps still
+            change the end by more than 1e-3 of the way run.
         converged: arrived within the tolerance (B,), bool.
     """
 
@@ -64,12 +70,16 @@ class _State(Batch):
 def shoot(metric: Metric, z: ArrayLike, v: ArrayLike, *, rtol: float = 1e-8, max_steps: int = 5000) -> Shot:
     """Integrate the geodesics that leave ``z`` with velocities ``v`` for unit time.
 
+    Where the straight way leads across kinks of a decoder, as under ReLU, a geodesic is refracted at each of them, by
+    rules in :mod:`~posthoc_metric.geodesic.kinks`; steps of equal size are doubled until the end changes by no more
+    than 1e-4 of the way run.
+
     Args:
         metric: any metric.
         z: points (B, d).
         v: latent velocities (B, d); their Riemannian norm is the length that is run.
         rtol: local error of a step, relative to the way run and to the velocity; with a decoder in single precision no
-            less than 1e-6, to which its second derivatives are known.
+            less than 1e-6, to which its second derivatives are known; across kinks see above.
         max_steps: steps for each item.
 
     Returns:
@@ -109,21 +119,50 @@ def exp(metric: Metric, z: ArrayLike, v: ArrayLike, *, rtol: float = 1e-8, max_s
     :func:`shoot` gives the velocities there, the drift of the conserved speed, the steps and a status as well.
 
     Warns:
-        ConvergenceWarning: rows that did not arrive; they are NaN.
+        ConvergenceWarning: rows that did not arrive, which are NaN, or are not to be trusted.
     """
     shot = shoot(metric, z, v, rtol=rtol, max_steps=max_steps)
-    warn("exp", shot.status, "are NaN; see shoot() for each row's status")
+    warn("exp", shot.status, "are NaN or may be wrong; see shoot() for each row's status")
     return shot.points
 
 
 def integrate(
-    metric: Metric, z: Tensor, v: Tensor, rtol: float, max_steps: int
+    metric: Metric, z: Tensor, v: Tensor, rtol: float, max_steps: int, across: float = ENOUGH
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Status]]:
-    """:func:`shoot` on float64 tensors."""
+    """:func:`shoot` on float64 tensors; ``across`` is the tolerance across kinks."""
+    parts = guard(metric.parts())
+    kinked = has_kinks(parts, z, v)
+    if not bool(kinked.any()):
+        return _integrated(parts, z, v, rtol, max_steps)
+    rows = [(~kinked).nonzero().flatten(), kinked.nonzero().flatten()]
+    smooth, rough = ((z[some], v[some]) for some in rows)
+    # across kinks by differences of values, which single precision would blur
+    precise = finer(metric.parts()) or parts
+    found = _integrated(parts, *smooth, rtol, max_steps), _across(precise, *rough, max(rtol, across))
+    order = torch.cat(rows).argsort()
+    end, velocity, drift, steps = (torch.cat(pair)[order] for pair in zip(*(part[:4] for part in found), strict=True))
+    status = found[0][4] + found[1][4]
+    return end, velocity, drift, steps, [status[row] for row in order.tolist()]
+
+
+def _across(
+    parts: MetricParts, z: Tensor, v: Tensor, tol: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Status]]:
+    end, velocity, error, steps = shoot_across(parts, z, v, tol)
+    drift, status = _drift(parts, z, v, end, velocity), []
+    for row, off in enumerate(error.tolist()):
+        sure = off <= ROUGH and float(drift[row]) <= _DRIFT
+        status.append(Status.NOT_FINITE if off != off else Status.CONVERGED if sure else Status.UNRESOLVED)
+    return end, velocity, drift, steps, status
+
+
+def _integrated(
+    parts: MetricParts, z: Tensor, v: Tensor, rtol: float, max_steps: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Status]]:
     count = len(z)
-    acceleration = Acceleration(guard(metric.parts()), torch.cat([z, z + v]))
+    acceleration = Acceleration(parts, torch.cat([z, z + v]))
     rtol = max(rtol, acceleration.attainable)
-    first, squares = acceleration(z, v)
+    first, _ = acceleration(z, v)
     end, velocity = torch.full_like(z, float("nan")), torch.full_like(v, float("nan"))
     steps = torch.zeros(count, dtype=torch.long, device=z.device)
     status = [Status.STEP_LIMIT] * count
@@ -159,12 +198,20 @@ def integrate(
         end[state.row[arrived]], velocity[state.row[arrived]] = state.z[arrived], state.v[arrived]
         if bool((arrived | stuck).any()):
             state = state.take(~(arrived | stuck))
-    drift = torch.full_like(speed, float("nan"))
-    good = torch.isfinite(end).all(1)
-    if bool(good.any()):
-        last = metric.parts().inner(end[good], velocity[good], velocity[good])
-        drift[good] = ((last / squares[good]).sqrt() - 1).abs().masked_fill(squares[good] == 0, 0.0)
+    drift = _drift(parts, z, v, end, velocity)
+    for row in (drift > _DRIFT).nonzero().flatten().tolist():
+        status[row] = Status.UNRESOLVED
     return end, velocity, drift, steps, status
+
+
+def _drift(parts: MetricParts, z: Tensor, v: Tensor, end: Tensor, velocity: Tensor) -> Tensor:
+    """Of the speeds at the ends, where there is one, from those at the starts (P,)."""
+    drift = torch.full_like(end[:, 0], float("nan"))
+    good = (torch.isfinite(end).all(1) & torch.isfinite(velocity).all(1)).nonzero().flatten()
+    if len(good):
+        first, last = parts.inner(z[good], v[good], v[good]), parts.inner(end[good], velocity[good], velocity[good])
+        drift[good] = ((last / first).sqrt() - 1).abs().masked_fill(first == 0, 0.0)
+    return drift
 
 
 def _dormand_prince(acceleration: Acceleration, state: _State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
