@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..metric import Metric, MetricParts
 from ..parallel import run_blocks, worker_count
+from .field_jumps import admit_jumps
 from .fixed_point import solve_fixed_point
 from .guard import guard
 from .one_dimension import solve_line
@@ -35,18 +36,20 @@ def solve_pairs(metric: Metric, start: Tensor, end: Tensor, latents: Tensor | No
     """
     parts = guard(metric.parts())
     if isinstance(options, FixedPointOptions):
-        return solve_fixed_point(parts, start, end, latents, options)
+        found = solve_fixed_point(parts, start, end, latents, options)
+        admit_jumps(parts, found, options.rtol, options.memory_limit)
+        return found
     close = too_close(parts, start, end)
     precise = finer(metric.parts()) if bool(close.any()) else None
     if precise is None:
         return _relaxed(metric, parts, start, end, latents, options)
     rows = [(~close).nonzero().flatten(), close.nonzero().flatten()]
-    found = [
+    pieces = [
         _relaxed(metric, chosen, start[some], end[some], latents, options)
         for chosen, some in zip((parts, precise), rows, strict=True)
         if len(some)
     ]
-    return joined(found).take(torch.cat(rows).argsort())
+    return joined(pieces).take(torch.cat(rows).argsort())
 
 
 def _relaxed(
@@ -60,7 +63,9 @@ def _relaxed(
             continue
         starts = make_starts(metric, parts, first, last, latents, options.starts)
         found = Refiner(parts, starts, len(first), options).run()
-        blocks.append(_evenly(parts, first, last, options, found))
+        found = _evenly(parts, first, last, options, found)
+        admit_jumps(parts, found, max(options.rtol, options.rough_rtol), options.memory_limit)
+        blocks.append(found)
     return blocks[0] if len(blocks) == 1 else joined(blocks)
 
 

@@ -56,7 +56,7 @@ def geodesic(
       d from 4 to 8 it takes over the curves that Gauss-Newton steps do not bring on, and those with kinks.
     - float32 decoders: nothing.  Pairs whose outputs are so near that their difference is little but rounding are
       solved on a float64 copy of the model, where it can be copied; the others, as the model is.
-    - ReLU generators with d of 50 and more: lengths to 1e-3 take some 256 spans.  Give ``max_spans=512``, or
+    - ReLU generators with d of 50 and more: lengths to 1e-3 take some 256 spans.  Give ``max_spans=1024``, or
       ``rough_rtol=5e-3`` for a fraction of the time.
 
     **The other solver**, ``solver="fixed-point"``, is that of Arvanitidis, Hauberg, Hennig & Schober (Fast and Robust
@@ -76,6 +76,9 @@ def geodesic(
     - ``UNRESOLVED``, ``length_error`` as large as ``length``: the metric changes within less than the nodes are
       apart, as where an end lies far up the wall of a repair (``metric.offset`` of both ends tells), or the output
       jumps (``repair`` warns of that); raise ``max_spans`` for a wall, nothing helps across a jump.
+    - ``UNRESOLVED`` under a metric given as a function that jumps, as costs of obstacles do: curves are not refracted
+      at the jump, and ``length_error`` says what that may cost; a sigmoid in its place, a thousandth of the way wide,
+      will do.
     - ``STEP_LIMIT``: nearly flat valleys, as near an antipode or along latents that the decoder ignores; raise
       ``max_steps``, or give the metric a floor with ``repair``.
     - ``STALLED``, or ``UNRESOLVED`` with a ``residual`` above 0.03: the decoder's float32 rounding; wrap
