@@ -42,7 +42,7 @@ class RelaxationOptions:
     rough_rtol: float = 1e-3
     tol: float = 5e-3
     spans: int = 16
-    max_spans: int = 256
+    max_spans: int = 512
     max_steps: int = 100
     num_points: int = 33
     starts: tuple[str, ...] = START_NAMES
