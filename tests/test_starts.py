@@ -6,6 +6,7 @@ import torch
 from scipy.sparse import csr_matrix, hstack, vstack
 from scipy.sparse.csgraph import connected_components, dijkstra
 
+from posthoc_metric import Decoder, geodesic
 from posthoc_metric.geodesic.grid import build_grid
 from posthoc_metric.geodesic.guard import guard
 from posthoc_metric.geodesic.ruler import TensorRuler
@@ -13,7 +14,7 @@ from posthoc_metric.geodesic.shortest_paths import shortest_paths
 from posthoc_metric.geodesic.spread import spread
 from posthoc_metric.geodesic.start_graphs import graphs_state, restore_graphs
 from posthoc_metric.geodesic.starts import cache_of, make_starts
-from posthoc_metric.metric import FunctionMetric
+from posthoc_metric.metric import FunctionMetric, PullbackMetric
 from posthoc_metric.spaces import HalfPlane, Sphere, SwissRoll
 
 
@@ -197,3 +198,16 @@ def test_a_line_whose_nodes_a_grid_placed_badly_starts_anew():
     alone = metric.geodesic(start, end)
     assert torch.equal(alone.length[0], solution.length[0])
     assert torch.equal(alone.steps[0], solution.steps[0])
+
+
+@pytest.mark.parametrize("dim", [3, 4])
+def test_pairs_of_equal_ends_alone_are_solved_like_in_a_batch(dim):
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(dim, 16), torch.nn.Tanh(), torch.nn.Linear(16, 9))
+    decoder = Decoder(module, latent_dim=dim)
+    z = torch.randn(60, dim).double()
+    metric = PullbackMetric(decoder)
+    both = geodesic(metric, z[:2], z[[0, 5]], support=z)
+    alone = geodesic(metric, z[:1], z[:1], support=z)
+    assert alone.converged.all() and float(alone.length[0]) == float(both.length[0]) == 0.0
+    assert geodesic(metric, z[:3], z[:3], support=z).converged.all()

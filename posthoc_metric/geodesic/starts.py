@@ -86,7 +86,8 @@ def make_starts(
                 lines.put_rows(some, line)
     elif "graph" in names and support is not None and len(support) > 1:
         graph = _support_graph(cache, parts, support)
-        for some in distinct.nonzero().flatten().split(PAIRS_AT_ONCE):
+        rows = distinct.nonzero().flatten()
+        for some in rows.split(PAIRS_AT_ONCE) if len(rows) else ():
             paths = shortest_paths(graph, start[some], end[some])
             found.append(rounded(paths.corners, paths.lengths, some, START_NAMES.index("graph")))
     asked = ~distinct if "straight" not in names else torch.ones_like(distinct)
