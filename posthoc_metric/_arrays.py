@@ -16,6 +16,9 @@ import torch
 
 from .errors import InvalidArgumentError
 
+#: points that a function's precision is told by, and how far beside them, relative to their size
+_ASKED, _BESIDE = 16, 3.1e-6
+
 ArrayLike = Union[torch.Tensor, np.ndarray, list, tuple]
 Restore = Callable[[torch.Tensor], Any]
 
@@ -201,6 +204,18 @@ def is_single(values: torch.Tensor) -> bool:
     """Whether double values (n, ...) carry single precision only, as those that a float32 model computed do."""
     values = values[torch.isfinite(values).flatten(1).all(1)]
     return len(values) > 0 and bool((values.float().double() == values.double()).all())
+
+
+def computes_in_single(function: Callable[[torch.Tensor], torch.Tensor], points: torch.Tensor) -> bool:
+    """Whether ``function`` (n, d) -> (n, ...) computes in single precision near ``points`` (n, d), double ones.
+
+    It is asked a little beside them: at the origin and at whole numbers exact values may happen to be short.
+    """
+    some = points[:_ASKED].double()
+    size = float(some.abs().max()) if len(some) else 0.0
+    beside = function(some + _BESIDE * (some.abs() + (size or 1.0)))
+    usable = bool(torch.isfinite(beside).flatten(1).all(1).any())
+    return is_single(beside if usable else function(some))
 
 
 class Rows:

@@ -206,3 +206,14 @@ def test_bad_input_is_named():
         exp(Sphere(), torch.zeros(3, 2), torch.zeros(2, 2))
     with pytest.raises(InvalidArgumentError, match="rtol"):
         exp(Sphere(), torch.zeros(3, 2), torch.zeros(3, 2), rtol=0.0)
+
+
+def test_round_numbers_are_not_taken_for_single_precision():
+    """At the origin and at whole numbers exact values are short; shots were then good to 1e-6 only."""
+    torus, v = Torus(), torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    shot = shoot(torus, torch.zeros(4, 2).double(), v)
+    alone = torch.cat([shoot(torus, torch.zeros(1, 2).double(), one[None]).points for one in v])
+    torch.testing.assert_close(shot.points, alone, rtol=0, atol=1e-12)
+    plane = FunctionMetric(lambda z: np.eye(2)[None] / np.asarray(z)[:, 1, None, None] ** 2, 2)
+    up = shoot(plane, np.array([[0.0, 1.0]]), np.array([[0.0, 1.0]]))
+    assert up.points[0, 1] == pytest.approx(np.e, rel=1e-7)

@@ -189,3 +189,17 @@ def test_a_printed_mean_is_short_and_says_what_to_do():
 
     lost = repr(frechet_mean(FunctionMetric(half, 2), torch.cat([z, -z[:1]]))).splitlines()
     assert "not converged" in lost[0] and lost[1] == f"  row 2 {Status.NOT_FINITE}"
+
+
+def test_weights_are_finite():
+    with pytest.raises(InvalidArgumentError, match="non-negative, finite"):
+        frechet_mean(Sphere(2), torch.randn(3, 2).double(), weights=[float("inf"), 1, 1])
+
+
+def test_no_point_is_handed_back_that_is_worse_than_where_it_began():
+    """The best point lies near the pole that the chart lacks; steps led to variances of thousands."""
+    z = torch.randn(30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    start = frechet_mean(Sphere(2), z, max_steps=0)
+    found = frechet_mean(Sphere(2), z, max_steps=12)
+    assert found.variance <= start.variance
+    assert found.variance == pytest.approx(float((found.distances**2).mean()), rel=1e-6)

@@ -1,11 +1,13 @@
 """Geodesics in one dimension against integrals that are known, and SciPy's quadrature."""
 
+import importlib
+
 import pytest
 import torch
 from scipy.integrate import simpson
 
 from posthoc_metric import Decoder, PullbackMetric, repair
-from posthoc_metric.geodesic import Status, exp, geodesic, log, logarithm
+from posthoc_metric.geodesic import Status, exp, frechet_mean, geodesic, log, logarithm
 from posthoc_metric.metric import FunctionMetric
 
 
@@ -107,3 +109,54 @@ def test_the_metric_is_asked_as_often_as_is_said():
     with decoder.counting() as work:
         found = geodesic(PullbackMetric(decoder), a, b)
     assert work.jvps == int(found.evaluations.sum())
+
+
+def relu_on_a_line():
+    torch.manual_seed(1)
+    layers = [torch.nn.Linear(1, 64), torch.nn.ReLU(), torch.nn.Linear(64, 20)]
+    module = torch.nn.Sequential(*layers).double()
+    for parameter in module.parameters():
+        parameter.data *= 2
+    kinks = (-module[0].bias / module[0].weight[:, 0]).detach()
+
+    def length(a, b):
+        between = kinks[(kinks > min(a, b)) & (kinks < max(a, b))]
+        at = torch.cat([torch.tensor([a, b], dtype=torch.float64), between]).sort().values[:, None]
+        with torch.no_grad():
+            return float(module(at).diff(dim=0).norm(dim=1).sum())
+
+    return PullbackMetric(Decoder(module, latent_dim=1)), length
+
+
+def test_errors_across_kinks_are_exceeded_by_few():
+    metric, length = relu_on_a_line()
+    z = torch.randn(24, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    i, j = torch.triu_indices(24, 24, 1)
+    found = metric.geodesic(z[i], z[j])
+    exact = torch.tensor([length(*pair) for pair in zip(z[i, 0].tolist(), z[j, 0].tolist(), strict=True)]).double()
+    off = (found.length - exact).abs()
+    assert found.converged.all() and (off < 3e-4 * exact).all()
+    assert float((off > found.length_error + 1e-9 * exact).double().mean()) < 0.1
+
+
+def test_the_mean_is_where_lengths_are_on_average_kinks_or_none():
+    metric, length = relu_on_a_line()
+    z = torch.randn(15, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    first = float(z.min())
+    found = frechet_mean(metric, z)
+    run = torch.tensor([length(first, point) for point in z[:, 0].tolist()]).double()
+    assert found.converged and found.steps <= 2
+    assert abs(length(first, float(found.point)) - float(run.mean())) < 2e-3 * float(run.std())
+    assert found.variance == pytest.approx(float(run.var(correction=0)), rel=1e-3)
+    far = frechet_mean(metric, z, start=[float(z.max())])
+    assert far.converged and 1 <= far.steps < 30
+    torch.testing.assert_close(far.point, found.point, rtol=0, atol=1e-2)
+
+
+def test_the_logarithm_takes_no_shots(monkeypatch):
+    metric, _ = relu_on_a_line()
+    a, b = torch.randn(5, 1).double(), torch.randn(5, 1).double()
+    monkeypatch.setattr(importlib.import_module("posthoc_metric.geodesic.logarithm"), "integrate", None)
+    found = logarithm(metric, a, b)
+    assert found.converged.all() and (found.error < 1e-3).all()
+    assert ((found.velocities > 0) == (b > a)).all()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._arrays import is_single
+from .._arrays import computes_in_single
 from ..metric import MetricParts
 from .field import FieldDerivative
 
@@ -89,7 +89,7 @@ def attainable(parts: MetricParts, probe: Tensor) -> float:
 
 
 def _single(parts: MetricParts, probe: Tensor) -> bool:
-    return parts.embedding is not None and is_single(parts.embedding(probe[:4]))
+    return parts.embedding is not None and computes_in_single(parts.embedding, probe)
 
 
 def solve_metric(matrix: Tensor, force: Tensor) -> Tensor:

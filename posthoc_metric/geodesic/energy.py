@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._arrays import is_single
+from .._arrays import computes_in_single
 from ..metric import MetricParts
 from ..smooth_map import SmoothMap, gram
 from .batch import Batch
@@ -80,9 +80,8 @@ class CurveEnergy:
         self.field = None if parts.field is None else FieldDerivative(parts.field, probe)
         self.dtype, self.precision = torch.float64, 0.0
         if parts.embedding is not None:
-            values = parts.embedding(probe[:16])
-            self.dtype = _own_dtype(parts.embedding, probe[:16], values)
-            self.precision = _precision(values)
+            self.dtype = _own_dtype(parts.embedding, probe[:16])
+            self.precision = _precision(parts.embedding, probe)
 
     def frame(self, nodes: Tensor, h: Tensor, ends: Tensor | None = None) -> Frame:
         """What curves through ``nodes`` (P, n+1, d) with time steps ``h`` (P, n) keep while the inner nodes move.
@@ -295,12 +294,13 @@ def _products(rows: Tensor) -> Tensor:
     return products
 
 
-def _own_dtype(embedding: SmoothMap, points: Tensor, values: Tensor) -> torch.dtype:
-    """float32 where ``embedding`` has the same ``values`` at float32 points, as a float32 decoder has; else float64."""
-    same = is_single(values) and torch.equal(embedding(points.float()).double(), values)
+def _own_dtype(embedding: SmoothMap, points: Tensor) -> torch.dtype:
+    """float32 where ``embedding`` has the same values at float32 points (n, d), as float32 decoders; else float64."""
+    same = computes_in_single(embedding, points)
+    same = same and torch.equal(embedding(points.float()).double(), embedding(points))
     return torch.float32 if same else torch.float64
 
 
-def _precision(values: Tensor) -> float:
-    """Relative rounding error of a map, by whether its values (n, D) are those of a float32 map."""
-    return torch.finfo(torch.float32 if is_single(values) else torch.float64).eps
+def _precision(embedding: SmoothMap, points: Tensor) -> float:
+    """Relative rounding error of a map, as it is told by points (n, d)."""
+    return torch.finfo(torch.float32 if computes_in_single(embedding, points) else torch.float64).eps

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .._arrays import is_single
+from .._arrays import computes_in_single
 from ..errors import InvalidArgumentError
 from ..matrix_field import SlopedField, square
 
@@ -37,8 +37,8 @@ class FieldDerivative:
         self.field = field
         with torch.no_grad():
             matrices = _checked(field(probe), probe)
+            single = computes_in_single(lambda z: _checked(field(z), z), probe)
         finite = torch.isfinite(matrices).flatten(1).all(1)
-        single = is_single(matrices[finite])
         # twice continuously differentiable fields: eps^(1/3) of the scale on which the field varies
         self.step = 5e-3 if single else 1e-5
         some = probe[finite][:16]

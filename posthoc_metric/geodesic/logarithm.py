@@ -89,7 +89,8 @@ def logarithm(
         # a shot through a decoder costs more than all that came before; others cost little
         worth = usable & ((error > _DOUBTFUL * sure(parts, a)) | (parts.embedding is None))
         rows = worth.nonzero().flatten()
-        if polish and metric.dim <= _POLISH_DIM and len(rows):
+        # in one dimension there is one direction to leave in
+        if polish and 1 < metric.dim <= _POLISH_DIM and len(rows):
             velocity[rows], miss[rows] = _polish(metric, a[rows], b[rows], velocity[rows], rtol)
         rows = usable.nonzero().flatten()
         if len(rows):

@@ -54,7 +54,7 @@ class MatrixFreeEnergy:
         self.field = None if parts.field is None else FieldDerivative(parts.field, probe)
         self.memory_limit = memory_limit
         self.rows = min(pull_rows(self.embedding) // _SHARE, _MOST_ROWS, self._fitting())
-        self.precision = _precision(self.embedding(probe[:: max(1, len(probe) // 16)]))
+        self.precision = _precision(self.embedding, probe[:: max(1, len(probe) // 16)])
 
     def _fitting(self) -> int:
         """Rows of which all that is held at once fits into the memory limit."""

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike, describe, to_points, to_tensor
+from .._arrays import ArrayLike, Restore, describe, to_points, to_tensor
 from ..errors import ConvergenceWarning, InvalidArgumentError
 from ..metric import Metric
 from ..outcome import advice, tally
 from .centre import FARTHER, Task, descend, softness_between
 from .guard import guard
 from .options import check_integer, check_positive
+from .solve import geodesic
 from .status import Status
 
 #: spans of the curves to a mean, at first and at most
@@ -24,6 +25,10 @@ _SPANS, _MOST = 32, 256
 _MOST_ROUGH = 128
 #: first and smallest radius in which steps are believed, over the spread of the points
 _RADIUS, _SMALLEST = 0.1, 1e-8
+#: variance of a smooth mean, over the least seen, that is too large to go on from
+_WORSE = 1.01
+#: how often to begin again from the least
+_RETURNS = 3
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,7 +87,7 @@ def frechet_mean(
     the gradient (the mean logarithm, Pennec 2006) and the second derivatives of the mean of their energies.  Where that
     is least, geodesics are looked for anew, with four times the nodes.  Where the curves have kinks, as under ReLU,
     this ends when ``rough_tol`` is met or geodesics found anew no longer bring a smaller variance; what is returned is
-    then the best point at which they were.
+    then the best point at which they were.  In one dimension it is where the lengths from any of them are on average.
 
     Args:
         weights: (N,) non-negative; equal if not given.
@@ -101,17 +106,19 @@ def frechet_mean(
         raise InvalidArgumentError("`points` must hold at least one point; got none.")
     z = rows.double()
     share = torch.ones_like(z[:, 0]) if weights is None else to_tensor(weights, "weights")[0].to(z)
-    if share.shape != (len(z),) or not bool((share >= 0).all()) or not float(share.sum()) > 0:
+    if share.shape != (len(z),) or not bool((share >= 0).all()) or not 0 < float(share.sum()) < float("inf"):
         raise InvalidArgumentError(
-            f"`weights` must be {len(z)} non-negative numbers, not all zero; got {describe(weights)}."
+            f"`weights` must be {len(z)} non-negative, finite numbers, not all zero; got {describe(weights)}."
         )
     share = share / share.sum()
+    if metric.dim == 1:
+        return _on_a_line(metric, z, share, tol, max_steps, options, restore, rows.dtype, start)
     average = share @ z
     spread = float((share @ (z - average).square().sum(1)).sqrt())
     task = Task(metric, guard(metric.parts()), z, share, tol, max(tol, rough_tol), options)
     spans, number, radius, softness = _SPANS, 0, _RADIUS * spread, 1.0
     place = task.at(z[(z - average).norm(dim=1).argmin()] if start is None else _start(start, z), spans)
-    least, error = place, float("inf")
+    least, error, returns = place, float("inf"), 0
     while True:
         last = place
         moved, steps, radius = descend(task, last, max_steps - number, radius, _SMALLEST * spread, softness)
@@ -119,9 +126,17 @@ def frechet_mean(
         if steps == 0 and spans == before:
             break
         place = task.at(moved.point, spans)
+        if not place.rough and place.variance > _WORSE * least.variance and number < max_steps:
+            # curves that were moved along have led where geodesics are longer than they said
+            returns += 1
+            if returns > _RETURNS:
+                break
+            radius = min(radius, float((place.point - least.point).norm())) / FARTHER
+            place, spans = least, before
+            continue
         change = task.norm(place.point, place.gradient - moved.gradient, place.energy)
         settled = place.rough and not place.betters(least)
-        if not place.rough or place.norm <= place.tol or place.variance <= least.variance:
+        if place.norm <= place.tol or place.variance <= (1.0 if place.rough else _WORSE) * least.variance:
             least, error = place, change
         if place.norm <= place.tol or number >= max_steps or settled:
             break
@@ -142,6 +157,45 @@ def frechet_mean(
         place.solution.status,
         place.norm <= place.tol and all(s is Status.CONVERGED for s in place.solution.status),
     )
+
+
+def _on_a_line(
+    metric: Metric,
+    z: Tensor,
+    share: Tensor,
+    tol: float,
+    max_steps: int,
+    options: dict[str, Any],
+    restore: Restore,
+    dtype: torch.dtype,
+    start: ArrayLike | None,
+) -> FrechetMean:
+    """In one dimension, of points (N, 1): where lengths from the first of them are on average, kinks or none."""
+    if start is None:
+        first, last = z.amin(0, keepdim=True), z.amax(0, keepdim=True)
+        run = geodesic(metric, first.expand_as(z), z, **options).double_length
+        whole = geodesic(metric, first, last, **options)
+        part = share @ run / whole.double_length.clamp_min(1e-300)
+        spline, clock = whole.curve
+        here = spline.at(clock.at(part.nan_to_num(nan=0.5).clamp(0, 1)[:, None]))[0][0, 0]
+    else:
+        here = _start(start, z)
+    for number in range(max_steps + 1):
+        solution = geodesic(metric, here.expand_as(z), z, **options)
+        lengths = solution.double_length
+        known = torch.isfinite(lengths)
+        signed = torch.where(known, lengths, 0.0) * (z - here)[:, 0].sign()
+        variance, ahead = float(share @ signed.square()), float(share @ signed)
+        norm = abs(ahead) / variance**0.5 if variance > 0 else 0.0
+        if norm <= tol or number == max_steps:
+            break
+        speed = float(metric.parts().tensor(here[None])[0, 0, 0]) ** 0.5
+        if not speed > 0:
+            break
+        here = here + ahead / speed
+    sure = norm <= tol and all(status is Status.CONVERGED for status in solution.status)
+    point, distances = restore(here.to(dtype)), restore(lengths.to(dtype))
+    return FrechetMean(point, distances, variance, norm, 0.0, False, number, solution.status, sure)
 
 
 def _start(start: ArrayLike, z: Tensor) -> Tensor:

@@ -28,6 +28,11 @@ from .status import Status
 _FIRST = 128
 #: share of the error asked for that the spans may have together which are not halved
 _LEFT = 0.5
+#: of two rules of quadrature, what the better one changed of the length over what the other did, where there are kinks,
+#: and the share of the length that it must be
+_SMOOTH, _SLIGHT = 0.2, 1e-9
+#: across kinks, what errors are over those told by the rules, and what they are at least over those asked for
+_WARY, _UNSEEN = 3.0, 0.5
 #: error of a span, over what is asked for, above which chords are asked as well
 _SURE = 0.3
 
@@ -41,6 +46,7 @@ class _Spans(Batch):
         knots: shares of the way at which each begins and ends (Q, 2).
         speeds: at the points of the rule with five, for the whole way in a unit of time (Q, 5).
         length, error: (Q,).
+        change: of the length by the last rule of quadrature, and by the one before (Q, 2).
     """
 
     pair: Tensor
@@ -48,6 +54,7 @@ class _Spans(Batch):
     speeds: Tensor
     length: Tensor
     error: Tensor
+    change: Tensor
 
 
 def solve_line(parts: MetricParts, start: Tensor, end: Tensor, options: RelaxationOptions) -> Refined:
@@ -58,10 +65,12 @@ def solve_line(parts: MetricParts, start: Tensor, end: Tensor, options: Relaxati
     knots = torch.stack([edges[:-1], edges[1:]], dim=1)
     spans = way.measured(rows.repeat_interleave(len(knots)), knots.repeat(len(rows), 1))
     steps = torch.zeros_like(rows)
+    first, before = spans.change.new_zeros(len(rows), 2).index_add_(0, spans.pair, spans.change).unbind(1)
+    kinked = (first > _SMOOTH * before) & (first > _SLIGHT * _sums(spans.length, spans.pair, len(rows)))
     while True:
         wide = _too_wide(spans, len(rows), options)
         if not bool(wide.any()):
-            return way.assembled(spans, steps)
+            return way.assembled(spans, steps, kinked)
         halved = spans.take(wide)
         steps[halved.pair.unique()] += 1
         begin, last = halved.knots.unbind(1)
@@ -110,9 +119,10 @@ class _Way:
         rules = knots.new_tensor([FIVE.weights, SIMPSON, TRAPEZOID])
         lengths = speeds @ rules.mT * width
         best, simpson, trapezoid = lengths.unbind(1)
-        error = left_open((best - simpson).abs(), (simpson - trapezoid).abs())
+        change = torch.stack([(best - simpson).abs(), (simpson - trapezoid).abs()], dim=1)
+        error = left_open(*change.unbind(1))
         self.evaluations.index_add_(0, pair, torch.full_like(pair, at.shape[1]))
-        found = _Spans(pair, knots, speeds, best.clone(), error)
+        found = _Spans(pair, knots, speeds, best.clone(), error, change)
         unsure = (error > _SURE * self.options.rtol * best).nonzero().flatten()
         if self.parts.embedding is not None and len(unsure):
             # where a piecewise linear decoder has a kink the speed jumps, and chords tell more
@@ -129,8 +139,8 @@ class _Way:
         nodes = self.start[pair, None] + knots[..., None].clamp_max(1.0) * way
         return Spline(knots, nodes, way.expand_as(nodes))
 
-    def assembled(self, spans: _Spans, steps: Tensor) -> Refined:
-        """The geodesics, from the spans of all their ways."""
+    def assembled(self, spans: _Spans, steps: Tensor, kinked: Tensor) -> Refined:
+        """The geodesics, from the spans of all their ways; ``kinked`` says which lead across kinks (B,)."""
         options, count = self.options, len(self.start)
         number = torch.bincount(spans.pair, minlength=count)
         order = spans.knots[:, 0].argsort(stable=True)
@@ -142,6 +152,8 @@ class _Way:
         knots[spans.pair, place] = spans.knots[:, 0]
         spline = self._spline(torch.arange(count, device=number.device), knots)
         length, error = (_sums(part, spans.pair, count) for part in (spans.length, spans.error))
+        # two kinks between two points, or one beside the end of a span, say little of themselves or nothing
+        error = torch.where(kinked, (_WARY * error).maximum(_UNSEEN * options.rtol * length), error)
         status = torch.full_like(number, STATUSES.index(Status.UNRESOLVED))
         sure = error <= max(options.rtol, options.rough_rtol) * length
         status[sure] = STATUSES.index(Status.CONVERGED)
@@ -158,7 +170,7 @@ class _Way:
             status=status,
             chord_length=length.clone(),
         )
-        rough = error > options.rtol * length
+        rough = kinked | (error > options.rtol * length)
         clock = self._clock(spans, place, number, length)
         return Refined(facts, torch.zeros_like(number), spline, clock, steps, self.evaluations, rough)
 
