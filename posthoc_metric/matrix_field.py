@@ -1,11 +1,16 @@
-"""Fields of symmetric matrices, and what they say of single directions."""
+"""Fields of symmetric matrices: what a user's own return, and what they say of single directions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+import torch
 from torch import Tensor
+
+from ._arrays import describe, name_rows
+from .errors import InvalidArgumentError
 
 
 @runtime_checkable
@@ -39,3 +44,68 @@ def square(field: Callable[[Tensor], Tensor], z: Tensor, v: Tensor) -> Tensor:
     if isinstance(field, DirectedField):
         return field.square(z, v)
     return ((field(z) @ v[..., None])[..., 0] * v).sum(-1)
+
+
+class CheckedField:
+    """A user's field as the solver asks for it: matrices in the dtype of the points, whatever kind is returned.
+
+    Args:
+        field: (B, d) -> (B, d, d) tensors, arrays or nested lists.
+        name: what messages call it.
+    """
+
+    def __init__(self, field: Callable[[Tensor], Any], name: str):
+        self._field = field
+        self._name = name
+        self._symmetric = False
+
+    def __call__(self, z: Tensor) -> Tensor:
+        matrices = to_matrices(self._field(z), z, self._name)
+        # once: it may cost as much as the field, and a transpose that was forgotten is missing at every point
+        if not self._symmetric and len(z):
+            check_symmetric(matrices.detach(), self._name)
+            self._symmetric = True
+        return matrices
+
+
+def to_matrices(found: Any, points: Tensor, name: str) -> Tensor:
+    """What a user's field returned for points (B, d), as a tensor (B, d, d) of their dtype and on their device.
+
+    Raises:
+        InvalidArgumentError: it is no dense array of real numbers of that shape.
+    """
+    expected = (*points.shape, points.shape[1])
+    matrices = found if isinstance(found, Tensor) else _from_array(found, points)
+    if matrices is None or not _dense(matrices) or matrices.shape != expected:
+        raise InvalidArgumentError(
+            f"{name} must return real numbers of shape {expected} for {len(points)} points; got {describe(found)}. "
+            "Keep the batch axis first."
+        )
+    return matrices.to(points)
+
+
+def check_symmetric(matrices: Tensor, name: str) -> None:
+    """Raise unless matrices (B, d, d), those that are finite, are symmetric but for rounding."""
+    size, skew = matrices.abs().flatten(1), (matrices - matrices.mT).abs().flatten(1)
+    crooked = (skew > 1e-3 * size.amax(1, keepdim=True)).any(1)
+    if bool(crooked.any()):
+        raise InvalidArgumentError(
+            f"{name} must return symmetric matrices; {name_rows(crooked)} not. Return 0.5 * (M + M.mT), or M.mT @ M."
+        )
+
+
+def _dense(matrices: Tensor) -> bool:
+    plain = matrices.layout is torch.strided and not matrices.is_nested and matrices.device.type != "meta"
+    return plain and not matrices.is_complex()
+
+
+def _from_array(found: Any, points: Tensor) -> Tensor | None:
+    """A float64 tensor of an array or of nested lists; ``None`` where they hold no real numbers."""
+    try:
+        array = np.asarray(found)
+    except (TypeError, ValueError, RuntimeError):
+        if points.requires_grad:
+            # NumPy takes nothing that requires grad: whoever differentiates learns of it and does without
+            raise
+        return None
+    return torch.as_tensor(array.astype(np.float64)) if array.dtype.kind in "fiu" else None

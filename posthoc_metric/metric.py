@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ._arrays import ArrayLike, describe, name_rows, to_points
 from .errors import InvalidArgumentError, NumericalError
-from .matrix_field import square
+from .matrix_field import CheckedField, check_symmetric, square, to_matrices
 from .smooth_map import SmoothMap, check_smooth_map, gram
 
 if TYPE_CHECKING:
@@ -85,6 +85,20 @@ class MetricParts:
         return total
 
 
+class _NoDimensionError(InvalidArgumentError, AttributeError):
+    """A metric without ``dim``; an AttributeError too, so that ``hasattr`` answers as everywhere."""
+
+
+class _NoDimension:
+    """Stands where a subclass, or its ``__init__``, should have set ``dim``, and says so when it is asked for."""
+
+    def __get__(self, metric: Metric | None, kind: type) -> int:
+        raise _NoDimensionError(
+            f"`dim` must be the latent dimension d of a metric; {kind.__name__} has none. "
+            "Write `dim = 2`, say, in the class, or set `self.dim` in its `__init__`."
+        )
+
+
 class Metric(ABC):
     """A Riemannian metric on ``R^d``.  A subclass needs ``dim`` and :meth:`tensor`, nothing more.
 
@@ -92,35 +106,51 @@ class Metric(ABC):
     are one line each; they reach forward along the pipeline and so import when called.
     """
 
-    dim: int
+    dim: int = _NoDimension()  # type: ignore[assignment]
     #: training latents (N, d) that say where the data lie; the solver starts some curves from their graph
     support: Tensor | None = None
 
     @abstractmethod
     def tensor(self, z: Any) -> Any:
-        """``M(z)``: (B, d) -> (B, d, d), symmetric positive definite."""
+        """``M(z)``: (B, d) -> (B, d, d), symmetric positive definite.
+
+        Tensors in any dtype, which are differentiated where torch can, or NumPy arrays.
+        """
 
     def parts(self) -> MetricParts:
         """The structure of ``M`` that the solver may use; by default none."""
-        return MetricParts(field=self.tensor)
+        return MetricParts(field=self._field())
+
+    def _field(self) -> CheckedField:
+        return CheckedField(self.tensor, f"`tensor(z)` of {type(self).__name__}")
 
     def inner(self, z: ArrayLike, u: ArrayLike, v: ArrayLike) -> Any:
         """Inner product ``uᵀ M(z) v`` of tangent vectors, (B,); ``z``, ``u``, ``v`` are (B, d)."""
         points, restore = to_points(z, "z", self.dim)
-        left, _ = to_points(u, "u", self.dim)
-        right = left if v is u else to_points(v, "v", self.dim)[0]
-        for vectors, name in ((left, "u"), (right, "v")):
-            if len(vectors) != len(points):
-                raise InvalidArgumentError(
-                    f"`{name}` must hold one vector for each of the {len(points)} rows of `z`; got {describe(vectors)}."
-                )
-        left64 = left.double()
-        right64 = left64 if right is left else right.double()
-        return restore(self.parts().inner(points.double(), left64, right64).to(points.dtype))
+        left = _vectors(u, "u", points)
+        right = left if v is u else _vectors(v, "v", points)
+        return restore(self.parts().inner(points.double(), left, right).to(points.dtype))
 
     def norm(self, z: ArrayLike, v: ArrayLike) -> Any:
-        """Length ``sqrt(vᵀ M(z) v)`` of tangent vectors, (B,)."""
-        return abs(self.inner(z, v, v)) ** 0.5
+        """Length ``sqrt(vᵀ M(z) v)`` of tangent vectors, (B,).
+
+        Raises:
+            NumericalError: ``vᵀ M(z) v`` is negative by more than rounding.
+        """
+        points, restore = to_points(z, "z", self.dim)
+        where, vectors = points.double(), _vectors(v, "v", points)
+        squares = torch.as_tensor(self.inner(where, vectors, vectors))
+        # semi-definite matrices and those in single precision round to either side of zero
+        below = (squares < 0).nonzero().flatten()
+        if len(below):
+            size = self.parts().tensor(where[below]).flatten(1).norm(dim=1) * vectors[below].square().sum(1)
+            bad = below[squares[below] < -1e-6 * size].tolist()
+            if bad:
+                raise NumericalError(
+                    f"the metric must be positive definite; at row {bad[0]} of `z` the vector in `v` has the squared "
+                    f"length {float(squares[bad[0]]):.3g}. Check the sign of what `tensor(z)` returns."
+                )
+        return restore(squares.clamp_min(0.0).sqrt().to(points.dtype))
 
     def eigenvalues(self, z: ArrayLike) -> Any:
         """Eigenvalues of ``M(z)`` in ascending order, (B, d), never below zero.
@@ -129,7 +159,7 @@ class Metric(ABC):
             NumericalError: the metric is not finite at a point, or has a negative eigenvalue.
         """
         points, restore = to_points(z, "z", self.dim)
-        matrices = self.tensor(points.double())
+        matrices = self._field()(points.double())
         if not bool(torch.isfinite(matrices).all()):
             raise NumericalError(
                 "the metric must be finite; it is NaN or infinite at some of the points in `z`. "
@@ -226,34 +256,26 @@ class FunctionMetric(Metric):
     def __init__(self, fn: Callable[[Any], Any], dim: int):
         if not callable(fn):
             raise InvalidArgumentError(f"`fn` must be a function z -> (B, d, d); got {describe(fn)}.")
-        if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
+        if not isinstance(dim, (int, np.integer)) or isinstance(dim, bool) or dim < 1:
             raise InvalidArgumentError(f"`dim` must be a positive integer, the latent dimension; got {describe(dim)}.")
         self.fn = fn
-        self.dim = dim
+        self.dim = int(dim)
 
     def tensor(self, z: ArrayLike) -> Any:
         # to_points detaches; a solver that differentiates through `fn` passes a tensor that requires grad
         if isinstance(z, Tensor) and z.requires_grad:
-            return self._checked(self.fn(z), z)
+            return to_matrices(self.fn(z), z, "`fn`")
         points, restore = to_points(z, "z", self.dim)
-        matrices = self._checked(self.fn(points), points)
-        size, skew = matrices.abs(), (matrices - matrices.mT).abs()
-        crooked = (skew.flatten(1) > 1e-3 * size.flatten(1).amax(1, keepdim=True)).any(1) if len(points) else skew.any()
-        if bool(crooked.any()):
-            raise InvalidArgumentError(
-                f"`fn` must return symmetric matrices; {name_rows(crooked)} not. Return 0.5 * (M + M.mT), or M.mT @ M."
-            )
+        matrices = to_matrices(self.fn(points), points, "`fn`")
+        check_symmetric(matrices, "`fn`")
         return restore(matrices)
 
-    def _checked(self, matrices: Any, points: Tensor) -> Tensor:
-        expected = (len(points), self.dim, self.dim)
-        if not isinstance(matrices, Tensor):
-            array = np.asarray(matrices)
-            matrices = torch.as_tensor(array.astype(np.float64)) if array.dtype.kind in "fiu" else None
-        if matrices is None or matrices.is_complex() or tuple(matrices.shape) != expected:
-            came = "something else" if matrices is None else describe(matrices)
-            raise InvalidArgumentError(
-                f"`fn` must return real numbers of shape {expected} for {len(points)} points; got {came}. "
-                "Keep the batch axis first."
-            )
-        return matrices.to(points)
+
+def _vectors(value: ArrayLike, name: str, points: Tensor) -> Tensor:
+    """Tangent vectors (B, d) float64, one at each of the points (B, d)."""
+    vectors, _ = to_points(value, name, points.shape[1])
+    if len(vectors) != len(points):
+        raise InvalidArgumentError(
+            f"`{name}` must hold one vector for each of the {len(points)} rows of `z`; got {describe(value)}."
+        )
+    return vectors.double()

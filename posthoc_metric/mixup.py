@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ._arrays import ArrayLike, check_count, check_range, check_seed, describe, to_points
+from ._arrays import ArrayLike, check_count, check_range, check_seed, describe, listed, to_points
 from .errors import ConvergenceWarning, InvalidArgumentError, NumericalError
 from .geodesic import Status
 from .metric import Metric
@@ -48,8 +49,7 @@ class GeodesicMixup:
         Returns:
             (count, D) in the decoder's dtype and on its device, and (count, C) float32 beside it.
         """
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InvalidArgumentError(f"`count` must be a positive integer; got {describe(count)}.")
+        count = check_count(count, "count", 1, "the number of points to draw")
         rows = torch.from_numpy(self._generator.integers(len(self.curves), size=count)).to(self.curves.device)
         t = torch.from_numpy(self._generator.beta(self.alpha, self.alpha, size=count)).to(self.curves)
         place = t * (self.curves.shape[1] - 1)
@@ -70,22 +70,25 @@ class GeodesicMixup:
             y: class indices (B,) or soft labels (B, C).
 
         Returns:
-            x in its own shape, dtype and device, and soft labels (B, C), fit for ``cross_entropy``.
+            x in its own shape, dtype and device, and soft labels (B, C), fit for ``cross_entropy``; of no rows where
+            the batch has none.
 
         Raises:
             InvalidArgumentError: rows of ``x`` do not hold D numbers, or ``y`` does not fit ``x``.
         """
-        if not isinstance(x, Tensor) or x.ndim < 2 or x[0].numel() != self.decoder.output_dim:
+        if not isinstance(x, Tensor) or x.ndim < 2 or prod(x.shape[1:]) != self.decoder.output_dim:
             raise InvalidArgumentError(
                 f"`x` must be a batch whose rows hold {self.decoder.output_dim} numbers, as the decoder's output does; "
                 f"got {describe(x)}. Transform the batch before anything that changes its size."
             )
         classes = self.start_labels.shape[1]
-        soft = _soft_labels(y, classes).to(x.device)
+        soft = _soft_labels(y, classes, "y").to(x.device)
         if len(soft) != len(x):
             raise InvalidArgumentError(
                 f"`y` must have one label for each of the {len(x)} rows of `x`; got {describe(y)}."
             )
+        if not len(x):
+            return x, soft
         count = max(round(self.share * len(x)), 1)
         rows = torch.from_numpy(self._generator.permutation(len(x))[:count]).to(x.device)
         mixed, labels = self.sample(count)
@@ -151,7 +154,7 @@ def geodesic_mixup(
     seed = check_seed(seed)
     if num_classes is not None:
         num_classes = check_count(num_classes, "num_classes", 1, "the number of classes")
-    soft = _soft_labels(labels, num_classes)
+    soft = _soft_labels(labels, num_classes, "labels")
     if len(soft) != len(points):
         raise InvalidArgumentError(
             f"`labels` must have one entry for each of the {len(points)} latents; got {describe(labels)}."
@@ -159,8 +162,7 @@ def geodesic_mixup(
     for value, name, known in ((curve, "curve", _CURVES), (partners, "partners", _PARTNERS)):
         if value not in known:
             raise InvalidArgumentError(f"`{name}` must be one of {', '.join(known)}; got {describe(value)}.")
-    if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < 1:
-        raise InvalidArgumentError(f"`pairs` must be a positive integer; got {describe(pairs)}.")
+    pairs = check_count(pairs, "pairs", 1, "the number of curves to solve")
     if curve == "straight" and options:
         raise InvalidArgumentError(f"straight lines take no solver options; got {', '.join(options)}.")
     alpha = check_range(alpha, "alpha", 0.0, float("inf"), "the parameter of a Beta distribution")
@@ -207,31 +209,55 @@ def _report(status: tuple[Status, ...], finite: Tensor) -> None:
     )
 
 
-def _soft_labels(labels: Any, classes: int | None) -> Tensor:
-    """Classes (N,) or soft labels (N, C) as soft labels (N, C) float32."""
-    wanted = f"`labels` must be class indices (N,), integers from 0, or soft labels (N, C); got {describe(labels)}."
-    if isinstance(labels, Tensor):
-        values = labels.detach()
-    else:
-        array = np.asarray(labels)
-        if array.dtype.kind not in "fiu":
-            raise InvalidArgumentError(f"{wanted} Names become indices with sklearn.preprocessing.LabelEncoder.")
-        values = torch.as_tensor(array)
+def _soft_labels(labels: Any, classes: int | None, name: str) -> Tensor:
+    """Classes (N,) or soft labels (N, C) as soft labels (N, C) float32; ``name`` is the argument's, for messages."""
+    values = _label_numbers(labels, name)
     if values.ndim == 2 and values.is_floating_point():
         if classes is not None and values.shape[1] != classes:
-            raise InvalidArgumentError(f"`labels`, being soft, must have {classes} columns; got {describe(labels)}.")
+            raise InvalidArgumentError(f"`{name}`, being soft, must have {classes} columns; got {describe(labels)}.")
+        # a comparison with NaN is false
+        bad = (~((values >= 0) & (values < float("inf"))).all(1)).nonzero().flatten().tolist()
+        if bad:
+            raise InvalidArgumentError(
+                f"`{name}`, being soft, must be finite and not negative; {listed(bad)} are not. "
+                "Pass probabilities, as softmax gives, not logits."
+            )
         return values.float()
-    if values.ndim != 1 or values.is_floating_point() or values.dtype == torch.bool or not len(values):
-        raise InvalidArgumentError(wanted)
+    # without labels nothing says how many classes there are
+    if values.ndim != 1 or values.is_floating_point() or (classes is None and not len(values)):
+        raise InvalidArgumentError(_wanted(labels, name))
     values = values.long()
-    count = int(values.max()) + 1 if classes is None else classes
-    if int(values.min()) < 0 or int(values.max()) >= count:
+    lowest, highest = (int(values.min()), int(values.max())) if len(values) else (0, 0)
+    count = highest + 1 if classes is None else classes
+    if lowest < 0 or highest >= count:
         raise InvalidArgumentError(
-            f"`labels` must be class indices from 0 to {max(count - 1, 0)}; got {int(values.min())} to "
-            f"{int(values.max())}. "
+            f"`{name}` must be class indices from 0 to {max(count - 1, 0)}; got {lowest} to {highest}. "
             "Pass `num_classes` if there are more."
         )
     return torch.nn.functional.one_hot(values, count).float()
+
+
+def _label_numbers(labels: Any, name: str) -> Tensor:
+    """Integers or floats of any shape, as a tensor."""
+    if isinstance(labels, Tensor):
+        values = labels.detach()
+        sparse = values.layout is not torch.strided or values.is_nested
+        if sparse or values.is_complex() or values.dtype == torch.bool:
+            raise InvalidArgumentError(_wanted(labels, name))
+        return values
+    try:
+        array = np.asarray(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise InvalidArgumentError(f"{_wanted(labels, name)} All rows must have one length.") from None
+    if array.dtype.kind not in "fiu":
+        advice = "Names become indices with sklearn.preprocessing.LabelEncoder."
+        raise InvalidArgumentError(f"{_wanted(labels, name)} {advice}")
+    # a copy in native order and of positive strides, as torch takes none of another
+    return torch.from_numpy(np.array(array, dtype=np.float64 if array.dtype.kind == "f" else np.int64))
+
+
+def _wanted(labels: Any, name: str) -> str:
+    return f"`{name}` must be class indices (N,), integers from 0, or soft labels (N, C); got {describe(labels)}."
 
 
 def _draw_pairs(soft: Tensor, partners: str, pairs: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._arrays import ArrayLike, describe, to_points
+from ._arrays import ArrayLike, check_count, check_range, describe, to_points, to_tensor
 from .errors import InvalidArgumentError
 from .metric import Metric, MetricParts, StructuredMetric
 
@@ -87,8 +87,8 @@ class Plane(ClosedFormMetric):
     """
 
     def __init__(self, matrix: ArrayLike | None = None, *, dim: int = 2):
-        constant = torch.eye(dim, dtype=torch.float64) if matrix is None else torch.as_tensor(matrix).double()
-        if constant.ndim != 2 or constant.shape[0] != constant.shape[1]:
+        constant = torch.eye(_dimension(dim), dtype=torch.float64) if matrix is None else _constant(matrix, "(d, d)")
+        if constant.shape[0] != constant.shape[1]:
             raise InvalidArgumentError(f"`matrix` must be square; got {describe(matrix)}.")
         if not torch.allclose(constant, constant.mT) or bool((torch.linalg.eigvalsh(constant) <= 0).any()):
             raise InvalidArgumentError("`matrix` must be symmetric positive definite; its eigenvalues are not all > 0.")
@@ -110,8 +110,8 @@ class Sphere(ClosedFormMetric):
     """
 
     def __init__(self, dim: int = 2, radius: float = 1.0):
-        self.dim = dim
-        self.radius = radius
+        self.dim = _dimension(dim)
+        self.radius = _positive(radius, "radius", "the radius of the sphere")
 
     def _tensor(self, z: Tensor) -> Tensor:
         factor = 4 * self.radius**2 / (1 + z.square().sum(-1)) ** 2
@@ -132,7 +132,7 @@ class HalfPlane(ClosedFormMetric):
     """The hyperbolic half-space, ``M = I / z_d²`` for ``z_d > 0``; NaN below, where there is no metric."""
 
     def __init__(self, dim: int = 2):
-        self.dim = dim
+        self.dim = _dimension(dim)
 
     def _tensor(self, z: Tensor) -> Tensor:
         height = torch.where(z[:, -1] > 0, z[:, -1], float("nan"))
@@ -158,9 +158,7 @@ class LinearDecoder(EmbeddedMetric):
     """The pullback of ``f(z) = A z``: constant, singular where ``A`` (D, d) loses rank."""
 
     def __init__(self, matrix: ArrayLike):
-        constant = torch.as_tensor(matrix).double()
-        if constant.ndim != 2:
-            raise InvalidArgumentError(f"`matrix` must have shape (D, d); got {describe(matrix)}.")
+        constant = _constant(matrix, "(D, d)")
         super().__init__(_LinearMap(constant))
         self.matrix = constant
 
@@ -224,7 +222,9 @@ class Torus(StructuredMetric):
     """
 
     def __init__(self, radius: float = 2.0, tube: float = 1.0):
-        if not radius > tube > 0:
+        radius = _positive(radius, "radius", "the radius of the ring")
+        tube = _positive(tube, "tube", "the radius of the tube")
+        if not radius > tube:
             raise InvalidArgumentError(f"`radius` must exceed `tube` > 0; got radius {radius} and tube {tube}.")
         self.embedding = _Ring(radius, tube)
         super().__init__(MetricParts(embedding=self.embedding), self.embedding.latent_dim)
@@ -240,3 +240,21 @@ def _rowwise(function: Any, a: ArrayLike, b: ArrayLike, dim: int) -> Any:
     if len(left) != len(right):
         raise InvalidArgumentError(f"`b` must have as many rows as `a` ({len(left)}); got {describe(b)}.")
     return restore(function(left.double(), right.double()).to(left.dtype))
+
+
+def _dimension(value: Any) -> int:
+    return check_count(value, "dim", 1, "the dimension of the space")
+
+
+def _positive(value: Any, name: str, what: str) -> float:
+    return check_range(value, name, 0.0, float("inf"), what)
+
+
+def _constant(matrix: ArrayLike, shape: str) -> Tensor:
+    """A finite matrix float64, neither side of which is empty."""
+    constant = to_tensor(matrix, "matrix")[0].double()
+    if constant.ndim != 2 or not constant.numel():
+        raise InvalidArgumentError(f"`matrix` must have shape {shape}, neither of them zero; got {describe(matrix)}.")
+    if not bool(torch.isfinite(constant).all()):
+        raise InvalidArgumentError(f"`matrix` must be finite; got {describe(matrix)} with NaN or infinity in it.")
+    return constant

@@ -165,7 +165,34 @@ def test_bad_input_is_named():
         (GeodesicKMedoids(0), "n_clusters"),
         (GeodesicKMeans(1000), "at most"),
         (GeodesicKMedoids(3, n_init=0), "n_init"),
+        *((GeodesicKMeans(3, tol=tol), "`tol`") for tol in (np.inf, np.nan, "a", -1.0, None, True)),
         (GeodesicDistance(Sphere(), method="magic"), "method"),
     ]:
         with pytest.raises(InvalidArgumentError, match=words):
             estimator.fit(X).transform(X)
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+@pytest.mark.filterwarnings("ignore::posthoc_metric.errors.ConvergenceWarning")
+def test_a_latent_without_a_metric_leaves_the_clusters_of_the_others_alone(seed):
+    # the last lies below the half-plane; seed 5 sows it first
+    X = np.array([[0.0, 1.0], [0.1, 1.0], [9.0, 1.0], [0.0, -1.0]])
+    medoids = GeodesicKMedoids(3, HalfPlane(), random_state=seed).fit(X)
+    means = GeodesicKMeans(3, HalfPlane(), random_state=seed).fit(X)
+    for found in (medoids, means):
+        assert found.labels_[2] not in found.labels_[:2] and found.cluster_centers_.shape == (3, 2)
+        assert (found.predict(X)[:3] == found.labels_[:3]).all()
+    assert means.inertia_ == np.inf and all(means.center_status_) and 1 <= means.n_iter_ <= 20
+
+
+@pytest.mark.filterwarnings("ignore::posthoc_metric.errors.ConvergenceWarning")
+def test_a_latent_without_a_metric_takes_part_in_no_mean():
+    X = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0], [0.0, -1.0]])
+    found, alone = (GeodesicKMeans(2, HalfPlane(), random_state=0).fit(rows) for rows in (X, X[:3]))
+    np.testing.assert_allclose(found.cluster_centers_, alone.cluster_centers_, atol=1e-6)
+    assert (found.labels_[:3] == alone.labels_).all() and found.inertia_ == np.inf
+
+
+def test_a_tolerance_of_zero_is_one():
+    assert GeodesicKMeans(3, tol=0, random_state=0).fit(blobs()[0]).n_iter_ >= 2
+    assert GeodesicKMeans(3, tol=np.float32(0.5), n_jobs=1).fit(blobs()[0]).n_iter_ >= 1

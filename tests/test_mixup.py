@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -120,6 +121,13 @@ def test_a_pair_without_a_curve_is_left_out_and_said(labelled):
         ({"num_classes": 2}, "num_classes"),
         ({"labels": torch.arange(5)}, "`labels`"),
         ({"labels": torch.rand(12)}, "class indices"),
+        ({"labels": [[1], [1, 2]] * 6}, "`labels` must be class indices.*one length"),
+        ({"labels": torch.ones(12, dtype=torch.complex64)}, "class indices"),
+        ({"labels": torch.eye(12).to_sparse()}, "class indices"),
+        ({"labels": torch.full((12, 3), float("nan"))}, "`labels`.*not negative; rows 0, 1, 2.*probabilities"),
+        ({"labels": np.full((12, 3), -0.1)}, "not negative"),
+        ({"labels": np.full((12, 3), np.inf)}, "finite"),
+        ({"pairs": 2.0}, "`pairs`"),
         ({"labels": torch.arange(12), "partners": "same"}, "partners"),
         ({"curve": "straight", "max_steps": 3}, "solver options"),
         ({"max_stepz": 3}, "max_stepz"),
@@ -163,3 +171,35 @@ def test_it_teaches_a_classifier_in_a_loop(metric, labelled):
         loss.backward()
         optimizer.step()
     assert float((model(data).argmax(1) == labels).float().mean()) > 0.95
+
+
+def test_an_empty_batch_stays_empty(metric, labelled):
+    mix = geodesic_mixup(metric, *labelled, pairs=3, curve="straight")
+    state = mix._generator.bit_generator.state
+    for y in (torch.zeros(0, dtype=torch.long), torch.zeros(0, 3)):
+        x, soft = mix(torch.zeros(0, 3), y)
+        assert x.shape == (0, 3) and soft.shape == (0, 3)
+    assert mix(torch.zeros(0, 1, 3), torch.zeros(0, 3))[0].shape == (0, 1, 3)
+    assert mix._generator.bit_generator.state == state
+    with pytest.raises(InvalidArgumentError, match="3 numbers"):
+        mix(torch.zeros(0, 7), torch.zeros(0, dtype=torch.long))
+
+
+def test_labels_of_a_batch_are_named_y(metric, labelled):
+    mix = geodesic_mixup(metric, *labelled, pairs=3, curve="straight")
+    for y, words in [
+        (torch.tensor([[0.5, 0.5, float("nan")]] * 2), "`y`, being soft, must be finite and not negative; rows 0, 1"),
+        (torch.tensor([[0.0, 0.0, 1.0], [1.5, 0.0, -0.5]]), "`y`.*not negative; row 1 "),
+        (torch.tensor([0, 3]), "`y` must be class indices from 0 to 2"),
+        (torch.zeros(2, 4), "`y`, being soft, must have 3 columns"),
+    ]:
+        with pytest.raises(InvalidArgumentError, match=words):
+            mix(torch.zeros(2, 3), y)
+
+
+def test_integers_and_labels_may_be_numpy_s(metric, labelled):
+    latents, labels = labelled
+    # backwards, as torch takes no array of negative strides
+    mix = geodesic_mixup(metric, latents, labels.numpy()[::-1], pairs=np.int64(4), num_classes=np.int32(3))
+    x, y = mix.sample(np.int64(5))
+    assert len(mix.curves) == 4 and x.shape == (5, 3) and y.shape == (5, 3)

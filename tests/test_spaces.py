@@ -68,10 +68,37 @@ def test_kind_and_dtype_come_back():
         (lambda: Plane([[1.0, 0.0]]), "square"),
         (lambda: Plane([[1.0, 0.0], [0.0, -1.0]]), "positive definite"),
         (lambda: LinearDecoder([1.0]), "shape"),
+        (lambda: Plane([[1.0, 0.0], [1.0]]), "`matrix` must be a tensor"),
+        (lambda: Plane([[float("nan"), 0.0], [0.0, 1.0]]), "`matrix` must be finite"),
+        (lambda: Plane(np.zeros((0, 0))), "`matrix` must have shape"),
+        (lambda: Plane("matrix"), "`matrix` must be a tensor"),
+        (lambda: Plane(dim=0), "`dim`.*at least 1"),
+        (lambda: Sphere(0), "`dim`.*at least 1"),
+        (lambda: Sphere(2.0), "`dim`.*at least 1"),
+        (lambda: Sphere(2, -1.0), "`radius`"),
+        (lambda: Sphere(2, 0.0), "`radius`"),
+        (lambda: Sphere(2, float("nan")), "`radius`"),
+        (lambda: Sphere(2, "1 m"), "`radius`"),
+        (lambda: HalfPlane(-1), "`dim`.*at least 1"),
+        (lambda: HalfPlane("2"), "`dim`.*at least 1"),
+        (lambda: LinearDecoder(np.zeros((3, 0))), "shape"),
+        (lambda: LinearDecoder([[float("inf")]]), "finite"),
         (lambda: Torus(1.0, 2.0), "exceed"),
+        (lambda: Torus(float("inf"), 2.0), "`radius`"),
+        (lambda: Torus(2.0, "thin"), "`tube`"),
+        (lambda: Torus(2.0, -1.0), "`tube`"),
         (lambda: Sphere().distance(torch.zeros(2, 2), torch.zeros(3, 2)), "rows"),
     ],
 )
 def test_bad_input_is_named(make, words):
     with pytest.raises(InvalidArgumentError, match=words):
         make()
+
+
+def test_dimensions_may_be_numpy_s():
+    for space in (Sphere(np.int64(3)), HalfPlane(np.int32(3)), Plane(dim=np.int64(3))):
+        assert type(space.dim) is int and space.distance(np.ones((1, 3)), np.ones((1, 3)))[0] == 0
+
+
+def test_a_line_is_a_half_plane_of_one_dimension():
+    assert HalfPlane(1).distance(np.array([[1.0]]), np.array([[np.e]]))[0] == pytest.approx(1.0)

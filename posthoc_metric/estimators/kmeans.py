@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,8 @@ class GeodesicKMeans(CentredClusterer):
     labels_ : ndarray of shape (n_samples,)
         Cluster of each training latent.
     inertia_ : float
-        Sum of the squared distances to the nearest mean.
+        Sum of the squared distances to the nearest mean; infinite where a latent has none, as outside the metric. Such
+        latents take part in no mean.
     n_iter_ : int
         Alternations run.
     n_features_in_ : int
@@ -101,22 +103,26 @@ class GeodesicKMeans(CentredClusterer):
         X = self._checked(X)
         check_clusters(self.n_clusters, len(X))
         check_positive(self.max_iter, "max_iter")
+        _check_tol(self.tol)
         _check_options(self.mean_options)
         self._prepare(X, len(X) * self.n_clusters)
         centres = X[self._sow(X, self._random())].copy()
-        inertia = np.inf
+        before: tuple[np.ndarray, float] | None = None
         for step in range(1, self.max_iter + 1):
             self.n_iter_ = step
-            labels, now = self._assign(X, centres)
-            if not inertia - now > self.tol * now:
+            labels, nearest = self._assign(X, centres)
+            if before is not None and self._settled(before, (labels, _inertia(nearest))):
                 break
-            inertia = now
-            found = [self._mean(X[labels == cluster], centres[cluster], step) for cluster in range(self.n_clusters)]
+            before = labels, _inertia(nearest)
+            # a latent that is at no distance of any mean has no say where one lies
+            placed = [(labels == cluster) & np.isfinite(nearest) for cluster in range(self.n_clusters)]
+            found = [self._mean(X[rows], centre, step) for rows, centre in zip(placed, centres, strict=True)]
             centres = np.stack([centre for centre, _ in found])
             self.center_status_ = [status for _, status in found]
         self.cluster_centers_ = centres
         self._reached = self._reach(centres)
-        self.labels_, self.inertia_ = self._assign(X, centres)
+        self.labels_, nearest = self._assign(X, centres)
+        self.inertia_ = _inertia(nearest)
         if not all(self.center_status_):
             warnings.warn(
                 f"{self.center_status_.count(False)} of {self.n_clusters} Fréchet means were not found to the "
@@ -141,9 +147,17 @@ class GeodesicKMeans(CentredClusterer):
             chosen.append(int(random.choice(rest, p=share)))
         return np.array(chosen)
 
-    def _assign(self, X: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, float]:
+    def _assign(self, X: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest centre of each latent, and how far it is: infinitely where there is no distance."""
         table = np.nan_to_num(self._to(X, centres).astype(np.float64), nan=np.inf)
-        return table.argmin(1), float((table.min(1) ** 2).sum())
+        return table.argmin(1), table.min(1)
+
+    def _settled(self, before: tuple[np.ndarray, float], now: tuple[np.ndarray, float]) -> bool:
+        """Whether the alternation is done, given labels and inertia of two assignments."""
+        if np.isfinite(now[1]):
+            return not before[1] - now[1] > self.tol * now[1]
+        # an infinite inertia cannot fall
+        return bool((before[0] == now[0]).all())
 
     def _mean(self, members: np.ndarray, before: np.ndarray, step: int) -> tuple[np.ndarray, bool]:
         if not len(members):
@@ -157,6 +171,16 @@ class GeodesicKMeans(CentredClusterer):
             options["start"] = torch.from_numpy(np.array(before))
         found = frechet_mean(metric, torch.from_numpy(np.array(members)), **options)
         return found.point.numpy(), found.converged
+
+
+def _inertia(nearest: np.ndarray) -> float:
+    return float((nearest**2).sum())
+
+
+def _check_tol(value: Any) -> None:
+    """Raise unless ``value`` is a finite number that is not negative."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < np.inf:
+        raise InvalidArgumentError(f"`tol` must be a finite number of at least 0; got {value!r}. The default is 1e-3.")
 
 
 def _check_options(options: Any) -> None:

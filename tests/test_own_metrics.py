@@ -1,0 +1,169 @@
+"""Metrics that users write: what their ``tensor(z)`` may return, and what is said of what it may not."""
+
+import numpy as np
+import pytest
+import torch
+
+import posthoc_metric as pm
+from posthoc_metric.errors import InvalidArgumentError, NumericalError, PosthocMetricError
+from posthoc_metric.geometry import transport
+from posthoc_metric.metric import FunctionMetric, MetricParts, StructuredMetric
+from posthoc_metric.spaces import HalfPlane
+
+
+def bowl(z):
+    """``(1 + ‖z‖²) I`` in torch."""
+    return (1 + z.square().sum(1))[:, None, None] * torch.eye(z.shape[1], dtype=z.dtype)
+
+
+def own(returned, dimension=2, name="Own"):
+    """An instance of a metric that is written with ``dim`` and ``tensor`` alone."""
+    return type(name, (pm.Metric,), {"dim": dimension, "tensor": lambda self, z: returned(z)})()
+
+
+KINDS = {
+    "float32": lambda z: bowl(z.float()),
+    "NumPy": lambda z: bowl(z).detach().numpy(),
+    "NumPy inside": lambda z: (1 + np.square(np.asarray(z)).sum(1))[:, None, None] * np.eye(2),
+    "NumPy float32": lambda z: bowl(z).detach().numpy().astype(np.float32),
+    "lists": lambda z: bowl(z).tolist(),
+}
+
+QUESTIONS = {
+    "geodesic": lambda m, a, b: m.geodesic(a, b).length,
+    "fixed point": lambda m, a, b: m.geodesic(a, b, solver="fixed-point").length,
+    "exp": lambda m, a, b: m.exp(a, 0.1 * b),
+    "log": lambda m, a, b: m.log(a, b),
+    "mean": lambda m, a, b: m.mean(np.concatenate([a, b])),
+    "distances": lambda m, a, b: m.distances(a, b),
+    "inner": lambda m, a, b: m.inner(a, b, a + b),
+    "norm": lambda m, a, b: m.norm(a, b),
+    "eigenvalues": lambda m, a, b: m.eigenvalues(a),
+    "volume element": lambda m, a, b: m.log_volume(a),
+    "transport": lambda m, a, b: transport(m, a, b, b).vectors,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.filterwarnings("ignore::posthoc_metric.errors.ConvergenceWarning")
+def test_any_kind_and_dtype_may_be_returned(kind, question):
+    a, b = np.array([[0.0, 0.0], [0.2, -0.1]]), np.array([[1.0, 1.0], [0.4, 0.3]])
+    found, exact = (QUESTIONS[question](metric, a, b) for metric in (own(KINDS[kind]), own(bowl)))
+    assert isinstance(found, np.ndarray) and found.dtype == np.float64
+    np.testing.assert_allclose(found, exact, rtol=2e-3, atol=2e-3)
+
+
+def test_one_dimension_in_single_precision():
+    found = own(KINDS["float32"], 1).geodesic(np.zeros((1, 1)), np.ones((1, 1)))
+    # of sqrt(1 + z²) from 0 to 1
+    assert found.length[0] == pytest.approx((np.sqrt(2) + np.arcsinh(1)) / 2, rel=1e-3)
+
+
+def test_what_is_float64_passes_untouched():
+    answer = torch.eye(2, dtype=torch.float64).repeat(3, 1, 1)
+    z = torch.zeros(3, 2, dtype=torch.float64)
+    assert own(lambda z: answer).parts().field(z) is answer
+
+
+def test_single_precision_is_still_differentiated_by_torch():
+    z = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
+    own(KINDS["float32"]).parts().field(z).sum().backward()
+    torch.testing.assert_close(z.grad, torch.full_like(z, 4.0))
+
+
+WRONG = {
+    "no batch axis": (lambda z: torch.eye(2), r"shape \(\d, 2, 2\) for \d points; got tensor of shape \(2, 2\)"),
+    "one matrix for all": (lambda z: torch.eye(2)[None], r"got tensor of shape \(1, 2, 2\).*batch axis first"),
+    "the diagonal": (lambda z: torch.ones(len(z), 2), r"got tensor of shape \(\d, 2\)"),
+    "nothing": (lambda z: None, "got NoneType"),
+    "complex": (lambda z: bowl(z).to(torch.complex128), "real numbers.*complex128"),
+    "complex NumPy": (lambda z: bowl(z).numpy() * 1j, "real numbers.*complex128"),
+    "sparse": (lambda z: bowl(z).to_sparse(), "real numbers"),
+    "ragged": (lambda z: [[1.0], [1.0, 2.0]], r"got list \(\[\[1.0\], \[1.0, 2.0\]\]\)"),
+    "not symmetric": (lambda z: bowl(z) + torch.tensor([[0, 1], [0, 0]]), "symmetric matrices; rows 0, 1.* are not"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("question", ["geodesic", "exp", "log", "mean", "inner", "norm", "eigenvalues"])
+def test_what_is_wrong_is_named(case, question):
+    returned, words = WRONG[case]
+    with pytest.raises(InvalidArgumentError, match=rf"`tensor\(z\)` of Own must return.*{words}"):
+        QUESTIONS[question](own(returned), np.zeros((2, 2)), np.ones((2, 2)))
+
+
+def test_a_function_that_returns_ragged_lists_or_sparse_matrices_is_named():
+    z = torch.zeros(2, 2)
+    for returned in (lambda z: [[1.0], [1.0, 2.0]], lambda z: bowl(z).to_sparse()):
+        with pytest.raises(InvalidArgumentError, match="`fn` must return real numbers"):
+            FunctionMetric(returned, 2).tensor(z)
+
+
+def test_a_metric_without_dim_says_so():
+    class Flat(pm.Metric):
+        def tensor(self, z):
+            return bowl(z)
+
+    a, b = np.zeros((1, 2)), np.ones((1, 2))
+    for ask in QUESTIONS.values():
+        with pytest.raises(InvalidArgumentError, match="`dim` must be the latent dimension.*Flat has none.*self.dim"):
+            ask(Flat(), a, b)
+    # as an attribute that is not there
+    assert not hasattr(Flat(), "dim") and getattr(Flat(), "dim", None) is None
+    late = Flat()
+    late.dim = 2
+    assert late.norm(a, b)[0] == pytest.approx(np.sqrt(2))
+
+
+def test_dim_may_be_numpy_s():
+    metric = FunctionMetric(bowl, np.int64(2))
+    assert type(metric.dim) is int and metric.norm(np.zeros((1, 2)), np.ones((1, 2))).shape == (1,)
+    for wrong in (np.int64(0), True, np.bool_(True), 2.0):
+        with pytest.raises(InvalidArgumentError, match="`dim` must be a positive integer"):
+            FunctionMetric(bowl, wrong)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_negative_squares_of_lengths_are_not_lengths(scale, dtype):
+    z, v = torch.zeros(3, 2, dtype=dtype), scale * torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=dtype)
+    for metric in (own(lambda z: -bowl(z)), FunctionMetric(lambda z: -bowl(z), 2)):
+        with pytest.raises(NumericalError, match="positive definite; at row 0 of `z` the vector in `v`.*-1.*sign"):
+            metric.norm(z, v)
+    saddle = own(lambda z: torch.diag(torch.tensor([1.0, -1.0])).expand(len(z), 2, 2))
+    with pytest.raises(NumericalError, match="at row 1 of"):
+        saddle.norm(z, v)
+    # along what it does not shorten there is nothing to see
+    assert float(saddle.norm(z[:1], v[:1])) == pytest.approx(scale)
+
+
+def test_rounding_below_zero_is_zero():
+    # of rank one; along what it flattens float32 rounds to either side of zero
+    ways = torch.randn(200, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    flat = torch.stack([-ways[:, 1], ways[:, 0]], 1)
+    for dtype in (torch.float32, torch.float64):
+        metric = own(lambda z, dtype=dtype: (z[:, :, None] * z[:, None]).to(dtype))
+        assert bool((metric.inner(ways, flat, flat) < 0).any())
+        lengths = metric.norm(ways, flat)
+        assert bool((lengths >= 0).all()) and float(lengths.max()) < 1e-2
+
+
+def test_norm_is_the_root_of_inner_where_there_is_no_metric_too():
+    where = torch.tensor([[0.0, 1.0], [0.0, -1.0]])
+    found = HalfPlane().norm(where, torch.ones(2, 2))
+    assert found.dtype == torch.float32 and float(found[0]) == pytest.approx(2**0.5) and bool(found[1].isnan())
+    with pytest.raises(InvalidArgumentError, match="`v` must hold one vector for each of the 2"):
+        HalfPlane().norm(where, torch.ones(3, 2))
+
+
+def test_parts_of_a_negative_weight_are_caught_too():
+    class Debt:
+        def __call__(self, z):
+            return -torch.ones_like(z[:, 0])
+
+        def value_and_gradient(self, z):
+            return self(z), torch.zeros_like(z)
+
+    with pytest.raises(PosthocMetricError, match="positive definite"):
+        StructuredMetric(MetricParts(weight=Debt()), 2).norm(torch.zeros(1, 2), torch.ones(1, 2))
