@@ -8,7 +8,7 @@ import torch
 from test_spaces import points, upper
 
 import posthoc_metric as pm
-from posthoc_metric.errors import InvalidArgumentError, NumericalError
+from posthoc_metric.errors import ConvergenceWarning, InvalidArgumentError, NumericalError
 from posthoc_metric.geodesic import exp, frechet_mean, log
 from posthoc_metric.geometry import curvature, principal_geodesics, random_walk, sample_volume, transport, volume
 from posthoc_metric.metric import FunctionMetric
@@ -202,6 +202,135 @@ def test_geomstats_agrees_on_the_sphere_s_transport(geomstats):
     expected = other.metric.parallel_transport(ambient, p, end_point=q)
     found = transport(space, a, b, v, rtol=1e-6).vectors
     np.testing.assert_allclose((jacobian(b) @ found[..., None])[..., 0], expected, rtol=1e-3, atol=1e-3)
+
+
+def relative(found, exact):
+    return ((found - exact) / exact).abs().max()
+
+
+def test_a_row_s_curvature_is_its_own_at_any_scale():
+    heights = torch.logspace(-4, 4, 17, dtype=torch.float64)
+    z = torch.stack([torch.linspace(-1, 1, 17).double(), heights], 1)
+    found = curvature(HalfPlane(), z)
+    assert relative(found, -torch.ones(17).double()) < 1e-7
+    alone = torch.cat([curvature(HalfPlane(), row[None]) for row in z])
+    assert torch.equal(found, alone)
+    z = torch.tensor([[0.0, 1.0], [5000.0, 1.0], [0.0, 2.0], [1e5, 1.0], [1.0, 1e5 + 1]], dtype=torch.float64)
+    assert relative(curvature(Torus(), z), z[:, 1].cos() / (2 + z[:, 1].cos())) < 1e-6
+
+
+@pytest.mark.parametrize("units", [[1e-4, 1e-4], [1e4, 1e4], [1e-4, 1.0], [1e3, 1e-3]])
+def test_curvature_in_other_units_of_the_coordinates(units):
+    unit = torch.tensor(units).double()
+    metric = FunctionMetric(lambda z: Sphere().tensor(z / unit) / (unit[:, None] * unit), 2)
+    assert relative(curvature(metric, points(20, 2) * unit), torch.ones(20).double()) < 1e-6
+
+
+@pytest.mark.parametrize("size", [0.3, 1e-3])
+def test_curvature_of_ripples_however_flat(size):
+    def field(z):
+        return (1 + size * z[:, 0].sin())[:, None, None] * torch.eye(2).to(z)
+
+    z = points(20, 2, scale=3.0)
+    f = 1 + size * z[:, 0].sin()
+    exact = (size * z[:, 0].sin() / f + (size * z[:, 0].cos() / f).square()) / (2 * f)
+    torch.testing.assert_close(curvature(FunctionMetric(field, 2), z), exact, rtol=1e-6, atol=1e-8)
+
+
+def test_curvature_within_a_domain_that_ends_near_by():
+    def disc(z):
+        inside = 1 - z.square().sum(1)
+        return torch.where(inside > 0, 4 / inside.square(), float("nan"))[:, None, None] * torch.eye(2).to(z)
+
+    radius = 1 - torch.tensor([1.0, 1e-2, 1e-4, 1e-6]).double()
+    z = radius[:, None] * torch.tensor([0.6, -0.8]).double()
+    assert relative(curvature(FunctionMetric(disc, 2), z), -torch.ones(4).double()) < 1e-4
+
+
+class Bump(torch.nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, z):
+        z = z.to(self.dtype)
+        return torch.cat([z, 0.5 * torch.tanh(z[:, :1]) * torch.tanh(z[:, 1:])], 1)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-2), (torch.float64, 1e-7)])
+def test_curvature_at_the_origin_and_whole_numbers_of_either_precision(dtype, tolerance):
+    # at the origin the surface is the saddle xy/2, and the graph's curvature -1/4
+    metric = pm.PullbackMetric(pm.Decoder(Bump(dtype), latent_dim=2))
+    found = curvature(metric, torch.zeros(1, 2).double())
+    assert relative(found, torch.tensor([-0.25]).double()) < tolerance
+    spread = torch.tensor([[0.0, 0.0], [1.0, 1.0], [40.0, 0.0]]).double()
+    assert (curvature(metric, spread)[:1] - found).abs() < tolerance
+
+
+def test_curvature_of_nearly_parallel_vectors_is_that_of_the_plane_and_of_parallel_ones_nan():
+    space, z, u = Sphere(3), points(200, 3), points(200, 3, 1)
+    for v in (u, 0.3 * u, -7.1 * u, u / 3):
+        assert torch.isnan(curvature(space, z, u, v)).all()
+        assert torch.isnan(curvature(space, z, u.float(), v.float())).all()
+    near = curvature(space, z, u, u + 1e-6 * points(200, 3, 2))
+    assert relative(near, torch.ones(200).double()) < 1e-5
+
+
+def half_plane_transport(a, b, v):
+    """Parallel transport on the hyperbolic plane in complex numbers."""
+    p, q, w = (torch.view_as_complex(x.contiguous()) for x in (a, b, v))
+    turn = (q - p.conj()) / (p - q.conj())
+    return torch.view_as_real(w * (b[:, 1] / a[:, 1]) * turn / turn.abs())
+
+
+def test_transport_of_pairs_of_very_different_size():
+    heights = torch.tensor([1e-4, 1e-2, 1.0, 1e3, 1e4]).double()
+    metric = FunctionMetric(lambda z: z[:, 1].pow(-2)[:, None, None] * torch.eye(2).to(z), 2)
+    a = heights[:, None] * torch.tensor([0.0, 1.0]).double()
+    b = heights[:, None] * torch.tensor([1.0, 2.0]).double()
+    v = heights[:, None] * torch.tensor([0.5, 1.0]).double()
+    found = transport(metric, a, b, v)
+    assert found.converged.all()
+    assert (metric.norm(b, found.vectors - half_plane_transport(a, b, v)) < 1e-4 * metric.norm(a, v)).all()
+    alone = transport(metric, a[:1], b[:1], v[:1])
+    assert metric.norm(b[:1], found.vectors[:1] - alone.vectors) < 1e-6 * metric.norm(a[:1], v[:1])
+
+
+def test_transport_is_as_near_as_its_geodesics():
+    space, a, b, v = Sphere(), points(60, 2, 0, 0.7), points(60, 2, 1, 0.7), points(60, 2, 2)
+    found, exact = transport(space, a, b, v), carry_on_the_sphere(space, a, b, v)
+    error = space.norm(b, found.vectors - exact) / space.norm(a, v)
+    assert found.converged.all() and error.max() < 2e-4 and error.median() < 1e-6
+    # what the caller asks for stands above
+    coarse = transport(space, a, b, v, tol=5e-3, spans=16, rtol=3e-4)
+    assert (space.norm(b, coarse.vectors - exact) / space.norm(a, v)).max() > 1e-3
+
+
+def test_identical_points_have_no_share_of_no_variance():
+    with pytest.warns(ConvergenceWarning, match="do not spread"):
+        found = principal_geodesics(Sphere(), torch.tensor([[0.3, 0.2]]).double().expand(5, 2))
+    assert torch.isnan(found.explained).all() and (found.variances < 1e-12).all()
+    few = principal_geodesics(Plane(dim=4), points(2, 4))
+    assert len(few.directions) == 2
+    assert len(principal_geodesics(Plane(dim=4), points(9, 4), np.int64(3)).directions) == 3
+
+
+def test_a_walk_and_a_volume_take_numpy_s_integers_and_say_what_is_wrong_with_the_rest():
+    box = ([-1.0, -1.0], [1.0, 1.0])
+    assert volume(Sphere(), *box, num=np.int64(64), seed=np.int64(3)).evaluations == 64
+    mask = {"inside": lambda z: z.norm(dim=1) < 1}
+    for seed in (-1, "a", 1.5, True):
+        for call in (
+            lambda **k: volume(Sphere(), *box, num=64, **k),
+            lambda **k: sample_volume(Sphere(), 3, *box, steps=2, **k),
+            lambda **k: random_walk(Sphere(), points(2, 2), steps=2, time=0.1, **k),
+        ):
+            with pytest.raises(InvalidArgumentError, match="`seed` must"):
+                call(seed=seed)
+            call(**mask)
+            for inside in (3, lambda z: z < 1, lambda z: 1 - z.norm(dim=1), lambda z: None):
+                with pytest.raises(InvalidArgumentError, match="`inside` must"):
+                    call(inside=inside)
 
 
 def test_bad_input_is_named():

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .._arrays import ArrayLike, to_points
-from ..errors import InvalidArgumentError, NumericalError
+from .._arrays import ArrayLike, check_count, to_points
+from ..errors import ConvergenceWarning, InvalidArgumentError, NumericalError
 from ..geodesic import Status, exp, frechet_mean, logarithm
+from ..matrix_field import to_matrices
 from ..metric import Metric
+
+#: spread over the distance to the mean below which points differ by rounding only
+_NO_SPREAD = 1e-9
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,8 @@ class PrincipalGeodesics:
         mean: Fréchet mean (d,).
         directions: latent velocities at the mean (k, d), orthonormal in its metric.
         variances: of the points along them (k,), in units of length squared, descending.
-        explained: share of the total variance (k,).
+        explained: share of the total variance (k,); NaN, with a warning, where the points are all one, as in
+            scikit-learn's PCA.
         scores: coordinates of the points (N, k); NaN in rows whose geodesic to the mean has no curve.
         status: of the geodesic from the mean to each point, N of them.
         mean_converged: whether the mean was found to the tolerance.
@@ -52,26 +58,30 @@ def principal_geodesics(
     Args:
         metric: any positive definite metric.
         points: (N, d), N >= 2.
-        num: k; all d if not given.
+        num: k, from 1 to d; all if not given.  There are never more than points that have a geodesic to the mean.
         **options: of :func:`posthoc_metric.geodesic`.
 
     Raises:
         InvalidArgumentError: fewer than two points, or a bad ``num``.
         NumericalError: the metric is singular at the mean, or fewer than two points have a geodesic to it.
+
+    Warns:
+        ConvergenceWarning: the points are all one, so that no direction explains any variance.
     """
     rows, restore = to_points(points, "points", metric.dim)
     if len(rows) < 2:
         raise InvalidArgumentError(f"`points` must hold at least 2 points to spread; got {len(rows)}.")
-    if num is None:
-        num = metric.dim
-    if isinstance(num, bool) or not isinstance(num, int) or not 1 <= num <= metric.dim:
+    num = metric.dim if num is None else check_count(num, "num", 1, "the number of directions")
+    if num > metric.dim:
         raise InvalidArgumentError(
-            f"`num` must be an integer from 1 to {metric.dim}, the latent dimension; got {num!r}."
+            f"`num` must be an integer from 1 to {metric.dim}, the latent dimension; got {num}. "
+            "Ask for fewer directions."
         )
     z = rows.double()
     centre = frechet_mean(metric, z, **options)
     logs = logarithm(metric, centre.point.expand_as(z), z, **options)
-    factor, info = torch.linalg.cholesky_ex(torch.as_tensor(metric.tensor(centre.point[None]))[0].to(z))
+    middle = centre.point[None].to(z)
+    factor, info = torch.linalg.cholesky_ex(to_matrices(metric.tensor(middle), middle, "`tensor(z)`")[0])
     good = torch.isfinite(logs.velocities).all(1)
     if int(info) or int(good.sum()) < 2:
         raise NumericalError(
@@ -82,6 +92,15 @@ def principal_geodesics(
     _, spread, axes = torch.linalg.svd(flat[good] - flat[good].mean(0), full_matrices=False)
     values = torch.zeros(metric.dim, dtype=z.dtype, device=z.device)
     values[: len(spread)] = spread.square() / int(good.sum())
+    total = values.sum()
+    if float(spread.norm()) <= _NO_SPREAD * float(flat[good].norm(dim=1).max()):
+        total = torch.full_like(total, float("nan"))
+        warnings.warn(
+            "principal_geodesics: `points` do not spread, so that `explained` is NaN and the directions mean nothing. "
+            "Pass points that differ.",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
     # the sign that makes the largest entry positive, so that it does not depend on the decomposition's whim
     axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
     kept = min(num, len(axes))
@@ -91,7 +110,7 @@ def principal_geodesics(
         mean=restore(centre.point.to(dtype)),
         directions=restore(directions.to(dtype)),
         variances=restore(values[:kept].to(dtype)),
-        explained=restore((values[:kept] / values.sum()).to(dtype)),
+        explained=restore((values[:kept] / total).to(dtype)),
         scores=restore((flat @ axes[:kept].mT).to(dtype)),
         status=logs.status,
         mean_converged=centre.converged,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +11,15 @@ import torch
 from scipy.stats import qmc
 from torch import Tensor
 
-from .._arrays import ArrayLike, describe, to_tensor
+from .._arrays import ArrayLike, check_count, check_seed, describe, to_tensor
 from ..errors import InvalidArgumentError, NumericalError
+from ..matrix_field import to_matrices
 from ..metric import Metric
+from .region import Inside, admitted, check_inside
 
 #: scrambled repetitions of the quasi-random rule, whose spread is its error
 _REPEATS = 8
 _CHUNK = 65_536
-
-#: which latents (B, d) belong to a region: a mask (B,)
-Inside = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -54,12 +52,12 @@ def volume(
         seed: of the scrambling.
 
     Raises:
-        InvalidArgumentError: corners of a wrong shape or order.
+        InvalidArgumentError: corners of a wrong shape or order, a bad number or seed, or ``inside`` gives no mask.
         NumericalError: the metric is not finite in the region.
     """
     lower, sides = _box(metric, low, high)
-    if isinstance(num, bool) or not isinstance(num, int) or num < 1:
-        raise InvalidArgumentError(f"`num` must be a positive integer, the points of the rule; got {num!r}.")
+    inside, seed = check_inside(inside), check_seed(seed)
+    num = check_count(num, "num", 1, "the points of the rule")
     power = max(math.ceil(math.log2(num / _REPEATS)), 1)
     means = []
     for child in np.random.SeedSequence(seed).spawn(_REPEATS):
@@ -112,14 +110,15 @@ def sample_volume(
         seed: of everything drawn.
 
     Raises:
-        InvalidArgumentError: corners of a wrong shape or order, or no point of the box is inside.
+        InvalidArgumentError: corners of a wrong shape or order, a bad number or seed, ``inside`` gives no mask, or no
+            point of the box is inside.
         NumericalError: the metric is singular or not finite in the region.
     """
     lower, sides = _box(metric, low, high)
-    for value, name in ((count, "count"), (steps, "steps")):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InvalidArgumentError(f"`{name}` must be a positive integer; got {value!r}.")
-    generator = torch.Generator().manual_seed(seed)
+    inside = check_inside(inside)
+    count = check_count(count, "count", 1, "the points to draw")
+    steps = check_count(steps, "steps", 1, "the steps of a chain")
+    generator = torch.Generator().manual_seed(check_seed(seed))
 
     def uniform(n: int) -> Tensor:
         return lower + torch.rand(n, metric.dim, generator=generator, dtype=torch.float64).to(lower) * sides
@@ -156,14 +155,12 @@ class _State:
         self, metric: Metric, z: Tensor, inside: Inside | None, low: Tensor | None = None, sides: Tensor | None = None
     ):
         self.z = z
-        allowed = torch.ones(len(z), dtype=torch.bool, device=z.device)
+        allowed = admitted(inside, z)
         if low is not None and sides is not None:
-            allowed &= ((z >= low) & (z <= low + sides)).all(1)
-        if inside is not None:
-            allowed &= torch.as_tensor(inside(z)).bool()
+            allowed = allowed & ((z >= low) & (z <= low + sides)).all(1)
         matrices = torch.eye(z.shape[1]).to(z).repeat(len(z), 1, 1)
         if bool(allowed.any()):
-            matrices[allowed] = torch.as_tensor(metric.tensor(z[allowed])).to(z)
+            matrices[allowed] = to_matrices(metric.tensor(z[allowed]), z[allowed], "`tensor(z)`")
         self.factor, info = torch.linalg.cholesky_ex(matrices)
         if bool((info != 0).any()):
             raise NumericalError(
@@ -189,9 +186,7 @@ class _State:
 
 
 def _density(metric: Metric, z: Tensor, inside: Inside | None) -> Tensor:
-    counts = (
-        torch.ones(len(z), dtype=torch.bool, device=z.device) if inside is None else torch.as_tensor(inside(z)).bool()
-    )
+    counts = admitted(inside, z)
     found = z.new_zeros(len(z))
     for part in counts.nonzero().flatten().split(_CHUNK):
         found[part] = torch.as_tensor(metric.log_volume(z[part])).to(z).exp()

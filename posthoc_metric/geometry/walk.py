@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .._arrays import ArrayLike, check_range, to_points
-from ..errors import InvalidArgumentError, NumericalError
+from .._arrays import ArrayLike, check_count, check_range, check_seed, to_points
+from ..errors import NumericalError
 from ..geodesic.acceleration import Acceleration
+from ..matrix_field import to_matrices
 from ..metric import Metric
+from .region import Inside, admitted, check_inside
 
 
 def random_walk(
@@ -21,7 +21,7 @@ def random_walk(
     *,
     steps: int,
     time: float,
-    inside: Callable[[Tensor], Tensor] | None = None,
+    inside: Inside | None = None,
     seed: int = 0,
 ) -> Any:
     """Brownian motion on the manifold, as a geodesic random walk.
@@ -42,20 +42,19 @@ def random_walk(
         Positions (B, steps + 1, d) in the kind and dtype of ``start``.
 
     Raises:
-        InvalidArgumentError: a bad number of steps or time.
+        InvalidArgumentError: a bad number of steps, time or seed, or ``inside`` gives no mask.
         NumericalError: the metric is singular or not finite on the way.
     """
     points, restore = to_points(start, "start", metric.dim)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InvalidArgumentError(f"`steps` must be a positive integer; got {steps!r}.")
+    inside, steps = check_inside(inside), check_count(steps, "steps", 1, "the steps of the walk")
     size = math.sqrt(check_range(time, "time", 0.0, float("inf"), "the time of the walk") / steps)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     z = points.double().clone()
     path = [z]
     with torch.no_grad():
         accelerate = Acceleration(metric.parts(), z if metric.support is None else metric.support.to(z)[:512])
         for _ in range(steps):
-            factor, info = torch.linalg.cholesky_ex(torch.as_tensor(metric.tensor(z)).to(z))
+            factor, info = torch.linalg.cholesky_ex(to_matrices(metric.tensor(z), z, "`tensor(z)`"))
             if bool((info != 0).any()):
                 raise NumericalError(
                     f"the metric must be positive definite along the walk; it is not at {z[info != 0][0].tolist()}. "
@@ -64,9 +63,7 @@ def random_walk(
             noise = size * torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z)
             v = torch.linalg.solve_triangular(factor.mT, noise[..., None], upper=True)[..., 0]
             moved = z + v + 0.5 * accelerate(z, v)[0]
-            stay = ~torch.isfinite(moved).all(1)
-            if inside is not None:
-                stay |= ~torch.as_tensor(inside(moved)).bool()
+            stay = ~(torch.isfinite(moved).all(1) & admitted(inside, moved))
             z = torch.where(stay[:, None], z, moved)
             path.append(z)
     return restore(torch.stack(path, dim=1).to(points.dtype))
