@@ -80,8 +80,9 @@ class CurveEnergy:
         self.field = None if parts.field is None else FieldDerivative(parts.field, probe)
         self.dtype, self.precision = torch.float64, 0.0
         if parts.embedding is not None:
-            self.dtype = _own_dtype(parts.embedding, probe[:16])
-            self.precision = _precision(parts.embedding, probe)
+            single = computes_in_single(parts.embedding, probe)
+            self.dtype = _own_dtype(parts.embedding, probe[:16]) if single else torch.float64
+            self.precision = rounding(single)
 
     def frame(self, nodes: Tensor, h: Tensor, ends: Tensor | None = None) -> Frame:
         """What curves through ``nodes`` (P, n+1, d) with time steps ``h`` (P, n) keep while the inner nodes move.
@@ -295,12 +296,11 @@ def _products(rows: Tensor) -> Tensor:
 
 
 def _own_dtype(embedding: SmoothMap, points: Tensor) -> torch.dtype:
-    """float32 where ``embedding`` has the same values at float32 points (n, d), as float32 decoders; else float64."""
-    same = computes_in_single(embedding, points)
-    same = same and torch.equal(embedding(points.float()).double(), embedding(points))
+    """float32 where a map in single precision has the same values at float32 points (n, d), as decoders have."""
+    same = torch.equal(embedding(points.float()).double(), embedding(points))
     return torch.float32 if same else torch.float64
 
 
-def _precision(embedding: SmoothMap, points: Tensor) -> float:
-    """Relative rounding error of a map, as it is told by points (n, d)."""
-    return torch.finfo(torch.float32 if computes_in_single(embedding, points) else torch.float64).eps
+def rounding(single: bool) -> float:
+    """Relative rounding error of what is computed in single or in double precision."""
+    return torch.finfo(torch.float32 if single else torch.float64).eps

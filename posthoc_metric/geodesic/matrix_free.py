@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._arrays import computes_in_single
 from ..metric import MetricParts
 from ..smooth_map import SmoothMap, pull_rows, value_and_pull
 from .batch import Batch
 from .elements import Elements, Places, Stiffness, add_gradient, add_weight
-from .energy import CANCELLED, _precision
+from .energy import CANCELLED, rounding
 from .field import FieldDerivative
 from .rows import aligned, alike, unpadded
 
@@ -54,7 +55,8 @@ class MatrixFreeEnergy:
         self.field = None if parts.field is None else FieldDerivative(parts.field, probe)
         self.memory_limit = memory_limit
         self.rows = min(pull_rows(self.embedding) // _SHARE, _MOST_ROWS, self._fitting())
-        self.precision = _precision(self.embedding, probe[:: max(1, len(probe) // 16)])
+        some = probe[:: max(1, len(probe) // 16)]
+        self.precision = rounding(computes_in_single(self.embedding, some))
 
     def _fitting(self) -> int:
         """Rows of which all that is held at once fits into the memory limit."""

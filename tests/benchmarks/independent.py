@@ -155,7 +155,7 @@ def descend(metric: Metric, points: Tensor, modes: int = 24, steps: int = 150) -
     return Descent(after, before, barrier) if after < before else Descent(before, before, 1.0)
 
 
-def bounds(metric: Metric, polygons: Tensor, share: float = 1e-5, most: int = 256) -> Tensor:
+def bounds(metric: Metric, polygons: Tensor, share: float = 1e-5, most: int = 1024) -> Tensor:
     """Lengths (B,) of polygons (B, m, d) themselves, which are upper bounds of distances.
 
     The points a piece are doubled until two lengths differ by no more than ``share``, and that difference is added;
