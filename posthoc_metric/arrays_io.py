@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,9 @@ import numpy as np
 import torch
 
 from .errors import CheckpointError, InvalidArgumentError, MissingExtraError, PosthocMetricError
+
+#: what a table holds where a value is missing, in lower case
+_MISSING = {"", "na", "n/a", "#n/a", "<na>", "null", "none", "-"}
 
 
 def read_array(path: str | Path, name: str, key: str | None = None) -> np.ndarray:
@@ -46,7 +50,7 @@ def read_array(path: str | Path, name: str, key: str | None = None) -> np.ndarra
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"`{name}` cannot be read from {str(source)!r}: it is no whole {source.suffix} file of numbers "
-            f"({reason:.200}). Write it again, for example with numpy.save."
+            f"({reason:.240}). Write it again, for example with numpy.save."
         ) from None
     if array.dtype.kind not in "fiu":
         raise CheckpointError(
@@ -74,19 +78,47 @@ def _pt(path: Path, name: str, key: str | None) -> np.ndarray:
 
 
 def _csv(path: Path, name: str, key: str | None) -> np.ndarray:
-    with path.open(encoding="utf-8") as lines:
-        first = lines.readline()
-    try:
-        [float(cell) for cell in first.split(",")]
-        header = 0
-    except ValueError:
-        header = 1
+    # Excel marks UTF-8 by three bytes in front, which would belong to the first field
+    with path.open(encoding="utf-8-sig") as lines:
+        number, first = next(((n, line) for n, line in enumerate(lines, 1) if line.split("#")[0].strip()), (0, ""))
+    header = number if _is_header(first.split("#")[0], number) else 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that there are no rows is said below
-        array = np.loadtxt(path, delimiter=",", skiprows=header, ndmin=2, encoding="utf-8")
+        array = np.loadtxt(path, delimiter=",", skiprows=header, ndmin=2, encoding="utf-8-sig")
     if not array.size:
         raise ValueError("it has no rows of numbers")
     return array
+
+
+def _is_header(line: str, number: int) -> bool:
+    """Whether a line names columns: it holds no number, and a name in every field but that of an index.
+
+    Raises:
+        ValueError: it is neither names nor numbers throughout; taken for a header it would be lost without a word.
+    """
+    cells = [cell.strip() for cell in next(csv.reader([line]), [])]
+    numbers = [_is_number(cell) for cell in cells]
+    if all(numbers):
+        return False
+    names = [cell.lower() not in _MISSING for cell in cells]
+    if not any(numbers) and any(names) and all(names[1:]):
+        return True
+    if any(numbers):
+        field = numbers.index(False)
+    else:
+        field = 0 if all(names[1:]) else names.index(False, 1)
+    raise ValueError(
+        f"line {number} is neither a row of numbers nor a header: its field {field + 1} is {cells[field]!r:.40}. Fill "
+        "or remove rows with missing values, and give columns names in words"
+    )
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _h5ad(path: Path, name: str, key: str | None) -> np.ndarray:

@@ -7,13 +7,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from . import saving
 from ._arrays import ArrayLike, Rows, check_range, check_seed, describe, to_points
 from .decoder import Decoder
 from .decoder.cuts import about_cuts
-from .errors import CheckpointError, DerivativeWarning, InvalidArgumentError
+from .errors import (
+    CalibrationWarning,
+    CheckpointError,
+    DerivativeWarning,
+    InvalidArgumentError,
+    PosthocMetricError,
+)
 from .metric import MetricParts, PullbackMetric, StructuredMetric
 from .smooth_map import SmoothMap, StackedMap, check_smooth_map, device_of
 from .support import Support
@@ -29,6 +36,12 @@ if TYPE_CHECKING:
 PROBES = 4
 #: below this many held-out latents, a quantile of their scores is too uncertain by itself
 _FEW_HELD_OUT = 200
+#: rows of the data that are compared with the decoder's output, fewer where they would fill memory
+_COMPARED, _FEWEST_COMPARED, _ENTRIES = 256, 32, 2**23
+#: standard deviations that rows must match better than by chance
+_CHANCE = 2.0
+#: data so many times larger than the output are on another scale, if their mean is this share of their size at least
+_LARGER, _OFF_ZERO = 32.0, 0.3
 
 
 class RepairedMetric(StructuredMetric):
@@ -175,9 +188,10 @@ def repair(
             cannot be fitted.
 
     Warns:
-        CalibrationWarning: the support asked for reaches into the void, and a smaller one was taken; or the model
-            cannot tell the data from the void, so the audit will not pass; or the latent axes are of very unequal
-            scale, so that lengths across the void come out far too large.
+        CalibrationWarning: ``data`` match the decoder's output no better than by chance, or are far larger; or the
+            support asked for reaches into the void, and a smaller one was taken; or the model cannot tell the data
+            from the void, so the audit will not pass; or the latent axes are of very unequal scale, so that lengths
+            across the void come out far too large.
         DerivativeWarning: the decoder's output jumps between latents, as an angle does that wraps around.
     """
     knobs = Knobs(
@@ -193,7 +207,12 @@ def repair(
     geometry = Support(points, seed=seed)
     if isinstance(decoder, Decoder) and (cuts := about_cuts(decoder, geometry.training)):
         warnings.warn(cuts, DerivativeWarning, stacklevel=2)
-    rows = None if data is None else _check_data(decoder, data, len(points)).subset(geometry.training_rows)
+    rows = None
+    if data is not None:
+        rows, doubt = _check_data(decoder, data, points)
+        rows = rows.subset(geometry.training_rows)
+        if doubt:
+            warnings.warn(doubt, CalibrationWarning, stacklevel=2)
     model = make_model(uncertainty) if isinstance(uncertainty, str) else uncertainty
     if not isinstance(model, (UncertaintyModel, PublishedRBF)):
         raise InvalidArgumentError(
@@ -228,11 +247,12 @@ def _parts(decoder: SmoothMap, model: UncertaintyModel | PublishedRBF, gate: Gat
     return MetricParts(embedding=decoder, field=ShapedField(gate, shape))
 
 
-def _check_data(decoder: SmoothMap, data: Any, count: int) -> Rows:
+def _check_data(decoder: SmoothMap, data: Any, latents: Tensor) -> tuple[Rows, str]:
+    """The data's rows, and a warning where they do not seem to be what ``latents`` encode; empty where they do."""
     rows = Rows(data)
-    if len(rows) != count:
+    if len(rows) != len(latents):
         raise InvalidArgumentError(
-            f"`data` must have one row for each of the {count} latents; got {len(rows)} rows. "
+            f"`data` must have one row for each of the {len(latents)} latents; got {len(rows)} rows. "
             "Pass the data that were encoded, in the same order, or no data at all."
         )
     if rows.shape[1] != decoder.output_dim:
@@ -240,4 +260,39 @@ def _check_data(decoder: SmoothMap, data: Any, count: int) -> Rows:
             f"`data` must have {decoder.output_dim} values a row, as the decoder's output; got {rows.shape[1]}. "
             "Bring the data into the form that the decoder reconstructs."
         )
-    return rows
+    count = min(len(rows), _COMPARED, max(_FEWEST_COMPARED, _ENTRIES // decoder.output_dim))
+    some = torch.linspace(0, len(rows) - 1, count).round().long()
+    try:
+        outputs = decoder(latents[some.to(latents.device)]).cpu().double()
+        return rows, _doubt(outputs, rows[some].cpu().double())
+    except PosthocMetricError:
+        return rows, ""  # what is not finite is told of with its rows where it is used
+
+
+def _doubt(outputs: Tensor, data: Tensor) -> str:
+    """What makes data (n, D) unlikely to be what outputs (n, D) reconstruct; empty where nothing does.
+
+    Logits, rates and other outputs on another scale than their data still go up where those do: rows are compared by
+    the angle between their departures from the median row, to which no row's size and no outlier matters. Their sum
+    over matching rows is held to its mean and spread over all orders of the rows.
+    """
+    away, apart = outputs - outputs.median(0).values, data - data.median(0).values
+    cosines = nn.functional.normalize(away, dim=1) @ nn.functional.normalize(apart, dim=1).T
+    centred = cosines - cosines.mean(0) - cosines.mean(1, keepdim=True) + cosines.mean()
+    spread = float(centred.square().sum() / (len(data) - 1)) ** 0.5
+    if spread > 0 and float(centred.trace()) < _CHANCE * spread:
+        return (
+            f"`data` may not belong to `latents` row by row: of {len(data)} rows compared, decoder(latents) is no "
+            "closer to the data of its own row than to those of others. Check that both are in one order, and that "
+            "the decoder reconstructs these data."
+        )
+    # a model that has all but collapsed varies less than its data too, but its mean is theirs
+    varies, level = float(apart.norm(dim=1).median() / away.norm(dim=1).median()), float(data.mean(0).norm())
+    off_zero = level > _OFF_ZERO * float(data.norm(dim=1).median())
+    if off_zero and min(varies, level / max(float(outputs.mean(0).norm()), 1e-300)) > _LARGER:
+        return (
+            f"`data` may be scaled otherwise than the decoder's output: of {len(data)} rows compared they vary "
+            f"{varies:.3g} times as much as decoder(latents). Bring them into the form that the decoder reconstructs, "
+            "such as images from 0 to 1."
+        )
+    return ""

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from posthoc_metric.checkpoint import load_decoder
+from posthoc_metric.checkpoint.vet import _script_reason
 from posthoc_metric.errors import CheckpointError, PosthocMetricError, UnsafeFileError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
@@ -435,3 +436,55 @@ def test_a_checkpoint_without_weights(tmp_path):
     torch.save({"epoch": 3, "lr": 0.1}, tmp_path / "m.pt")
     with pytest.raises(CheckpointError, match="no weights by name.*'epoch'"):
         load_decoder(tmp_path / "m.pt", factory=half)
+
+
+class Normalised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 6))
+
+    def forward(self, z):
+        return self.net(z)
+
+
+def test_a_script_that_calls_functions_by_another_name_is_read(tmp_path):
+    """TorchScript writes ``_0 = __torch__.torch.nn.functional.batch_norm`` and calls ``_0``."""
+    model = Normalised().eval()
+    torch.jit.script(model).save(str(tmp_path / "m.pt"))
+    decoder = load_decoder(tmp_path / "m.pt", latent_dim=2)
+    z = torch.randn(5, 2)
+    assert torch.allclose(decoder(z), model(z), atol=1e-6)
+
+
+HIDDEN = {
+    "an alias of what saves": "_0 = torch.save\n    _0(z, 'x')",
+    "a builtin's name for what saves": "range = torch.save\n    range(z, 'x')",
+    "an alias of an operator": "_0 = ops.foreign.run\n    _0(z)",
+    "an alias of a group of operators": "_0 = ops.foreign\n    (_0).run(z)",
+    "an alias of torch": "_0 = torch\n    (_0).save(z, 'x')",
+    "an alias of a compiled class": "_0 = __torch__.torch.classes.foreign.Run\n    _0(z)",
+    "an alias that reaches outside": "_0 = __torch__.torch.save\n    _0(z, 'x')",
+    "an alias of an alias": "_1 = __torch__.a.f\n    _0 = _1\n    _0(z)",
+    "an alias bound twice": "_0 = __torch__.a.f\n    _0 = z\n    _0(z)",
+    "an alias bound again by a loop": "_0 = __torch__.a.f\n    for _0 in z:\n      _0(z)",
+    "an alias among several": "_0, _1 = __torch__.a.f, z\n    _0(z)",
+    "an alias of a parameter's name": "z = __torch__.a.f\n    z(z)",
+    "an alias of an attribute": "_0 = self.f\n    _0(z)",
+    "an alias in another function": "_2(z)",
+    "a root bound anew": "__torch__ = self\n    _0 = __torch__.f\n    _0(z)",
+    "torch handed on": "_0 = getattr(torch, 'save')",
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_no_alias_hides_what_is_called(tmp_path, name):
+    other = "\n  def other(self, z: Tensor) -> Tensor:\n    _2 = __torch__.a.f\n    return _2(z)\n"
+    code = f"class M(Module):\n  def forward(self, z: Tensor) -> Tensor:\n    {HIDDEN[name]}\n    return z\n{other}"
+    torch.jit.script(half()).save(str(tmp_path / "m.pt"))
+    rewritten(tmp_path / "m.pt", lambda member, data: code.encode() if b"class Sequential" in data else data)
+    with pytest.raises(UnsafeFileError, match="run code"):
+        load_decoder(tmp_path / "m.pt", latent_dim=2)
+
+
+def test_the_alias_alone_is_no_reason_to_refuse():
+    assert _script_reason(b"def f(z: Tensor) -> Tensor:\n  _0 = __torch__.a.f\n  return _0(z, )\n") == ""

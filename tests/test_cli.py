@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,8 +16,11 @@ import torch
 from typer.testing import CliRunner
 
 from posthoc_metric.arrays_io import read_array, read_named
+from posthoc_metric.cli import commands as commands_module
 from posthoc_metric.cli import demo as demo_module
 from posthoc_metric.cli.main import COMMANDS, app
+from posthoc_metric.cli.shared import points_of
+from posthoc_metric.cli.terminal import as_options, clear_errors
 from posthoc_metric.errors import CheckpointError, InvalidArgumentError, MissingExtraError
 from posthoc_metric.examples import digits, digits_vae
 
@@ -240,6 +244,41 @@ class TestMistakes:
         assert "2 coordinates" in mistake(*common, "--to", "here")
         assert "equally often; got 1 and 2" in mistake(*common, "--to", "1", "--to", "2")
 
+    def test_a_row_may_be_counted_from_the_end(self):
+        latents = torch.arange(8.0).view(4, 2)
+        assert points_of(["-1"], "--from", latents).tolist() == [[6.0, 7.0]]
+        with pytest.raises(InvalidArgumentError, match="0 to 3; got -5. Rows count from zero, or backwards from -1"):
+            points_of(["-5"], "--from", latents)
+
+    @pytest.mark.parametrize(
+        "command", [("audit",), ("geodesic", "--from", "0", "--to", "1"), ("distances",)], ids=lambda c: c[0]
+    )
+    def test_where_the_result_goes_is_checked_before_the_work(self, place, tmp_path, monkeypatch, command):
+        monkeypatch.setattr(commands_module, "open_repaired", lambda *args: pytest.fail("work began"))
+        common = (command[0], place / "out", *absolute(place), *command[1:], "--out")
+        assert "cannot write" in mistake(*common, tmp_path / "no" / "file")
+        assert "is a folder" in mistake(*common, tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("message", "said"),
+        [
+            ("Pass factory=, the class (and factory_kwargs= for", "Pass --factory, the class (and --factory-args for"),
+            ("Pass trust=True if you", "Pass --trust if you"),
+            ("save it and pass factory=.", "save it and pass --factory."),
+            ("or pass strict=False to", "or pass strict=False (in Python only) to"),
+            ("with condition= what", "with condition= (in Python only) what"),
+            ("or latent_shape= where", "or latent_shape= (in Python only) where"),
+            ("Say with method='decode' or `output=` (a key)", "Say with --method decode or --output (a key)"),
+            ("Take output='probs'.", "Take --output probs."),
+            ("pass a function of the result.", "pass a function of the result (in Python only)."),
+            ("or use method='solver'.", "or use --by solver."),
+            ("wrap it: Decoder(m, method='g', output='px').", "wrap it: Decoder(m, method='g', output='px')."),
+        ],
+    )
+    def test_arguments_of_python_are_named_by_their_options(self, message, said):
+        assert as_options(message) == said
+
     def test_data_of_another_length(self, place):
         text = mistake("audit", place / "out", *absolute(place), "--data", place / "latents.npy")
         assert "`data` must have shape (400, 64); got (400, 2)" in text or "(400, 64)" in text
@@ -290,6 +329,19 @@ class TestArrays:
         np.savetxt(tmp_path / "h.csv", self.VALUES, delimiter=",", header="one,two", comments="")
         for name in ("a.npy", "a.npz", "a.npz:only", "a.pt", "d.pt:z", "a.csv", "h.csv"):
             assert np.array_equal(read_named(str(tmp_path / name), "latents"), self.VALUES), name
+
+    @pytest.mark.parametrize("head", ["\ufeff", "\ufeffa,b\n", ",a\n", "\n", '"a","b"\n', "# note\na,b\n", "# 0,1\n"])
+    def test_no_row_of_a_table_is_taken_for_its_header(self, tmp_path, head):
+        (tmp_path / "a.csv").write_text(head + "0,1\n2,3\n4,5\n", encoding="utf-8")
+        assert np.array_equal(read_named(str(tmp_path / "a.csv"), "latents"), self.VALUES)
+
+    @pytest.mark.parametrize(
+        ("first", "field"), [(",1", "1 is ''"), ("0,", "2 is ''"), ("0,NA", "2 is 'NA'"), ("NA,NA", "2"), (",0,1", "1")]
+    )
+    def test_a_first_line_that_is_neither_is_refused(self, tmp_path, first, field):
+        (tmp_path / "a.csv").write_text(f"{first}\n2,3\n")
+        with pytest.raises(CheckpointError, match=f"line 1 is neither.*its field {field}"):
+            read_named(str(tmp_path / "a.csv"), "latents")
 
     def test_npy_is_not_read_into_memory(self, tmp_path):
         np.save(tmp_path / "a.npy", self.VALUES)
@@ -351,6 +403,13 @@ class TestArrays:
         table.write_h5ad(tmp_path / "a.h5ad")
         assert np.array_equal(read_named(str(tmp_path / "a.h5ad:X"), "data"), self.VALUES)
         assert np.array_equal(read_named(str(tmp_path / "a.h5ad:X_scVI"), "latents"), 2 * self.VALUES)
+
+
+def test_torch_is_not_heard_over_its_own_classes(recwarn):
+    with clear_errors():
+        for module in ("copyreg", "elsewhere"):
+            warnings.warn_explicit("deprecated", FutureWarning, "file.py", 1, module=module)
+    assert len(recwarn) == 1
 
 
 class Payload:

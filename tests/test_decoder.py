@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 from joblib import Parallel, delayed
-from torch import nn
+from torch import distributions, nn
 
 from posthoc_metric.decoder import Decoder, same_fingerprint
+from posthoc_metric.decoder.conditions import advice
 from posthoc_metric.errors import BatchWarning, DecoderError, InvalidArgumentError
 
 
@@ -256,6 +257,37 @@ def test_an_output_that_is_not_there(output):
         Decoder(Returning(lambda x: (x, x)), output=output)
 
 
+@pytest.mark.parametrize(
+    ("wrap", "words"),
+    [
+        (
+            lambda x: distributions.Categorical(logits=x.view(-1, 2, 3)),
+            "Categorical.*output='probs' or output='logits'",
+        ),
+        (lambda x: distributions.Cauchy(x, 1.0), "Cauchy.*output='loc'"),
+        (lambda x: (distributions.Cauchy(x, 1.0),), "Cauchy.*`output` a function"),
+        (
+            lambda x: distributions.Independent(distributions.Categorical(logits=x.view(-1, 2, 3)), 1),
+            "Independent.*`output` a function",
+        ),
+    ],
+)
+def test_a_distribution_without_a_mean_says_what_to_take(wrap, words):
+    with pytest.raises(DecoderError, match=f"mean of its {words}"):
+        Decoder(Returning(wrap), latent_dim=2)
+
+
+def test_what_is_advised_for_a_distribution_without_a_mean_works():
+    model = Returning(lambda x: distributions.Categorical(logits=x.view(-1, 2, 3)))
+    assert Decoder(model, latent_dim=2, output="probs").output_shape == (2, 3)
+
+
+def test_weights_that_are_nan_are_not_taken_for_a_distribution_without_a_mean():
+    model = Returning(lambda x: distributions.Categorical(logits=x * float("nan"), validate_args=False))
+    with pytest.raises(DecoderError, match="Check its weights"):
+        Decoder(model, latent_dim=2)
+
+
 # ---- conditions -------------------------------------------------------------------------------------------------
 
 
@@ -327,6 +359,43 @@ def test_single_numbers_are_columns_where_a_model_takes_no_others(kind, library,
     assert torch.allclose(decoder(latents()).float(), expected)
     assert "(B, 1)" in decoder.describe() or (library == [[2.0]] and kind is LabelledCounts)
     assert "batches of" not in decoder.describe()
+
+
+class Property(nn.Module):
+    """A number of its own for each row, as models of molecules take a property."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = net(3)
+
+    def forward(self, z, value):
+        return self.net(torch.cat([z, value], 1))
+
+
+@pytest.mark.parametrize("condition", [[0.5], np.array([0.5]), torch.tensor(0.5), (torch.tensor([0.5]),)])
+def test_a_number_that_is_no_integer_is_a_column_too(condition):
+    model = Property()
+    decoder = Decoder(model, latent_dim=2, condition=condition)
+    assert torch.allclose(decoder(latents()).float(), model(latents().float(), torch.full((5, 1), 0.5)))
+
+
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [
+        (0.5, "torch.tensor(0.5)"),
+        ({"value": 0.5}, "torch.tensor(0.5)"),
+        (torch.zeros(300), "One condition serves all rows: an array of shape (300,) is handed over as (B, 300)"),
+        ((np.zeros((300, 2)),), "One condition serves all rows"),
+        ([1, 2], "shape (2,)"),
+    ],
+)
+def test_what_a_condition_may_have_been_meant_for_is_said(condition, words):
+    assert words in advice(condition)
+
+
+@pytest.mark.parametrize("condition", [None, 2, torch.tensor([0.5]), np.zeros((1, 300)), ["text", "y"], object()])
+def test_of_other_conditions_there_is_nothing_to_say(condition):
+    assert advice(condition) == ""
 
 
 @pytest.mark.parametrize(
@@ -730,3 +799,20 @@ def test_cuda():
     assert decoder(z).device.type == "cpu"
     assert decoder(z.cuda()).device.type == "cuda"
     assert torch.allclose(decoder.jacobian(z), Decoder(net()).jacobian(z), atol=1e-5)
+
+
+class _WithProperty(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(9, 5)
+
+    def forward(self, z, value):
+        return torch.tanh(self.layer(torch.cat([z, value], dim=1)))
+
+
+def test_a_condition_that_does_not_fit_is_told_what_would():
+    with pytest.raises(DecoderError, match=r"pass torch.tensor\(0.5\)"):
+        Decoder(_WithProperty(), latent_dim=8, condition=0.5)
+    with pytest.raises(DecoderError, match="One condition serves all rows"):
+        Decoder(_WithProperty(), latent_dim=8, condition=torch.rand(300))
+    assert Decoder(_WithProperty(), latent_dim=8, condition=[0.5]).output_dim == 5

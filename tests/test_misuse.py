@@ -422,7 +422,7 @@ COMMANDS = {
     "an option without its value": (("describe", "--checkpoint"), "requires an argument"),
     "no checkpoint": (("describe",), "Missing option '--checkpoint'"),
     "a checkpoint that is not there": (("describe", "--checkpoint", "no.pt"), "there is no no.pt. Check the spelling"),
-    "a checkpoint without its class": (("describe", "--checkpoint", "w.pt"), "Pass factory="),
+    "a checkpoint without its class": (("describe", "--checkpoint", "w.pt"), "Pass --factory,"),
     "a class of other weights": (("describe", *DECODER), "do not fit the module"),
     "a factory that is not there": (
         ("describe", "--checkpoint", "w.pt", "--factory", "no.such:Class"),

@@ -11,6 +11,8 @@ from torch import nn
 import posthoc_metric as pm
 from posthoc_metric.decoder.cuts import about_cuts
 from posthoc_metric.errors import CalibrationWarning, DecoderError, DerivativeWarning, FitError
+from posthoc_metric.examples import digits, digits_vae
+from posthoc_metric.repair import _doubt
 
 
 def shares(last):
@@ -142,3 +144,39 @@ def test_what_is_steep_or_kinked_but_continuous_is_not_taken_for_a_jump(last):
     before = Last.rows
     assert about_cuts(decoder, normal(300)) == ""
     assert Last.rows - before < 2000
+
+
+def encoded():
+    """The shipped decoder, and 300 digits with their latents."""
+    module, encoder = digits_vae()
+    data = digits().data[:300]
+    return pm.Decoder(module, latent_dim=2), encoder(data).double(), data
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x: 255 * x, "`data` may be scaled otherwise.*times as much as decoder"),
+        (lambda x: x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))], "may not belong.*row by row"),
+        (lambda x: normal(len(x), 64), "may not belong"),
+    ],
+    ids=["scaled", "shuffled", "others"],
+)
+def test_data_that_are_not_what_the_latents_encode_are_told_of(change, words):
+    decoder, latents, data = encoded()
+    with pytest.warns(CalibrationWarning, match=words):
+        pm.repair(decoder, latents, change(data))
+
+
+@pytest.mark.parametrize("count", [20, 300])
+def test_data_that_the_decoder_gives_in_another_form_are_no_cause_for_doubt(count):
+    decoder, latents, data = encoded()
+    output, data = decoder(latents)[:count].double(), data[:count].double()
+    noisy = output + 3 * output.std() * normal(count, 64)
+    logits = torch.logit(output.clamp(1e-6, 1 - 1e-6))
+    collapsed = output.mean(0) + 1e-3 * (output - output.mean(0))
+    constant = torch.ones_like(output)
+    assert _doubt(output, (data - data.mean(0)) / (data.std(0) + 1e-6)) == ""
+    for form in (output, logits, logits.exp(), -1 + 2 * output, collapsed, constant):
+        for given in (data, (data > 0.5).double(), data / 255, noisy):
+            assert _doubt(form, given) == ""

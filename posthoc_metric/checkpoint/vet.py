@@ -22,6 +22,8 @@ from .sniff import Container
 #: functions of TorchScript that reach outside the process
 _REACHING = {"save", "load", "from_file", "load_tensor", "open", "fork", "manual_seed", "seed"}
 _NAMESPACES = {"prim", "aten", "quantized"}
+#: what all that TorchScript calls by a path starts from
+_ROOTS = {"torch", "ops", "__torch__"}
 _SCRIPT_BUILTINS = {
     "annotate", "uninitialized", "unchecked_cast", "getattr", "isinstance", "int", "float", "bool", "str", "len",
     "range", "min", "max", "abs", "round", "sum", "sorted", "zip", "enumerate", "list", "tuple", "dict", "divmod",
@@ -71,32 +73,87 @@ def _script_reason(source: bytes) -> str:
         tree = ast.parse(source.decode("utf-8"))
     except (SyntaxError, ValueError, RecursionError):
         return "its code cannot be read"
+    scopes = _scopes(tree)
+    if any(name in _ROOTS for bound in scopes.values() for name in bound):
+        return "it gives torch's own names another meaning"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name in ("__setstate__", "__getstate__"):
             return f"its code runs on loading ({node.name})"
-        if isinstance(node, (ast.Import, ast.ImportFrom, ast.Lambda, ast.Global)):
+        if isinstance(node, (ast.Import, ast.ImportFrom, ast.Lambda, ast.Global, ast.AsyncFunctionDef)):
             return "its code imports or defines what no TorchScript does"
         if isinstance(node, ast.Attribute) and node.attr == "classes":
             return "it uses compiled classes (torch.classes)"
         if isinstance(node, ast.Call):
-            reason = _call_reason(node.func)
+            reason = _call_reason(node.func, scopes.get(id(node), {}))
             if reason:
                 return reason
+    # a function of torch's under another name would be called past the checks above
+    called = {id(_parts(node.func)[0]) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in ("torch", "ops") and id(node) not in called:
+            return f"its code hands on {node.id} or a part of it without calling it"
     return ""
 
 
-def _call_reason(function: ast.expr) -> str:
+def _scopes(tree: ast.Module) -> dict[int, dict[str, list[str]]]:
+    """By the id of each node inside a function, what the function binds: see :func:`_bound`."""
+    scopes: dict[int, dict[str, list[str]]] = {}
+    for node in ast.walk(tree):
+        # a function in a function is walked after the outer one, whose names it sees
+        if isinstance(node, ast.FunctionDef) and id(node) not in scopes:
+            bound = _bound(node)
+            scopes |= {id(inner): bound for inner in ast.walk(node)}
+    return scopes
+
+
+def _bound(function: ast.FunctionDef) -> dict[str, list[str]]:
+    """Every name that a function binds, with the path that it is an alias of: empty unless it is surely one.
+
+    TorchScript writes ``_0 = __torch__.torch.nn.functional.batch_norm`` and calls ``_0``. Such a path leads to code
+    in the same archive, which is read too; a name bound twice, or to anything else, may be anything.
+    """
+    aliases: dict[int, list[str]] = {}
+    bound: dict[str, list[str]] = {}
+    for node in ast.walk(function):
+        names: list[tuple[str, list[str]]] = []
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            root, path = _parts(node.value)
+            if isinstance(root, ast.Name) and root.id == "__torch__":
+                aliases[id(node.targets[0])] = path
+        elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            names = [(node.id, aliases.get(id(node), []))]
+        elif isinstance(node, ast.arg):
+            names = [(node.arg, [])]
+        elif node is not function:
+            # whatever else binds a name keeps it in one of these fields
+            kept = [getattr(node, field, None) for field in ("name", "rest")]
+            names = [(name, []) for name in (*kept, *getattr(node, "names", ())) if isinstance(name, str)]
+        for name, path in names:
+            bound[name] = [] if name in bound else path
+    return bound
+
+
+def _parts(expression: ast.expr) -> tuple[ast.expr, list[str]]:
+    """What a chain of attributes starts from, and the names along it, the start's own among them if it has one."""
+    names: list[str] = []
+    while isinstance(expression, ast.Attribute):
+        names.insert(0, expression.attr)
+        expression = expression.value
+    if isinstance(expression, ast.Name):
+        names.insert(0, expression.id)
+    return expression, names
+
+
+def _call_reason(function: ast.expr, bound: dict[str, list[str]]) -> str:
+    _, names = _parts(function)
     if isinstance(function, ast.Name):
-        return "" if function.id in _SCRIPT_BUILTINS else f"its code calls {function.id}"
-    if not isinstance(function, ast.Attribute):
+        if function.id not in bound:
+            return "" if function.id in _SCRIPT_BUILTINS else f"its code calls {function.id}"
+        names = bound[function.id]
+        if not names:
+            return f"its code calls {function.id}, which may be anything"
+    elif not isinstance(function, ast.Attribute):
         return "its code calls what has no name"
-    names = [function.attr]
-    inner: ast.expr = function.value
-    while isinstance(inner, ast.Attribute):
-        names.insert(0, inner.attr)
-        inner = inner.value
-    if isinstance(inner, ast.Name):
-        names.insert(0, inner.id)
     if names[-1] in _REACHING:
         return f"its code calls {'.'.join(names)}, which reaches outside the model"
     if names[0] == "ops" and (len(names) != 3 or names[1] not in _NAMESPACES):

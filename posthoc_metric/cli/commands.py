@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 
@@ -19,7 +17,18 @@ from ..output import check_folder, staged_folder, to_json, write_file
 from ..repair import repair as fit_repair
 from ..report import write_report
 from ..report.page import readable
-from .shared import AsJson, Data, OpenDecoder, Repaired, open_repaired, points_of, with_decoder
+from .shared import (
+    AsJson,
+    Data,
+    OpenDecoder,
+    Repaired,
+    check_file,
+    image_sides,
+    open_repaired,
+    packed,
+    points_of,
+    with_decoder,
+)
 from .terminal import NEGATIVE, plain, results, show_audit, show_json, show_table, stages
 
 
@@ -115,6 +124,7 @@ def audit(
 
     With --data the published RBF repair is measured as well, which the smoothness is held to.
     """
+    check_file(out)
     with stages(2) as bar:
         bar.next("opening the decoder and the metric")
         metric = open_repaired(open_decoder, repaired, data)
@@ -147,6 +157,7 @@ def geodesic(
         raise InvalidArgumentError(
             f"`--from` and `--to` must be given equally often; got {len(start)} and {len(end)}. Repeat one of them."
         )
+    check_file(out)
     with stages(2) as bar:
         bar.next("opening the decoder and the metric")
         metric = open_repaired(open_decoder, repaired)
@@ -155,7 +166,8 @@ def geodesic(
         bar.next(f"solving {len(start)} geodesic{'s' if len(start) > 1 else ''}")
         solution = (metric.decoder_metric if unrepaired else metric).geodesic(first, last)
     if out is not None:
-        _write_npz(out, points=solution.points, length=solution.length, length_error=solution.length_error)
+        curves = {"points": solution.points, "length": solution.length, "length_error": solution.length_error}
+        write_file(out, packed(**curves))
     rows: list[dict[str, Any]] = [
         {
             "from": start[i],
@@ -203,6 +215,7 @@ def distances(
     as_json: AsJson = False,
 ) -> None:
     """Write the matrix of geodesic distances between points; exit code 1 if some are missing or not converged."""
+    check_file(out)
     metric = open_repaired(open_decoder, repaired)
     chosen = metric.geometry.latents if points is None else read_named(points, "points")
     matrix, facts = metric.distances(
@@ -212,9 +225,7 @@ def distances(
         progress=sys.stderr.isatty(),
         return_report=True,
     )
-    buffer = io.BytesIO()
-    np.save(buffer, np.asarray(matrix))
-    write_file(out, buffer.getvalue())
+    write_file(out, packed(matrix))
     if as_json:
         show_json({"file": str(out), "points": len(matrix), **asdict(facts)})
     else:
@@ -244,7 +255,7 @@ def report(
 
     It is one self-contained page, audit.json, geodesics.npz and figures.
     """
-    shape = None if image_shape is None else _shape(image_shape)
+    shape = None if image_shape is None else image_sides(image_shape)
     check_folder(out)
     with stages(5) as bar:
         bar.next("opening the decoder and the metric")
@@ -284,16 +295,3 @@ def describe(open_decoder: OpenDecoder, as_json: AsJson = False) -> None:
         )
     else:
         results().print(decoder.describe(), markup=False)
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(side) for side in text.lower().split("x"))
-    except ValueError:
-        raise InvalidArgumentError(f"`--image-shape` must read like 28x28 or 64x64x3; got {text!r}.") from None
-
-
-def _write_npz(path: Path, **arrays: Any) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{name: np.asarray(array) for name, array in arrays.items()})  # type: ignore[arg-type]
-    write_file(path, buffer.getvalue())

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
 import json
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
+import numpy as np
 import torch
 import typer
 from torch import Tensor
@@ -18,7 +21,7 @@ from .._arrays import Rows
 from ..arrays_io import read_named
 from ..checkpoint import load_decoder
 from ..decoder import Decoder
-from ..errors import InvalidArgumentError, PosthocMetricError
+from ..errors import InvalidArgumentError, OutputError, PosthocMetricError
 from ..loading import load
 from ..repair import RepairedMetric
 from ..saving import latent_columns
@@ -166,7 +169,10 @@ def _point(argument: str, name: str, latents: Tensor) -> Tensor:
         if len(cells) == 1 and dim > 1:
             row = int(argument)
             if not -count <= row < count:
-                raise InvalidArgumentError(f"`{name}` must be a row from 0 to {count - 1}; got {row}. Count from zero.")
+                raise InvalidArgumentError(
+                    f"`{name}` must be a row from 0 to {count - 1}; got {row}. Rows count from zero, or backwards from "
+                    "-1, the last."
+                )
             return latents[row]
         point = torch.tensor([float(cell) for cell in cells], dtype=latents.dtype, device=latents.device)
     except ValueError as error:
@@ -178,6 +184,44 @@ def _point(argument: str, name: str, latents: Tensor) -> Tensor:
             f"`{name}` must be a row number of the latents or {dim} coordinates with commas between; got {argument!r}."
         )
     return point
+
+
+def image_sides(text: str) -> tuple[int, ...]:
+    """(h, w) or (h, w, 3) from ``28x28`` or ``64x64x3``."""
+    try:
+        return tuple(int(side) for side in text.lower().split("x"))
+    except ValueError:
+        raise InvalidArgumentError(f"`--image-shape` must read like 28x28 or 64x64x3; got {text!r}.") from None
+
+
+def check_file(out: Path | None) -> None:
+    """See that :func:`~posthoc_metric.output.write_file` will be able to write, before long work begins.
+
+    Raises:
+        OutputError: it will not.
+    """
+    if out is None:
+        return
+    if out.is_dir():
+        raise OutputError(f"`out` must be a file to write; {str(out)!r} is a folder. Add a name to it.")
+    try:
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"`out`: cannot write {str(out)!r}: {error.strerror}. Check that the folder is there and can be written to."
+        ) from None
+
+
+def packed(array: Any = None, **arrays: Any) -> bytes:
+    """What a ``.npy`` of one array or a ``.npz`` of named ones holds."""
+    buffer = io.BytesIO()
+    if array is not None:
+        np.save(buffer, np.asarray(array))
+    else:
+        named: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
+        np.savez_compressed(buffer, **named)
+    return buffer.getvalue()
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -22,8 +22,21 @@ from ..report.page import readable
 
 MISTAKE, NEGATIVE, INTERRUPTED = 2, 1, 130
 VERDICTS = {True: "[green]pass[/]", False: "[red]FAIL[/]", None: "[dim]not judged[/]"}
-#: arguments that have an option, where a message names them without a value
-_ARGUMENT = re.compile(r"`?\b(latent_dim|method|output|key|prefix)=`?(?=[\s,;.)]|$)")
+#: options by the arguments they stand for
+_OPTIONS = {
+    **{name: f"--{name.replace('_', '-')}" for name in ("latent_dim", "method", "output", "key", "prefix", "factory")},
+    "factory_kwargs": "--factory-args",
+    "trust": "--trust",
+}
+#: arguments that no command has an option for
+_PYTHON_ONLY = ("condition", "latent_shape", "strict", "probe", "max_bytes", "calibrate", "neighbours")
+#: a line of Python, which stays as it is; or an argument with or without a value; or another thing only Python has
+_ARGUMENT = re.compile(
+    r"\w\([^()]*\w=[^()]*\)"
+    rf"|`?\b(?P<name>{'|'.join((*_OPTIONS, *_PYTHON_ONLY))})="
+    r"(?P<value>True|False|'[\w.]+')?`?(?=[\s,;.)]|$)"
+    r"|a function of the result"
+)
 
 
 def results() -> Console:
@@ -40,27 +53,43 @@ def clear_errors() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", PosthocMetricWarning)
+            # torch's own, when the graph of an exported program is copied; the user can do nothing about it
+            warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
             default = warnings.showwarning
 
             def show(message: Any, category: Any, *rest: Any) -> None:
                 if issubclass(category, PosthocMetricWarning):
-                    notes().print(f"[yellow]Note:[/] {escape(_as_options(str(message)))}")
+                    notes().print(f"[yellow]Note:[/] {escape(as_options(str(message)))}")
                 else:
                     default(message, category, *rest)
 
             warnings.showwarning = show  # type: ignore[assignment]
             yield
     except PosthocMetricError as error:
-        notes().print(f"[bold red]Error:[/] {escape(_as_options(str(error)))}")
+        notes().print(f"[bold red]Error:[/] {escape(as_options(str(error)))}")
         raise typer.Exit(MISTAKE) from None
     except KeyboardInterrupt:
         notes().print("Stopped. Nothing half-written was left behind.")
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _as_options(message: str) -> str:
-    """A message that advises an argument of Python's, such as ``latent_dim=``, by the option of that name."""
-    return _ARGUMENT.sub(lambda found: "--" + found[1].replace("_", "-"), message)
+def as_options(message: str) -> str:
+    """A message that advises an argument of Python's, such as ``latent_dim=``, by the option that stands for it.
+
+    What has no option is said to be for Python only.
+    """
+    return _ARGUMENT.sub(_as_option, message)
+
+
+def _as_option(found: re.Match[str]) -> str:
+    name, value = found["name"], (found["value"] or "").strip("'")
+    if name is None:
+        return f"{found[0]} (in Python only)" if found[0].startswith("a function") else found[0]
+    if name == "method" and value in ("solver", "graph"):
+        return f"--by {value}"
+    if name in _OPTIONS:
+        return _OPTIONS[name] + (f" {value}" if value and name != "trust" else "")
+    return f"{found[0]} (in Python only)"
 
 
 class Stages:

@@ -54,12 +54,36 @@ def as_columns(condition: Any) -> Iterator[tuple[Any, str]]:
             yield changed["condition"], note
 
 
+def advice(condition: Any) -> str:
+    """What to try where a model fails with ``condition``, which it may have been handed otherwise than was meant."""
+    if isinstance(condition, Mapping):
+        values = list(condition.values())
+    else:
+        values = list(condition) if isinstance(condition, tuple) else [condition]
+    words = []
+    for value in values:
+        if isinstance(value, float):
+            words.append(f"A plain float is passed on as it is; for a number a row, pass torch.tensor({value!r}).")
+            continue
+        shape = tuple(value.shape) if isinstance(value, (np.ndarray, Tensor)) else ()
+        if isinstance(value, list) and all(isinstance(item, (int, float)) for item in value):
+            shape = (len(value),)
+        if shape and shape[0] > 1:
+            words.append(
+                f"One condition serves all rows: an array of shape {shape} is handed over as (B, "
+                f"{', '.join(map(str, shape))}), not as one value for each row. Pass that of one row."
+            )
+    return " ".join(dict.fromkeys(words))
+
+
 def _is_single_number(value: Any) -> bool:
-    if isinstance(value, list) and len(value) == 1:
+    listed = isinstance(value, list) and len(value) == 1
+    if listed:
         value = value[0]
     if isinstance(value, (np.ndarray, np.generic, Tensor)):
         return value.ndim < 2 and len(value.reshape(-1)) == 1
-    return isinstance(value, int) and not isinstance(value, bool)
+    # a plain float is an option of the model's, such as a temperature; in a list it is an array as any other
+    return isinstance(value, (int, float) if listed else int) and not isinstance(value, bool)
 
 
 def _array(value: Any) -> Any:

@@ -14,6 +14,12 @@ from torch.distributions import Distribution
 from .._arrays import describe
 from ..errors import DecoderError
 
+#: what may stand for a distribution that has no mean
+_PARAMETERS = ("probs", "logits", "loc", "concentration", "rate", "mode")
+_BY_FUNCTION = (
+    "Pass as `output` a function of the result that gives its parameters, such as probabilities or locations."
+)
+
 Output = Union[int, str, Callable[[Any], Any], None]
 
 
@@ -29,7 +35,9 @@ def pick(result: Any, output: Output) -> Tensor:
         DecoderError: there is no such entry, or there are several tensors and ``output`` is ``None``.
     """
     if output is not None:
-        result = _entry(result, output)
+        return _only_tensor(_entry(result, output))
+    if isinstance(result, Distribution):
+        return _mean(result, bare=True)
     return _only_tensor(result)
 
 
@@ -58,7 +66,7 @@ def _only_tensor(result: Any) -> Tensor:
     if isinstance(result, (np.ndarray, np.generic)):
         return torch.as_tensor(np.asarray(result))
     if isinstance(result, Distribution):
-        return result.mean
+        return _mean(result, bare=False)
     entries = {key: value for key, value in _entries(result).items() if _is_output(value)}
     if len(entries) == 1:
         return _only_tensor(next(iter(entries.values())))
@@ -66,6 +74,46 @@ def _only_tensor(result: Any) -> Tensor:
         f"the decoder must return one tensor of shape (B, ...); it returns {_inventory(result)}. "
         "Say which part to take with `output=` (a tuple index, a key, an attribute, or a function of the result)."
     )
+
+
+def _mean(result: Distribution, bare: bool) -> Tensor:
+    """The mean of a distribution.
+
+    Args:
+        bare: it is all that the decoder returns, so that `output` may name its attributes.
+
+    Raises:
+        DecoderError: it has none, as classes without an order or a Cauchy distribution.
+    """
+    try:
+        mean = result.mean
+        undefined = _all_nan(mean)
+    except NotImplementedError:
+        undefined = True
+    # of parameters that are NaN themselves the weights are at fault, which is said elsewhere
+    if undefined and not any(_all_nan(value) for value in vars(result).values() if isinstance(value, Tensor)):
+        parts = [f"output={name!r}" for name in _PARAMETERS if bare and _is_floating(result, name)]
+        advice = f"Take its parameters instead: {' or '.join(parts)}." if parts else _BY_FUNCTION
+        raise DecoderError(
+            "the decoder must return numbers or a distribution that has a mean; the mean of its "
+            f"{type(result).__name__} is not defined. {advice}"
+        )
+    return mean
+
+
+def _all_nan(values: Tensor) -> bool:
+    try:
+        return values.numel() > 0 and bool(torch.isnan(values).all())
+    except RuntimeError:
+        return False  # under a transform such as vmap, which the first plain call came before
+
+
+def _is_floating(result: Distribution, name: str) -> bool:
+    try:
+        value = getattr(result, name, None)
+    except NotImplementedError:
+        return False
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _entries(result: Any) -> dict[Any, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from .._arrays import describe
 from ..errors import DecoderError, InvalidArgumentError
 from .call import Call
-from .conditions import as_columns
+from .conditions import advice, as_columns
 from .frozen import EvalMode
 from .parts import Method, Part, find_parts, refuse_unready, width_candidates
 
@@ -209,7 +209,7 @@ class _Attempts:
         error = DecoderError(
             f"{part.name} cannot be called on {ROWS} latents; latent dimension tried: {tried}. "
             f"It says: {_words(self.first)}. Check latent_dim=; say with method= which part decodes, with condition= "
-            "what it needs beside z, with latent_shape= which axes a latent has."
+            f"what it needs beside z, with latent_shape= which axes a latent has. {advice(self.condition)}".rstrip()
         )
         error.__cause__ = self.first
         return error

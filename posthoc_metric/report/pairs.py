@@ -22,7 +22,7 @@ class Curves:
 
     Attributes:
         converged: how many pairs' geodesics converged.
-        median_length: in the metric's own unit, that of the decoder's output.
+        median_length: in the metric's own unit, that of the decoder's output; of those that have a curve.
         off_data_mean: mean over the pairs of the share of the latent length at offset > 0.
         off_data_pairs: how many pairs' curves leave the data at all.
         statuses: name, advice and number of pairs of each status that occurs, most frequent first.
@@ -88,7 +88,8 @@ def _curves(repaired: RepairedMetric, solution: Solution) -> Curves:
     counts = Counter(solution.status)
     return Curves(
         converged=int(torch.as_tensor(solution.converged).sum()),
-        median_length=float(lengths.median()) if len(lengths) else float("nan"),
+        # torch's own median of an even number is the lower of the middle two
+        median_length=float(lengths.quantile(0.5)) if len(lengths) else float("nan"),
         off_data_mean=float(shares.mean()) if len(shares) else float("nan"),
         off_data_pairs=int((shares > 0).sum()),
         statuses=tuple({"name": s.name, "advice": s.value, "pairs": n} for s, n in counts.most_common()),
