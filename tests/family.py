@@ -21,6 +21,11 @@ class Member:
     data: Tensor | None
 
 
+def relu_net(latent_dim: int) -> nn.Sequential:
+    """Latent -> 30 outputs by two hidden layers, with many kinks and as it was initialised."""
+    return nn.Sequential(nn.Linear(latent_dim, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 30))
+
+
 class TransposedConv(nn.Module):
     """Latent -> 8x8 image by transposed convolutions."""
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from family import relu_net
 
 from posthoc_metric import Decoder, PullbackMetric, repair
 from posthoc_metric.errors import ConvergenceWarning
@@ -70,14 +71,7 @@ def test_a_shot_that_enters_the_dearer_side_slows_down_across_and_not_along():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_shots_through_a_repaired_relu_decoder_keep_their_speed(dtype):
     torch.manual_seed(0)
-    layers = [
-        torch.nn.Linear(2, 64),
-        torch.nn.ReLU(),
-        torch.nn.Linear(64, 64),
-        torch.nn.ReLU(),
-        torch.nn.Linear(64, 30),
-    ]
-    decoder = Decoder(torch.nn.Sequential(*layers).to(dtype), latent_dim=2)
+    decoder = Decoder(relu_net(2).to(dtype), latent_dim=2)
     latents = torch.randn(400, 2).double()
     repaired = repair(decoder, latents, decoder(latents))
     a, b = latents[:4], latents[4:8]

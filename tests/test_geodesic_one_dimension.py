@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 import torch
+from family import relu_net
 from scipy.integrate import simpson
 
 from posthoc_metric import Decoder, PullbackMetric, repair
@@ -81,14 +82,7 @@ def test_a_pair_alone_has_the_bits_it_has_in_a_batch_and_a_bad_one_spoils_none()
 
 def test_kinks_are_measured_by_chords_and_spans_are_not_exceeded():
     torch.manual_seed(0)
-    layers = [
-        torch.nn.Linear(1, 64),
-        torch.nn.ReLU(),
-        torch.nn.Linear(64, 64),
-        torch.nn.ReLU(),
-        torch.nn.Linear(64, 30),
-    ]
-    decoder = Decoder(torch.nn.Sequential(*layers).double(), latent_dim=1)
+    decoder = Decoder(relu_net(1).double(), latent_dim=1)
     metric = PullbackMetric(decoder)
     a, b = torch.randn(10, 1).double(), 3 * torch.randn(10, 1).double()
     found = metric.geodesic(a, b)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..metric import MetricParts
+from .halving import narrowed
 from .refinement import Refined
 from .relaxation import STATUSES
 from .status import Status
@@ -65,16 +66,10 @@ def _jumps(field: Callable[[Tensor], Tensor], nodes: Tensor) -> tuple[Tensor, in
         return changes[:, :0], nodes.shape[1]
     largest, where = changes.topk(number, dim=1)
     row = torch.arange(len(nodes), device=nodes.device)[:, None]
-    left, right = nodes[row, where], nodes[row, where + 1]
-    at_left, at_right = matrices[row, where], matrices[row, where + 1]
-    for _ in range(_HALVINGS):
-        middle = (left + right) / 2
-        at_middle = ask(middle)
-        later = _changes(at_middle, at_right) > _changes(at_left, at_middle)
-        left, right = torch.where(later[..., None], middle, left), torch.where(later[..., None], right, middle)
-        wide = later[..., None, None]
-        at_left, at_right = torch.where(wide, at_middle, at_left), torch.where(wide, at_right, at_middle)
-    kept = _changes(at_left, at_right)
+    begin, way = nodes[row, where], nodes[row, where + 1] - nodes[row, where]
+    ends = matrices[row, where], matrices[row, where + 1]
+    none = torch.zeros_like(largest)
+    kept = narrowed(lambda at: ask(begin + at[..., None] * way), _changes, none, none + 1, ends, _HALVINGS)
     jumps = (kept > _KEPT * largest) & (kept > _SLIGHT)
     return torch.where(jumps, 1 - (1 - kept).clamp_min(0).sqrt(), 0.0), nodes.shape[1] + number * _HALVINGS
 

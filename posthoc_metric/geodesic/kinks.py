@@ -19,6 +19,7 @@ from ..machine import AT_ONCE
 from ..metric import MetricParts
 from ..smooth_map import SmoothMap
 from .batch import Batch
+from .halving import narrowed
 
 #: points along the straight way between which kinks are looked for, between how many of them, and how closely
 _LOOKED_AT, _SUSPECTS, _HALVINGS = 257, 4, 6
@@ -75,19 +76,15 @@ def _jumps(embedding: SmoothMap, z: Tensor, v: Tensor) -> Tensor:
     values = pushed(times)
     changes = values.diff(dim=1).norm(dim=2)
     largest, where = changes.topk(_SUSPECTS, dim=1)
-    begin, size = times.gather(1, where), values.norm(dim=2).amax(1, keepdim=True)
-    width = times[:, 1:2]
     rows = where[..., None].expand(-1, -1, values.shape[2])
-    left, right = values.gather(1, rows), values.gather(1, rows + 1)
-    for _ in range(_HALVINGS):
-        width = width / 2
-        middle = pushed(begin + width)
-        first, second = (middle - left).norm(dim=2), (right - middle).norm(dim=2)
-        later = second > first
-        begin = torch.where(later, begin + width, begin)
-        left, right = (torch.where(later[..., None], *pair) for pair in ((middle, left), (right, middle)))
-    left_over = (right - left).norm(dim=2)
-    return ((left_over > _KEPT * largest) & (left_over > _SLIGHT * size)).any(1)
+    ends = values.gather(1, rows), values.gather(1, rows + 1)
+    left = narrowed(pushed, _change, times.gather(1, where), times[:, 1:2], ends, _HALVINGS)
+    size = values.norm(dim=2).amax(1, keepdim=True)
+    return ((left > _KEPT * largest) & (left > _SLIGHT * size)).any(1)
+
+
+def _change(before: Tensor, after: Tensor) -> Tensor:
+    return (after - before).norm(dim=2)
 
 
 def shoot_across(parts: MetricParts, z: Tensor, v: Tensor, tol: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -64,11 +64,12 @@ def departures(metric: Metric, solution: Solution, options: dict[str, Any], *, s
     velocities, length = solution.double_velocity(0.0), solution.double_length
     found = Departures(velocities, torch.full_like(velocities[:, 0], float("inf")))
     by_length = torch.as_tensor(solution.length_error).to(length) / length.clamp_min(1e-300)
-    if metric.dim == 1 and options.get("solver", "relaxation") == "relaxation":
+    relaxed = options.get("solver", "relaxation") == "relaxation"
+    if metric.dim == 1 and relaxed:
         # there is one direction, and the velocity is as right as the length
         return Departures(velocities, by_length)
-    rows = (torch.isfinite(velocities).all(1) & (solution.double_length > 0)).nonzero().flatten()
-    if len(rows) == 0 or options.get("solver", "relaxation") != "relaxation":
+    rows = (torch.isfinite(velocities).all(1) & (length > 0)).nonzero().flatten()
+    if len(rows) == 0 or not relaxed:
         return found
     parts, limit = guard(metric.parts()), options.get("memory_limit", working_memory())
     spline, clock = solution.curve[0].take(rows), solution.curve[1].take(rows)
