@@ -11,7 +11,8 @@ from torch import Tensor
 from .centres import place_centres
 from .measurement import VOID_OFFSETS, Measured
 
-_MOST_CENTRES = 512
+#: centres in few dimensions, and beyond, where more cells are hardly smaller and cost as much as the decoder
+_MOST_CENTRES, _MOST_BEYOND, _FEW_DIMENSIONS = 512, 128, 8
 #: a bound found on a sample is met a little more tightly, to hold on others
 _MARGIN = 0.85
 _SHARE = 0.985
@@ -104,7 +105,8 @@ def fit_floor(measured: Measured, bound: float, *, seed: int = 0) -> Floor:
     largest = values[:, -1].clamp_min(1e-12 * float(values[:, -1].max()))
     square = (_MARGIN * bound) ** 2
     needed = ((values[:, -1] - square * values[:, 0]) / (square - 1)).clamp_min(0)
-    found = place_centres(points, min(_MOST_CENTRES, max(len(points) // 3, 1)), seed=seed)
+    most = _MOST_CENTRES if points.shape[1] <= _FEW_DIMENSIONS else _MOST_BEYOND
+    found = place_centres(points, min(most, max(len(points) // 3, 1)), seed=seed)
     total = torch.zeros(len(found.points), dtype=torch.float64, device=points.device)
     # a share of what a lost direction would need keeps the logarithm finite where nothing is needed
     total = total.index_add_(0, found.labels, needed + _LEAST * largest / square)
