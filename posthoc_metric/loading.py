@@ -11,7 +11,7 @@ from torch import Tensor
 from . import saving
 from ._arrays import check_seed, describe
 from .errors import CheckpointError, InvalidArgumentError, PosthocMetricError
-from .repair import PROBES, RepairedMetric, acquaint
+from .repair import PROBES, RepairedMetric, acquainted
 from .smooth_map import SmoothMap, check_smooth_map, device_of
 from .support import Support
 from .uncertainty import model_class
@@ -67,7 +67,7 @@ def _rebuilt(
 ) -> RepairedMetric:
     from .geodesic.start_graphs import restore_graphs
 
-    acquaint(decoder, tensors["latents"])
+    decoder = acquainted(decoder, tensors["latents"])
     geometry = Support(tensors["latents"], seed=check_seed(facts["seed"]))
     expected = tensors["probe_outputs"]
     found = torch.as_tensor(decoder(geometry.training[:PROBES])).to(expected)

@@ -203,7 +203,7 @@ def repair(
     seed = check_seed(seed)
     # everything is where the decoder is
     points = to_points(latents, "latents", decoder.latent_dim)[0].to(device_of(decoder))
-    acquaint(decoder, points)
+    decoder = acquainted(decoder, points)
     geometry = Support(points, seed=seed)
     if isinstance(decoder, Decoder) and (cuts := about_cuts(decoder, geometry.training)):
         warnings.warn(cuts, DerivativeWarning, stacklevel=2)
@@ -231,10 +231,9 @@ def repair(
     return RepairedMetric(decoder, model, gate, geometry, knobs, rows)
 
 
-def acquaint(decoder: SmoothMap, latents: Tensor) -> None:
+def acquainted(decoder: SmoothMap, latents: Tensor) -> SmoothMap:
     """A wrapped decoder may have been probed at latents of another size; other maps need no probe."""
-    if isinstance(decoder, Decoder):
-        decoder.acquaint(latents)
+    return decoder.acquainted(latents) if isinstance(decoder, Decoder) else decoder
 
 
 def _parts(decoder: SmoothMap, model: UncertaintyModel | PublishedRBF, gate: Gate | None) -> MetricParts:

@@ -718,7 +718,7 @@ def test_latents_of_any_scale_are_differentiated_automatically(scale, dtype, act
 def test_latents_far_from_zero_are_probed_at_once_they_are_known(scale, shift, activation):
     decoder = Decoder(scaled(scale, shift, activation, torch.float64), latent_dim=2)
     z = latents(200)
-    decoder.acquaint(shift + scale * z)
+    decoder = decoder.acquainted(shift + scale * z)
     assert "forward-mode" in decoder.describe()
     assert "unchecked" not in decoder.describe()
     expected = Decoder(scaled(1.0, 0.0, activation, torch.float64), latent_dim=2).jacobian(z)
@@ -735,8 +735,7 @@ def test_finite_differences_take_steps_of_the_latents_own_scale(scale):
         return torch.from_numpy(plain(z / scale).detach().numpy().copy())
 
     z = latents(8)
-    decoder = Decoder(opaque, latent_dim=2)
-    decoder.acquaint(scale * z)
+    decoder = Decoder(opaque, latent_dim=2).acquainted(scale * z)
     assert "finite differences" in decoder.describe()
     expected = Decoder(plain).jacobian(z)
     assert torch.allclose(scale * decoder.jacobian(scale * z), expected, rtol=1e-6, atol=1e-8)
@@ -751,7 +750,7 @@ def test_one_far_latent_does_not_set_the_scale_of_all_others():
     rows[0], rows[1500] = 1000.0, -3000.0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        decoder.acquaint(rows)
+        decoder = decoder.acquainted(rows)
     assert "by forward-mode AD" in decoder.describe()
 
 
@@ -764,13 +763,30 @@ def test_acquaintance_is_made_once():
     model.register_forward_hook(lambda *_: calls.append(1))
     decoder = Decoder(model)
     calls.clear()
-    decoder.acquaint(latents(50))
+    assert decoder.acquainted(latents(50)) is decoder
     assert not calls
-    decoder.acquaint(1e3 * latents(50))
+    far = decoder.acquainted(1e3 * latents(50))
     assert calls
     calls.clear()
-    decoder.acquaint(1e3 * latents(60))
+    assert far.acquainted(1e3 * latents(60)) is far
     assert not calls
+
+
+def test_acquaintance_leaves_the_decoder_to_those_who_use_it():
+    # far out its output is flat, and what is chosen there is not what is chosen on the data
+    plain = scaled(1.0, 0.0, nn.Tanh, torch.float32)
+    decoder = Decoder(plain, latent_dim=2)
+    z = latents(40)
+    described, jacobian = decoder.describe(), decoder.jacobian(z)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        far = decoder.acquainted(1e4 * z)
+    assert far is not decoder
+    assert decoder.describe() == described
+    assert torch.equal(decoder.jacobian(z), jacobian)
+    with decoder.counting() as work:
+        far(z)
+    assert work.values == len(z)
 
 
 def test_kinks_right_at_the_probe_do_not_speak_against_automatic_differentiation():

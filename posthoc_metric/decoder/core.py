@@ -220,10 +220,11 @@ class Decoder:
         """``J(z)``, (B, d) -> (B, D, d)."""
         return self.value_and_jacobian(z)[1]
 
-    def acquaint(self, latents: ArrayLike) -> None:
-        """Probe once more, at latents (n, d) of the caller's, where those probed at so far say little of them.
+    def acquainted(self, latents: ArrayLike) -> Decoder:
+        """This decoder, or where what was probed so far says little of latents (n, d), a copy that was probed at them.
 
-        They say little where the output was flat, and where the latents are of another size or lie elsewhere.
+        It says little where the output was flat, and where the latents are of another size or lie elsewhere.  The copy
+        calls the same model and counts with this decoder, which stays as it is: others may be using it.
 
         Raises:
             DecoderError: as at wrap time.
@@ -234,10 +235,12 @@ class Decoder:
         points, _ = to_points(latents, "latents", self.latent_dim)
         before = self._found
         if not len(points) or (before.place.holds(points) and not before.saturated):
-            return
-        self._found = self._probed(before.call, points)
-        if self._found.warning and not before.warning:
-            warnings.warn(self._found.warning, DerivativeWarning, stacklevel=3)
+            return self
+        other = copy.copy(self)
+        other._found = self._probed(before.call, points)
+        if other._found.warning and not before.warning:
+            warnings.warn(other._found.warning, DerivativeWarning, stacklevel=3)
+        return other
 
     def _probed(self, call: Any, latents: Tensor | None) -> Found:
         with self._eval_mode(), torch.random.fork_rng(devices=[]):
