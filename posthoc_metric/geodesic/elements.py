@@ -232,8 +232,12 @@ def add_blocks(model: Model, coupled: Tensor, place: Tensor, mixed: Tensor, velo
         velocity: by the velocity twice; zero if not given.
     """
     parts = [place, mixed, mixed.mT] if velocity is None else [place, mixed, mixed.mT, velocity]
-    stacked = torch.cat(parts, dim=2)
-    blocks = (coupled[..., : stacked.shape[2]] @ stacked.flatten(3)).unflatten(3, stacked.shape[3:])
+    dim = place.shape[-1]
+    stacked = torch.cat(parts, dim=2).flatten(3)
+    # sums of rows that begin at odd addresses are rounded by where the memory happens to be
+    if dim % 2:
+        stacked = torch.nn.functional.pad(stacked, (0, 1))
+    blocks = (coupled[..., : stacked.shape[2]] @ stacked)[..., : dim * dim].unflatten(3, (dim, dim))
     model.diagonal[:, ::2] += blocks[:, :, 1]
     model.diagonal[:, 1::2] += blocks[:, :-1, 2]
     model.diagonal[:, 1::2] += blocks[:, 1:, 0]

@@ -268,23 +268,25 @@ class CurveEnergy:
         assert self.field is not None and frame.where is not None and frame.coupled is not None
         where, coupled = frame.where, frame.coupled
         points, v = where.points(out.nodes)
-        flat = points.flatten(0, 2), v.flatten(0, 2)
-        exact = None
+        places, ways = points.flatten(1, 2), v.flatten(1, 2)
+        found: tuple[Tensor | None, ...]
         if self.embedding is None:
-            tensors, pushed, exact = self.field.curved(*flat)
+            found = self.field.curved(alike(places), alike(ways))
         else:
             # a decoder's own second derivatives are learnt from its Jacobians; a field's beside them are worth less
             # than they cost
-            tensors, pushed = self.field(*flat)
+            found = (*self.field(alike(places), alike(ways)), None)
+        tensors, pushed, exact = (None if part is None else unpadded(part, places) for part in found)
+        assert tensors is not None and pushed is not None
         share = where.weights[..., None, None]
-        tensors, pushed = share * tensors.view(*v.shape, -1), share * pushed.reshape(*v.shape, -1)
+        tensors, pushed = share * tensors.reshape(*v.shape, -1), share * pushed.reshape(*v.shape, -1)
         along = (tensors @ v[..., None])[..., 0]
         out.energy += (v * along).sum((1, 2, 3))
         by_place = (pushed.mT @ v[..., None])[..., 0]
         add_gradient(out.gradient, where.shapes.mT @ by_place + where.slopes.mT @ (2 * along))
         curved = pushed.mT @ torch.linalg.solve_ex(tensors, pushed)[0]
         add_blocks(out.convex, coupled, curved / 2, pushed.mT, 2 * tensors)
-        exact = curved / 2 if exact is None else share * exact.view_as(curved) - curved / 2
+        exact = curved / 2 if exact is None else share * exact.reshape(curved.shape) - curved / 2
         add_blocks(out.rest, coupled, exact, pushed.mT)
 
 

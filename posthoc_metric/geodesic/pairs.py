@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,19 +14,20 @@ from ..parallel import run_blocks, worker_count
 from .field_jumps import admit_jumps
 from .fixed_point import solve_fixed_point
 from .guard import guard
-from .one_dimension import solve_line
 from .options import FixedPointOptions, RelaxationOptions
 from .precision import finer, too_close
 from .refinement import Refined, Refiner, joined
-from .start_curves import straight
-from .starts import GRID_MOST_DIM, cache_of, make_starts
+from .starts import cache_of, make_starts
+from .straight_lines import bisected, measure_lines
 
 Options = RelaxationOptions | FixedPointOptions
 
 #: pairs that are on their way at once: start curves and candidates take far more memory than what is handed back
 _PAIRS = 8192
-#: error of a length, as a share of it, from which on nothing is known of it
-_UNKNOWN = 0.5
+#: error of a length, as a share of it, from which on the curve is one that has gone astray
+_ASTRAY = 0.02
+#: spans that such a pair is begun with once more
+_LINE_SPANS = 128
 
 
 def solve_pairs(metric: Metric, start: Tensor, end: Tensor, latents: Tensor | None, options: Options) -> Refined:
@@ -59,26 +61,30 @@ def _relaxed(
     blocks = []
     for first, last in zip(start.split(_PAIRS), end.split(_PAIRS), strict=True):
         if metric.dim == 1:
-            blocks.append(solve_line(parts, first, last, options))
+            blocks.append(measure_lines(parts, first, last, options))
             continue
         starts = make_starts(metric, parts, first, last, latents, options.starts)
         found = Refiner(parts, starts, len(first), options).run()
-        found = _evenly(parts, first, last, options, found)
+        found = _along_lines(parts, first, last, options, found)
         admit_jumps(parts, found, max(options.rtol, options.rough_rtol), options.memory_limit)
         blocks.append(found)
     return blocks[0] if len(blocks) == 1 else joined(blocks)
 
 
-def _evenly(parts: MetricParts, start: Tensor, end: Tensor, options: RelaxationOptions, found: Refined) -> Refined:
-    """``found``, and what it could not measure at all once more from the straight line with evenly spaced nodes.
+def _along_lines(parts: MetricParts, start: Tensor, end: Tensor, options: RelaxationOptions, found: Refined) -> Refined:
+    """``found``, and what it could hardly measure once more from straight lines that a bisection gave their nodes.
 
-    A grid with cells on the edge of where there is a metric tells lengths that are far off, and spaces nodes by them.
+    Where the metric changes by orders of magnitude, as towards a point that a chart lacks, few nodes see nothing of it;
+    and a grid with cells on the edge of where there is a metric tells lengths that are far off.
     """
-    lost = ~(found.facts.length_error <= _UNKNOWN * found.facts.length)
+    lost = ~(found.facts.length_error <= _ASTRAY * found.facts.length)
     rows = (lost & (start != end).any(1)).nonzero().flatten()
-    if start.shape[1] > GRID_MOST_DIM or not {"straight", "grid"} <= set(options.starts) or len(rows) == 0:
+    if "straight" not in options.starts or len(rows) == 0:
         return found
-    again = Refiner(parts, straight(start[rows], end[rows]), len(rows), options).run()
+    lines = bisected(parts, start[rows], end[rows], options)
+    # fewer nodes than the bisection had would jump over what it saw
+    spans = max(options.spans, min(_LINE_SPANS, options.max_spans))
+    again = Refiner(parts, lines, len(rows), replace(options, spans=spans)).run()
     found.steps[rows] += again.steps
     found.evaluations[rows] += again.evaluations
     surely, before = (facts.length + facts.length_error for facts in (again.facts, found.facts))

@@ -1,7 +1,8 @@
-"""Geodesics in one dimension: between two points there is one way, and what is left to find is how long it is.
+"""Straight lines measured by adaptive bisection, which needs many short spans where the metric changes, none elsewhere.
 
-The length is an integral, taken by adaptive bisection: the walls of a repair and the zeros of a metric need many short
-spans where they are and none elsewhere.
+In one dimension there is one way between two points, and how long it is is all there is to find: walls of a repair and
+zeros of a metric included.  In more, a line with nodes where its bisection had them is a start for curves along which
+the metric changes by many orders of magnitude.
 """
 
 from __future__ import annotations
@@ -17,15 +18,22 @@ from .batch import Batch
 from .candidates import Facts
 from .curves import Clock, make_clock
 from .options import RelaxationOptions
+from .polygons import met
 from .quadrature import FIVE, SIMPSON, TRAPEZOID, Measured, chorded, left_open
 from .refinement import Refined
 from .relaxation import STATUSES
 from .rows import alike, few_rows, unpadded
 from .spline import Spline
+from .start_curves import StartCurves, even, straight
 from .status import Status
 
-#: spans that a way is first cut into: what is narrower than one may go unseen
-_FIRST = 128
+#: spans that a way is first cut into: what is narrower than one may go unseen; and the same for a start curve, which
+#: would be given nodes by them
+_FIRST, _FIRST_OF_START = 128, 8
+#: what deals out the nodes of a start curve: shares of the length, of the latent way and of the bisection's spans
+_DEAL = (0.25, 0.25, 0.5)
+#: share of a start curve's times that are even whatever its speed
+_STEADY = 0.01
 #: share of the error asked for that the spans may have together which are not halved
 _LEFT = 0.5
 #: of two rules of quadrature, what the better one changed of the length over what the other did, where there are kinks,
@@ -57,16 +65,46 @@ class _Spans(Batch):
     change: Tensor
 
 
-def solve_line(parts: MetricParts, start: Tensor, end: Tensor, options: RelaxationOptions) -> Refined:
-    """Geodesics between the rows of ``start`` and ``end`` (B, 1)."""
+def bisected(parts: MetricParts, start: Tensor, end: Tensor, options: RelaxationOptions) -> StartCurves:
+    """The straight lines between the rows of ``start`` and ``end`` (B, d), with nodes for every span of a bisection.
+
+    Lines without a finite length are left as they are.
+    """
+    lines = straight(start, end)
+    found = measure_lines(parts, start, end, options, first=_FIRST_OF_START)
+    times, shares = found.clock.times, found.clock.shares.clamp_max(1.0)
+    # every span has equally many ticks, and shorter tables repeat their end
+    ticks = (times < 1.0).sum(1, keepdim=True)
+    spans = (torch.arange(times.shape[1], device=times.device) / ticks.clamp_min(1)).clamp_max(1.0)
+    run = _DEAL[0] * shares + _DEAL[1] * times + _DEAL[2] * spans
+    steady = even(len(start), start)
+    knots, way = met(run, torch.stack([shares, times], dim=2), steady).unbind(2)
+    knots = torch.lerp(knots, steady, _STEADY)
+    nodes = start[:, None] + way[..., None] * (end - start)[:, None]
+    for values, ends in ((knots, (0.0, 1.0)), (nodes, (start, end))):
+        values[:, 0], values[:, -1] = ends
+    known = torch.isfinite(found.facts.length) & (found.facts.length > 0)
+    lines.knots[known], lines.nodes[known], lines.length[known] = knots[known], nodes[known], found.facts.length[known]
+    lines.asked += found.evaluations
+    return lines
+
+
+def measure_lines(
+    parts: MetricParts, start: Tensor, end: Tensor, options: RelaxationOptions, *, first: int = _FIRST
+) -> Refined:
+    """The straight lines between the rows of ``start`` and ``end`` (B, d), which are geodesics where d is 1.
+
+    Args:
+        first: spans that each is first cut into.
+    """
     way = _Way(parts, start, end, options)
     rows = torch.arange(len(start), device=start.device)
-    edges = torch.linspace(0, 1, min(_FIRST, options.max_spans) + 1, dtype=start.dtype, device=start.device)
+    edges = torch.linspace(0, 1, min(first, options.max_spans) + 1, dtype=start.dtype, device=start.device)
     knots = torch.stack([edges[:-1], edges[1:]], dim=1)
     spans = way.measured(rows.repeat_interleave(len(knots)), knots.repeat(len(rows), 1))
     steps = torch.zeros_like(rows)
-    first, before = spans.change.new_zeros(len(rows), 2).index_add_(0, spans.pair, spans.change).unbind(1)
-    kinked = (first > _SMOOTH * before) & (first > _SLIGHT * _sums(spans.length, spans.pair, len(rows)))
+    last, before = spans.change.new_zeros(len(rows), 2).index_add_(0, spans.pair, spans.change).unbind(1)
+    kinked = (last > _SMOOTH * before) & (last > _SLIGHT * _sums(spans.length, spans.pair, len(rows)))
     while True:
         wide = _too_wide(spans, len(rows), options)
         if not bool(wide.any()):
@@ -112,8 +150,8 @@ class _Way:
         width = knots.diff(dim=1)
         at = knots[:, :1] + width * knots.new_tensor(FIVE.fractions)
         way = (self.end - self.start)[pair]
-        points = (self.start[pair, None] + at[..., None] * way[:, None]).view(1, -1, 1)
-        along = alike(way[:, None].expand(-1, at.shape[1], -1).reshape(1, -1, 1))
+        points = (self.start[pair, None] + at[..., None] * way[:, None]).flatten(0, 1)[None]
+        along = alike(way[:, None].expand(-1, at.shape[1], -1).flatten(0, 1)[None])
         squares = unpadded(self.parts.inner(alike(points), along, along), points).view_as(at).clamp_min(0.0)
         speeds = squares.sqrt()
         rules = knots.new_tensor([FIVE.weights, SIMPSON, TRAPEZOID])
