@@ -18,6 +18,7 @@ from .options import FixedPointOptions, RelaxationOptions
 from .precision import finer, too_close
 from .refinement import Refined, Refiner, joined
 from .starts import cache_of, make_starts
+from .stationarity import admit_slopes
 from .straight_lines import bisected, measure_lines
 
 Options = RelaxationOptions | FixedPointOptions
@@ -66,7 +67,8 @@ def _relaxed(
         starts = make_starts(metric, parts, first, last, latents, options.starts)
         found = Refiner(parts, starts, len(first), options).run()
         found = _along_lines(parts, first, last, options, found)
-        admit_jumps(parts, found, max(options.rtol, options.rough_rtol), options.memory_limit)
+        for admit in (admit_slopes, admit_jumps):
+            admit(parts, found, max(options.rtol, options.rough_rtol), options.memory_limit)
         blocks.append(found)
     return blocks[0] if len(blocks) == 1 else joined(blocks)
 

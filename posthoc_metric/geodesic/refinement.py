@@ -145,7 +145,9 @@ class Refiner:
             rows = moved.nonzero().flatten()
             change[rows] = self._by_nodes_alone(better.take(rows)).minimum(change[rows])
             confirmed[rows] = (facts.error(change, kinked) <= rtol * facts.length)[rows]
-        facts.length_error = facts.error(change, kinked | ~confirmed)
+        # at kinks the interpolation bulges, by as much as the curve is longer than its chords
+        bulge = torch.where(kinked, (facts.length - facts.chord_length).clamp_min(0), 0.0)
+        facts.length_error = facts.error(change, kinked | ~confirmed).maximum(bulge)
         broken = facts.status == _CODE[Status.NOT_FINITE]
         rough = (facts.length_error <= self.options.rough_rtol * facts.length) & (spans >= MOST_COARSE)
         # no more nodes are no more steps: a curve that is still on its way is not called done

@@ -1,0 +1,40 @@
+"""Piecewise linear maps of R^d onto itself: the metric is flat, every pair has one geodesic, its length is known."""
+
+import pytest
+import torch
+from torch import nn
+
+from posthoc_metric import Decoder, PullbackMetric
+from posthoc_metric.geodesic import Status, geodesic
+
+
+def folded(dim, layers, seed, leak=0.2):
+    """Invertible layers of linear maps and leaky rectifiers."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        modules: list[nn.Module] = []
+        for _ in range(layers):
+            layer = nn.Linear(dim, dim, dtype=torch.float64)
+            turns = [torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64))[0] for _ in range(2)]
+            stretch = torch.diag((0.5 * torch.randn(dim, dtype=torch.float64)).exp())
+            layer.weight.data = turns[0] @ stretch @ turns[1]
+            layer.bias.data = 0.5 * torch.randn(dim, dtype=torch.float64)
+            modules += [layer, nn.LeakyReLU(leak)]
+    return nn.Sequential(*modules).requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("dim", "layers", "seed", "starts", "least"),
+    [(2, 2, 1, ("straight", "grid"), 30), (2, 2, 1, ("straight",), 20), (3, 3, 3, ("straight", "grid"), 2)],
+)
+def test_curves_that_hang_on_kinks_are_not_called_geodesics(dim, layers, seed, starts, least):
+    net = folded(dim, layers, seed)
+    a, b = torch.randn(2, 40, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    solution = geodesic(PullbackMetric(Decoder(net, latent_dim=dim)), a, b, starts=starts)
+    exact = (net(a) - net(b)).norm(dim=1)
+    excess, done = solution.length - exact, solution.converged
+    assert int(done.sum()) >= least
+    assert (excess[done] <= 3 * solution.length_error[done] + 1e-4 * exact[done]).all()
+    # what is not called a geodesic says how far it may be from one
+    assert set(solution.status) == {Status.CONVERGED, Status.UNRESOLVED}
+    assert float((excess <= 3 * solution.length_error + 1e-4 * exact).double().mean()) >= 0.9
