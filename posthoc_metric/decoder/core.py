@@ -123,8 +123,9 @@ class Decoder:
         if not len(points):
             return restore(points.new_empty(0, self.output_dim))
         inner = points.to(self.device, self.dtype)
-        with self._eval_mode(), torch.no_grad():
-            value = self._gather([self._found.call(rows) for rows in self._chunks(inner)], inner)
+        route, call = self._found.route, self._found.call
+        with self._eval_mode():
+            value = self._gather([route.value(call, rows) for rows in self._chunks(inner)], inner)
         self._counters.add(values=len(inner))
         return restore(finite(value, "output").to(points))
 
@@ -250,11 +251,13 @@ class Decoder:
         """What the probe found and chose, for a person to read."""
         route = self._found.route
         kernels = f", with {', '.join(route.kernels)}" if route.kernels else ""
+        plainly = (f"  f(z) by a plain call, with {', '.join(route.plain_kernels)}",) if route.plain_kernels else ()
         columns = "sharing one evaluation (vmap)" if route.mapped else "on a batch repeated for each"
         lines = [
             f"Decoder R^{self.latent_dim} -> R^{self.output_dim}, one output of shape {self.output_shape}",
             *(f"  {note}" for note in self._notes),
             f"  computes in {str(self.dtype).removeprefix('torch.')} on {self.device}",
+            *plainly,
             f"  J v by {FORWARD_WAYS[route.forward]}{kernels}",
             f"  J by columns of that, {columns}",
             f"  Jᵀu by {REVERSE_WAYS[route.reverse]}",

@@ -62,6 +62,16 @@ class _ExplicitDistances(TorchFunctionMode):
         return func(*args, **options)
 
 
+class _NoFastPath(TorchFunctionMode):
+    """Keeps attention layers from the fused kernels that they take where no graph is kept, and that round otherwise.
+
+    A mode that watches is enough to keep them off, and unlike torch's own switch it is that of one thread.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def _math_attention() -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -87,6 +97,7 @@ KERNELS: dict[str, Callable[[], Any]] = {
     "no mkldnn": _without_mkldnn,
     "contiguous inputs": _ContiguousInputs,
     "explicit distances": _ExplicitDistances,
+    "no fast path": _NoFastPath,
 }
 
 #: what an error says -> what to replace

@@ -42,6 +42,7 @@ class Route:
         mapped: columns of the Jacobian share one evaluation of the function under ``vmap``.
         kernels: see :data:`~posthoc_metric.decoder.kernels.KERNELS`; for ``forward`` and ``reverse``.
         reverse_kernels: the same for ``reverse``.
+        plain_kernels: the same for values alone; of those that are in force for one thread.
         one_pass: what reverse mode evaluates on its way is, bit for bit, what a plain call gives.
         shrink: divides the step of finite differences.
         unit: the scale of the latents, which the step is a share of.
@@ -52,9 +53,15 @@ class Route:
     mapped: bool = False
     kernels: tuple[str, ...] = ()
     reverse_kernels: tuple[str, ...] = ()
+    plain_kernels: tuple[str, ...] = ()
     one_pass: bool = False
     shrink: float = 1.0
     unit: float = 1.0
+
+    def value(self, function: Function, z: Tensor) -> Tensor:
+        """``f(z)`` (B, D) by a plain call, of which no graph is kept."""
+        with torch.no_grad(), kernels.in_force(self.plain_kernels):
+            return function(z)
 
     def jvp(self, function: Function, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """``f(z)`` and ``J(z) v``, each (B, D)."""
