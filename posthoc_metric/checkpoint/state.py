@@ -11,22 +11,49 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-
-State = dict[str, Tensor]
+from .as_torch import left_over, places
 
 _WRAPPERS = re.compile(r"(^|(?<=\.))(module|_orig_mod)\.")
 _AVERAGED = re.compile(r"(^|[._])(ema|averaged|shadow)([._]|$)|ema_|_ema")
 _OTHER_PARTS = re.compile(r"enc|disc|critic|loss|lpips|ema|teacher|prior|posterior|quant|class|metric|netd|^mu$|logvar")
 _DEPTH = 3
+_OWN_WAY = "they are not named or shaped as the module's own: filled by its own way of loading"
+
+
+class State(dict[str, Tensor]):
+    """Tensors by name.
+
+    Attributes:
+        _metadata: by the name of a module, what version of its class saved it; torch reads it under this name.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], metadata: Any = None):
+        super().__init__(tensors)
+        told = metadata if isinstance(metadata, Mapping) else {}
+        self._metadata = {name: value for name, value in told.items() if isinstance(value, Mapping)}
+
+    def behind(self, prefix: str) -> State:
+        """What stands behind ``prefix``, by the rest of its name."""
+        versions = {f"{name}." if name else "": value for name, value in self._metadata.items()}
+        return State(
+            {key[len(prefix) :]: value for key, value in self.items() if key.startswith(prefix)},
+            {key[len(prefix) : -1]: value for key, value in versions.items() if key.startswith(prefix)},
+        )
+
+    def bare(self) -> State:
+        """The same without wrappers in the names."""
+        versions = {_bare(f"{name}.").removesuffix("."): value for name, value in self._metadata.items()}
+        return State({_bare(key): value for key, value in self.items()}, versions)
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """Weights that fit: the key and prefix they are found under, and the tensors by the module's names."""
+    """Weights that fit: the key and prefix they are found under, and the tensors by names that the module loads."""
 
     key: str
     prefix: str
     tensors: State
+    note: str = ""
 
     def __str__(self) -> str:
         return f"key {self.key!r}, prefix {self.prefix!r}"
@@ -47,7 +74,7 @@ def _states(content: Any, name: str, depth: int) -> Iterator[tuple[str, State]]:
         return
     tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if tensors and len(tensors) >= len(content) / 2:
-        yield name, tensors
+        yield name, State(tensors, getattr(content, "_metadata", None))
         return
     for key, value in content.items():
         yield from _states(value, f"{name}.{key}" if name else str(key), depth - 1)
@@ -84,11 +111,11 @@ def fill(
     """
     wanted = module.state_dict()
     fits: list[_Fit] = []
-    for name, state in states.items():
-        for found in [prefix] if prefix is not None else _prefixes(wanted, state):
-            tensors = _fit(wanted, state, found, strict)
-            if tensors is not None and not any(_same(tensors, fit.tensors) for fit in fits):
-                fits.append(_Fit(name, found, tensors))
+    for fit in _by_name(wanted, states, prefix, strict):
+        _keep(fits, fit)
+    if not fits:
+        for fit in _by_loading(module, wanted, states, prefix, strict):
+            _keep(fits, fit)
     if not fits:
         raise CheckpointError(_why_not(wanted, states, prefix, path))
     best = _choose(fits, path)
@@ -102,10 +129,42 @@ def fill(
         notes.append(f"weights under the key {best.key!r}")
     if best.prefix:
         notes.append(f"prefix {best.prefix!r} taken off their names")
+    if best.note:
+        notes.append(best.note)
     others = [str(fit) for fit in fits if fit is not best]
     if others:
         notes.append(f"other weights fit too and were left: {'; '.join(others)}")
     return tuple(notes)
+
+
+def _by_name(
+    wanted: Mapping[str, Tensor], states: Mapping[str, State], prefix: str | None, strict: bool
+) -> Iterator[_Fit]:
+    """Where every name of the module leads to a tensor of its shape."""
+    for name, state in states.items():
+        for found in [prefix] if prefix is not None else _prefixes(wanted, state):
+            tensors = _fit(wanted, state, found, strict)
+            if tensors is not None:
+                yield _Fit(name, found, tensors)
+
+
+def _by_loading(
+    module: nn.Module, wanted: Mapping[str, Tensor], states: Mapping[str, State], prefix: str | None, strict: bool
+) -> Iterator[_Fit]:
+    """Where the names are others, but the module's own way of loading fills it from them."""
+    for name, state in states.items():
+        likely = [prefix] if prefix is not None else places(wanted, dict.fromkeys([*state, *map(_bare, state)]))
+        for found in likely:
+            for tensors in _namings(state, found):
+                beside = left_over(module, tensors)
+                if beside is not None and not (strict and any(not _is_other_part(n) for n in beside)):
+                    yield _Fit(name, found, tensors, _OWN_WAY)
+                    break
+
+
+def _keep(fits: list[_Fit], fit: _Fit) -> None:
+    if not any(_same(fit.tensors, other.tensors) for other in fits):
+        fits.append(fit)
 
 
 def _same(one: State, other: State) -> bool:
@@ -119,9 +178,11 @@ def _bare(name: str) -> str:
 
 def _prefixes(wanted: Mapping[str, Tensor], state: State) -> list[str]:
     """Prefixes with which a name of the module ends a name in the file."""
-    if not wanted:
+    # older files have no counts of batches
+    names = [name for name in wanted if not name.endswith("num_batches_tracked")]
+    if not names:
         return []
-    probe = max(wanted, key=lambda name: (name.count("."), len(name)))
+    probe = max(names, key=lambda name: (name.count("."), len(name)))
     found = [key[: -len(probe)] for key in state if key == probe or key.endswith("." + probe)]
     found += [bare[: -len(probe)] for bare in map(_bare, state) if bare == probe or bare.endswith("." + probe)]
     return list(dict.fromkeys(found))
@@ -129,20 +190,27 @@ def _prefixes(wanted: Mapping[str, Tensor], state: State) -> list[str]:
 
 def _fit(wanted: Mapping[str, Tensor], state: State, prefix: str, strict: bool) -> State | None:
     """The tensors for each name of the module, or ``None``; wrappers inside the names are looked through."""
-    inner = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-    for names in (inner, _without_wrappers(state, prefix)):
+    for names in _namings(state, prefix):
         missing = [n for n in wanted if n not in names and not n.endswith("num_batches_tracked")]
         extra = [n for n in names if strict and n not in wanted and not _is_other_part(n)]
-        shapes_agree = all(names[n].shape == wanted[n].shape for n in wanted if n in names)
+        shapes_agree = all(names[n].shape == _shape(wanted[n]) for n in wanted if n in names)
         if not missing and not extra and shapes_agree:
-            return {n: names[n] for n in wanted if n in names}
+            return State({n: names[n] for n in wanted if n in names}, names._metadata)
     return None
 
 
-def _without_wrappers(state: State, prefix: str) -> State:
-    bare = {_bare(key): value for key, value in state.items()}
-    start = _bare(prefix)
-    return {key[len(start) :]: value for key, value in bare.items() if key.startswith(start)}
+def _namings(state: State, prefix: str) -> Iterator[State]:
+    """What stands behind ``prefix``, as it is named and without wrappers in the names."""
+    inner = state.behind(prefix)
+    yield inner
+    bare = state.bare().behind(_bare(prefix))
+    if bare.keys() != inner.keys():
+        yield bare
+
+
+def _shape(tensor: Tensor) -> torch.Size | None:
+    """``None`` of a lazy layer's, which takes that of the first tensor it is given."""
+    return None if nn.parameter.is_lazy(tensor) else tensor.shape
 
 
 def _is_other_part(name: str) -> bool:
@@ -164,7 +232,7 @@ def _choose(fits: list[_Fit], path: Any) -> _Fit:
 def _why_not(wanted: Mapping[str, Tensor], states: Mapping[str, State], prefix: str | None, path: Any) -> str:
     """Names and shapes of the nearest candidate, so that the wrong class or size is seen at once."""
     candidates = [
-        _Fit(name, found, {key[len(found) :]: value for key, value in state.items() if key.startswith(found)})
+        _Fit(name, found, state.behind(found))
         for name, state in states.items()
         for found in ([prefix] if prefix is not None else [*_prefixes(wanted, state), "", *_heads(state)])
     ]
@@ -177,7 +245,7 @@ def _why_not(wanted: Mapping[str, Tensor], states: Mapping[str, State], prefix: 
     shapes = [
         f"{n} is {tuple(inner[n].shape)} and the module's {tuple(wanted[n].shape)}"
         for n in wanted
-        if n in inner and inner[n].shape != wanted[n].shape
+        if n in inner and _shape(wanted[n]) not in (None, inner[n].shape)
     ]
     parts = [f"{len(missing)} missing ({', '.join(missing[:3])})" if missing else ""]
     parts.append(f"{len(extra)} unexpected ({', '.join(extra[:3])})" if extra else "")
@@ -191,7 +259,7 @@ def _why_not(wanted: Mapping[str, Tensor], states: Mapping[str, State], prefix: 
 
 def _likeness(wanted: Mapping[str, Tensor], inner: State) -> tuple[int, int, int]:
     named = [name for name in wanted if name in inner]
-    return sum(inner[name].shape == wanted[name].shape for name in named), len(named), -len(inner)
+    return sum(inner[name].shape == _shape(wanted[name]) for name in named), len(named), -len(inner)
 
 
 def _heads(state: State) -> list[str]:

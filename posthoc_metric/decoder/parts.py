@@ -190,11 +190,13 @@ def width_candidates(model: Any, part: Part) -> Iterator[tuple[int, tuple[int, .
                 break
             if isinstance(module, _LINEAR):
                 width = module.in1_features if isinstance(module, nn.Bilinear) else module.in_features
-                yield width, None, "first linear layer"
+                # a lazy layer that was filled and not called yet says 0
+                yield width or module.weight.shape[1], None, "first linear layer"
                 break
             if isinstance(module, _TRANSPOSED):
                 ones = (1,) * len(module.kernel_size)
-                yield module.in_channels, (module.in_channels, *ones), "first transposed convolution"
+                channels = module.in_channels or module.weight.shape[0]
+                yield channels, (channels, *ones), "first transposed convolution"
                 break
             if isinstance(module, nn.RNNBase):
                 yield module.input_size, None, "first recurrent layer"
