@@ -27,9 +27,17 @@ from .spline import Spline
 from .start_curves import StartCurves, even, straight
 from .status import Status
 
-#: spans that a way is first cut into: what is narrower than one may go unseen; and the same for a start curve, which
-#: would be given nodes by them
-_FIRST, _FIRST_OF_START = 128, 8
+#: spans that a way is first cut into, all of which are halved once: what is narrower than a half may go unseen; and
+#: those of a start curve, which would be given nodes by them
+_FIRST, _FIRST_OF_START = 48, 8
+#: first spans are of widths that differ by up to this share, in no rhythm, as what repeats itself with the spans may look
+#: the same in all
+_UNEVEN, _RHYTHM = 0.4, 0.5 * (5**0.5 - 1)
+#: what halving leaves of the differences between the rules where they converge as fast as on smooth ways (a sixteenth),
+#: at most; and the least share of such a difference that is the error of what is better
+_FAST, _BETTER = 0.1, 0.02
+#: where they do not: what halving leaves of the error at least (jumps) and at most (poles)
+_JUMP, _POLE = 0.5, 0.9
 #: what deals out the nodes of a start curve: shares of the length, of the latent way and of the bisection's spans
 _DEAL = (0.25, 0.25, 0.5)
 #: share of a start curve's times that are even whatever its speed
@@ -43,6 +51,10 @@ _SMOOTH, _SLIGHT = 0.2, 1e-9
 _WARY, _UNSEEN = 3.0, 0.5
 #: error of a span, over what is asked for, above which chords are asked as well
 _SURE = 0.3
+#: cosine of the turn between points of a rule up to which chords tell how much they miss
+_STRAIGHT = 0.7
+#: what a division by nothing is by
+_TINY = 1e-300
 
 
 @dataclass
@@ -55,6 +67,9 @@ class _Spans(Batch):
         speeds: at the points of the rule with five, for the whole way in a unit of time (Q, 5).
         length, error: (Q,).
         change: of the length by the last rule of quadrature, and by the one before (Q, 2).
+        before: what the error of the span that this is a half of may have been, or of the span itself (Q,).
+        chords: of a decoder's values there, together (Q,).
+        straight: whether the directions in which a decoder's values move there are alike (Q,).
     """
 
     pair: Tensor
@@ -63,6 +78,9 @@ class _Spans(Batch):
     length: Tensor
     error: Tensor
     change: Tensor
+    before: Tensor
+    chords: Tensor
+    straight: Tensor
 
 
 def bisected(parts: MetricParts, start: Tensor, end: Tensor, options: RelaxationOptions) -> StartCurves:
@@ -71,7 +89,7 @@ def bisected(parts: MetricParts, start: Tensor, end: Tensor, options: Relaxation
     Lines without a finite length are left as they are.
     """
     lines = straight(start, end)
-    found = measure_lines(parts, start, end, options, first=_FIRST_OF_START)
+    found = measure_lines(parts, start, end, options, first=_FIRST_OF_START, tested=False)
     times, shares = found.clock.times, found.clock.shares.clamp_max(1.0)
     # every span has equally many ticks, and shorter tables repeat their end
     ticks = (times < 1.0).sum(1, keepdim=True)
@@ -90,19 +108,30 @@ def bisected(parts: MetricParts, start: Tensor, end: Tensor, options: Relaxation
 
 
 def measure_lines(
-    parts: MetricParts, start: Tensor, end: Tensor, options: RelaxationOptions, *, first: int = _FIRST
+    parts: MetricParts,
+    start: Tensor,
+    end: Tensor,
+    options: RelaxationOptions,
+    *,
+    first: int = _FIRST,
+    tested: bool = True,
 ) -> Refined:
     """The straight lines between the rows of ``start`` and ``end`` (B, d), which are geodesics where d is 1.
 
     Args:
         first: spans that each is first cut into.
+        tested: whether every span's error is told by what halving it changed, and chords between the points of a rule
+            may object to a length; if not, by two rules of quadrature alone, which costs less and is often too little.
     """
-    way = _Way(parts, start, end, options)
+    way = _Way(parts, start, end, options, tested=tested)
     rows = torch.arange(len(start), device=start.device)
-    edges = torch.linspace(0, 1, min(first, options.max_spans) + 1, dtype=start.dtype, device=start.device)
+    edges = _cut(min(first, options.max_spans // 2), start) if tested else _even(min(first, options.max_spans), start)
     knots = torch.stack([edges[:-1], edges[1:]], dim=1)
     spans = way.measured(rows.repeat_interleave(len(knots)), knots.repeat(len(rows), 1))
     steps = torch.zeros_like(rows)
+    if tested:
+        spans = way.halved(spans)
+        steps += 1
     last, before = spans.change.new_zeros(len(rows), 2).index_add_(0, spans.pair, spans.change).unbind(1)
     kinked = (last > _SMOOTH * before) & (last > _SLIGHT * _sums(spans.length, spans.pair, len(rows)))
     while True:
@@ -111,10 +140,41 @@ def measure_lines(
             return way.assembled(spans, steps, kinked)
         halved = spans.take(wide)
         steps[halved.pair.unique()] += 1
-        begin, last = halved.knots.unbind(1)
-        middle = (begin + last) / 2
-        halves = torch.cat([torch.stack([begin, middle], dim=1), torch.stack([middle, last], dim=1)])
-        spans = _Spans.join([spans.take(~wide), way.measured(halved.pair.repeat(2), halves)])
+        spans = _Spans.join([spans.take(~wide), way.halved(halved)])
+
+
+def _even(count: int, like: Tensor) -> Tensor:
+    """Knots (count+1,) of spans of one width."""
+    return torch.linspace(0, 1, count + 1, dtype=like.dtype, device=like.device)
+
+
+def _cut(count: int, like: Tensor) -> Tensor:
+    """Knots (count+1,) of spans of many widths, the same from either end so that a way and its reverse are as long."""
+    place = torch.arange(count, dtype=like.dtype, device=like.device)
+    place = torch.minimum(place, place.flip(0))
+    widths = 1 + _UNEVEN * (2 * (place * _RHYTHM).frac() - 1)
+    edges = torch.cat([widths.new_zeros(1), widths.cumsum(0)]) / widths.sum()
+    edges[-1] = 1.0
+    return edges
+
+
+def _told_by_halving(whole: _Spans, left: _Spans, right: _Spans) -> tuple[Tensor, Tensor]:
+    """Errors of the halves together, and what those of the wholes may have been (Q,).
+
+    Two rules may agree by chance where neither sees what there is, and that the better one is much better is true of
+    smooth ways alone.  Where halving changes the length, and leaves of the rules' differences, as little as it does
+    there, the error is a share of that.  Elsewhere it falls like a geometric series, at the pace observed, which a
+    single lucky difference does not quicken.
+    """
+    differ = left.change[:, 0] + right.change[:, 0]
+    gain = (whole.length - left.length - right.length).abs()
+    change = torch.maximum(gain, differ)
+    pace = change / whole.change[:, 0].clamp_min(_TINY)
+    seen = torch.maximum(change, _JUMP * whole.before)
+    left_of = (seen / whole.before.clamp_min(_TINY)).clamp(_JUMP, _POLE)
+    rough = seen * left_of / (1 - left_of)
+    smooth = pace <= _FAST
+    return torch.where(smooth, torch.maximum(gain * pace, _BETTER * differ), rough), torch.where(smooth, change, seen)
 
 
 def _too_wide(spans: _Spans, count: int, options: RelaxationOptions) -> Tensor:
@@ -133,18 +193,37 @@ def _too_wide(spans: _Spans, count: int, options: RelaxationOptions) -> Tensor:
 class _Way:
     """The metric between the pairs, and how often it was asked for each."""
 
-    def __init__(self, parts: MetricParts, start: Tensor, end: Tensor, options: RelaxationOptions):
+    def __init__(self, parts: MetricParts, start: Tensor, end: Tensor, options: RelaxationOptions, *, tested: bool):
         self.parts = few_rows(parts, options.memory_limit)
         self.start, self.end = start, end
-        self.options = options
+        self.options, self.tested = options, tested
         self.evaluations = torch.zeros(len(start), dtype=torch.long, device=start.device)
         width = 1 if parts.embedding is None else parts.embedding.output_dim
         self.block = max(1, min(options.memory_limit, AT_ONCE) // (48 * width * len(FIVE.fractions)))
 
     def measured(self, pair: Tensor, knots: Tensor) -> _Spans:
-        """The spans between ``knots`` (Q, 2) of the ways of ``pair`` (Q,), and how long they are."""
+        """The spans between ``knots`` (Q, 2) of the ways of ``pair`` (Q,), and how long they are by two rules."""
         blocks = zip(pair.split(self.block), knots.split(self.block), strict=True)
         return _Spans.join([self._measured(*block) for block in blocks])
+
+    def halved(self, whole: _Spans) -> _Spans:
+        """The halves of the spans, all left ones first, and how long they are by whatever tells most."""
+        begin, last = whole.knots.unbind(1)
+        middle = (begin + last) / 2
+        halves = torch.cat([torch.stack([begin, middle], dim=1), torch.stack([middle, last], dim=1)])
+        found = self.measured(whole.pair.repeat(2), halves)
+        if self.tested:
+            rows = torch.arange(len(halves), device=halves.device)
+            left, right = (found.take(part) for part in rows.split(len(begin)))
+            error, before = _told_by_halving(whole, left, right)
+            # each half has the share of the error that its own rules differ by, and either may have all of what was
+            own = torch.stack([left.change[:, 0], right.change[:, 0]]) + _TINY
+            told = (error * (own / own.sum(0))).flatten()
+            # no curve is shorter than its chords
+            missed = found.chords - found.length
+            found.length = torch.where(missed > told, found.chords, found.length)
+            found.error, found.before = torch.maximum(told, missed), before.repeat(2)
+        return _Spans.join([self._by_chords(found.take(rows)) for rows in _blocks(len(halves), self.block, halves)])
 
     def _measured(self, pair: Tensor, knots: Tensor) -> _Spans:
         width = knots.diff(dim=1)
@@ -152,23 +231,48 @@ class _Way:
         way = (self.end - self.start)[pair]
         points = (self.start[pair, None] + at[..., None] * way[:, None]).flatten(0, 1)[None]
         along = alike(way[:, None].expand(-1, at.shape[1], -1).flatten(0, 1)[None])
-        squares = unpadded(self.parts.inner(alike(points), along, along), points).view_as(at).clamp_min(0.0)
+        squares, chords, straight = self._asked(points, along, at)
         speeds = squares.sqrt()
         rules = knots.new_tensor([FIVE.weights, SIMPSON, TRAPEZOID])
         lengths = speeds @ rules.mT * width
         best, simpson, trapezoid = lengths.unbind(1)
         change = torch.stack([(best - simpson).abs(), (simpson - trapezoid).abs()], dim=1)
-        error = left_open(*change.unbind(1))
         self.evaluations.index_add_(0, pair, torch.full_like(pair, at.shape[1]))
-        found = _Spans(pair, knots, speeds, best.clone(), error, change)
-        unsure = (error > _SURE * self.options.rtol * best).nonzero().flatten()
-        if self.parts.embedding is not None and len(unsure):
-            # where a piecewise linear decoder has a kink the speed jumps, and chords tell more
-            one = squares[unsure, None]
-            known = Measured(one, best[unsure, None], error[unsure, None], one[:, 0, 0], one[:, 0, 0])
-            surer = chorded(self.parts, self._spline(pair[unsure], knots[unsure]), known)
-            found.length[unsure], found.error[unsure] = surer.lengths[:, 0], surer.errors[:, 0]
-            self.evaluations.index_add_(0, pair[unsure], torch.full_like(unsure, 5))
+        error = left_open(*change.unbind(1))
+        return _Spans(pair, knots, speeds, best.clone(), error, change, change[:, 0], chords, straight)
+
+    def _asked(self, points: Tensor, along: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared speeds at the points (Q, 5), the sum of the embedding's chords, and whether it is straight (Q,)."""
+        rows, embedding = alike(points), self.parts.embedding
+        if embedding is None or not self.tested:
+            squares = unpadded(self.parts.inner(rows, along, along), points).view_as(at)
+            return squares.clamp_min(0.0), squares.new_zeros(len(at)), torch.ones_like(at[:, 0], dtype=torch.bool)
+        values, pushed = embedding.jvp(rows, along)
+        others = MetricParts(weight=self.parts.weight, field=self.parts.field).inner(rows, along, along)
+        squares = unpadded(pushed.square().sum(1) + others, points).view_as(at).clamp_min(0.0)
+        chords = unpadded(values, points).view(*at.shape, -1).diff(dim=1).norm(dim=2).sum(1)
+        ahead = torch.nn.functional.normalize(unpadded(pushed, points).view(*at.shape, -1), dim=2)
+        return squares, chords, ((ahead[:, 1:] * ahead[:, :-1]).sum(2) > _STRAIGHT).all(1)
+
+    def _by_chords(self, found: _Spans) -> _Spans:
+        """The same spans; where a piecewise linear decoder has a kink the speed jumps, and chords tell more.
+
+        Not where values turn round: two chords there and back are as long as one that misses the turn.
+        """
+        unsure = ((found.error > _SURE * self.options.rtol * found.length) & found.straight).nonzero().flatten()
+        if self.parts.embedding is None or len(unsure) == 0:
+            return found
+        best, error, pair = found.length[unsure, None], found.error[unsure, None], found.pair[unsure]
+        squares = found.speeds[unsure, None].square()
+        known = Measured(squares, best, error, squares[:, 0, 0], squares[:, 0, 0])
+        surer = chorded(self.parts, self._spline(pair, found.knots[unsure]), known)
+        doubt = surer.errors
+        if self.tested:
+            # of chords and a rule that contradict each other neither is known to be right
+            apart = (surer.lengths - best).abs()
+            doubt = torch.where(apart > error + doubt, apart, doubt)
+        found.length[unsure], found.error[unsure] = surer.lengths[:, 0], doubt[:, 0]
+        self.evaluations.index_add_(0, pair, torch.full_like(unsure, 5))
         return found
 
     def _spline(self, pair: Tensor, knots: Tensor) -> Spline:
@@ -232,3 +336,8 @@ class _Way:
 def _sums(values: Tensor, pair: Tensor, count: int) -> Tensor:
     """Of the spans' ``values`` (Q,) over each pair (B,)."""
     return values.new_zeros(count).index_add_(0, pair, values)
+
+
+def _blocks(count: int, block: int, like: Tensor) -> tuple[Tensor, ...]:
+    """Indices of so many spans, a block at a time."""
+    return torch.arange(count, device=like.device).split(block)
