@@ -1,6 +1,7 @@
 """Geodesics in one dimension against integrals that are known, and SciPy's quadrature."""
 
 import importlib
+import math
 
 import pytest
 import torch
@@ -48,6 +49,94 @@ def test_lengths_and_times_are_those_of_the_integral(speed, primitive):
     # at constant speed: a quarter of the time is a quarter of the length
     quarter = (primitive(found(0.25)) - primitive(a))[:, 0]
     torch.testing.assert_close(quarter, run / 4, rtol=2e-3, atol=1e-12)
+
+
+def pole(power):
+    """Of ``M = |z|^-power``: the speed and its integral, of which rules of quadrature converge slowly at zero."""
+    left = 1 - power / 2
+    return lambda z: z.abs() ** (-power / 2), lambda z: z.sign() * z.abs() ** left / left
+
+
+def wave(often):
+    return lambda z: 2 + torch.sin(often * z), lambda z: 2 * z - torch.cos(often * z) / often
+
+
+def cusps(often):
+    """Of ``M = 1 + sin(often z)``, whose speed is ``sqrt(2) |cos(x)|`` with ``x = often z / 2 - pi / 4``."""
+
+    def primitive(z):
+        x = often * z / 2 - math.pi / 4
+        turns = torch.floor(x / math.pi + 0.5)
+        return 2**1.5 / often * (2 * turns + torch.sin(x - turns * math.pi))
+
+    return lambda z: (1 + torch.sin(often * z)).clamp_min(0).sqrt(), primitive
+
+
+@pytest.mark.parametrize(
+    ("family", "value", "sure"),
+    [
+        (pole, 0.5, 1.0),
+        (pole, 0.9, 1.0),
+        (pole, 1.5, 0.9),
+        (wave, 1e3, 0.5),
+        (wave, 1e4, 0.0),
+        (cusps, 30, 1.0),
+        (cusps, 1e3, 0.1),
+    ],
+)
+def test_no_length_is_sure_that_is_off_by_much_more_than_its_error(family, value, sure):
+    speed, primitive = family(value)
+    a, b = torch.randn(2, 200, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    found = metric_of(speed).geodesic(a, b)
+    exact = (primitive(b) - primitive(a)).abs()[:, 0]
+    off = (found.length - exact).abs()[found.converged]
+    assert (off <= 3 * found.length_error[found.converged] + 1e-9).all()
+    assert (off <= 1e-3 * exact[found.converged]).all()
+    assert float(found.converged.double().mean()) >= sure
+
+
+class Saturating(torch.nn.Module):
+    """A decoder whose outputs switch between zero and one within a tiny share of the way."""
+
+    def __init__(self, gain):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first, self.last, self.gain = torch.nn.Linear(1, 32).double(), torch.nn.Linear(32, 20).double(), gain
+        for layer, scale in ((self.first, 1.0), (self.last, 0.3)):
+            for parameter in layer.parameters():
+                parameter.data = scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+
+    def forward(self, z):
+        return torch.sigmoid(self.gain * self.last(torch.tanh(3 * self.first(z))))
+
+
+class Swinging(torch.nn.Module):
+    """Every first span of a dyadic cut holds whole periods, and every point of it the same value."""
+
+    def forward(self, z):
+        return torch.cat([z, torch.sin(512 * math.pi * z)], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("module", "sure"), [(Saturating(200), 1.0), (Saturating(1e3), 1.0), (Saturating(5e3), 1.0), (Swinging(), 0.0)]
+)
+def test_no_length_is_sure_that_falls_short_of_chords(module, sure):
+    a, b = torch.randn(2, 40, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    a[0], b[0] = 0.0, 1.0
+    found = PullbackMetric(Decoder(module, latent_dim=1)).geodesic(a, b)
+    times = torch.linspace(0, 1, 20001, dtype=torch.float64)[:, None]
+    with torch.no_grad():
+        chords = [module(p + times * (q - p)).diff(dim=0).norm(dim=1).sum() for p, q in zip(a, b, strict=True)]
+    short = torch.stack(chords) - found.length
+    assert (short <= 3 * found.length_error + 1e-9)[found.converged].all()
+    assert float(found.converged.double().mean()) >= sure
+
+
+def test_a_way_and_its_reverse_are_as_long():
+    speed, _ = wave(300)
+    a, b = torch.randn(2, 20, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    metric = metric_of(speed)
+    torch.testing.assert_close(metric.geodesic(a, b).length, metric.geodesic(b, a).length, rtol=1e-9, atol=0)
 
 
 def test_a_repaired_decoder_far_from_its_data_is_scipys_integral():

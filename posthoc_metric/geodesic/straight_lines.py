@@ -7,14 +7,12 @@ the metric changes by many orders of magnitude.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from ..machine import AT_ONCE
 from ..metric import MetricParts
-from .batch import Batch
+from .bisection import TINY, Spans, cut, sums, told_by_halving, too_wide
 from .candidates import Facts
 from .curves import Clock, make_clock
 from .options import RelaxationOptions
@@ -30,20 +28,10 @@ from .status import Status
 #: spans that a way is first cut into, all of which are halved once: what is narrower than a half may go unseen; and
 #: those of a start curve, which would be given nodes by them
 _FIRST, _FIRST_OF_START = 48, 8
-#: first spans are of widths that differ by up to this share, in no rhythm, as what repeats itself with the spans may look
-#: the same in all
-_UNEVEN, _RHYTHM = 0.4, 0.5 * (5**0.5 - 1)
-#: what halving leaves of the differences between the rules where they converge as fast as on smooth ways (a sixteenth),
-#: at most; and the least share of such a difference that is the error of what is better
-_FAST, _BETTER = 0.1, 0.02
-#: where they do not: what halving leaves of the error at least (jumps) and at most (poles)
-_JUMP, _POLE = 0.5, 0.9
 #: what deals out the nodes of a start curve: shares of the length, of the latent way and of the bisection's spans
 _DEAL = (0.25, 0.25, 0.5)
 #: share of a start curve's times that are even whatever its speed
 _STEADY = 0.01
-#: share of the error asked for that the spans may have together which are not halved
-_LEFT = 0.5
 #: of two rules of quadrature, what the better one changed of the length over what the other did, where there are kinks,
 #: and the share of the length that it must be
 _SMOOTH, _SLIGHT = 0.2, 1e-9
@@ -53,34 +41,8 @@ _WARY, _UNSEEN = 3.0, 0.5
 _SURE = 0.3
 #: cosine of the turn between points of a rule up to which chords tell how much they miss
 _STRAIGHT = 0.7
-#: what a division by nothing is by
-_TINY = 1e-300
-
-
-@dataclass
-class _Spans(Batch):
-    """Q spans of several pairs' ways.
-
-    Attributes:
-        pair: (Q,).
-        knots: shares of the way at which each begins and ends (Q, 2).
-        speeds: at the points of the rule with five, for the whole way in a unit of time (Q, 5).
-        length, error: (Q,).
-        change: of the length by the last rule of quadrature, and by the one before (Q, 2).
-        before: what the error of the span that this is a half of may have been, or of the span itself (Q,).
-        chords: of a decoder's values there, together (Q,).
-        straight: whether the directions in which a decoder's values move there are alike (Q,).
-    """
-
-    pair: Tensor
-    knots: Tensor
-    speeds: Tensor
-    length: Tensor
-    error: Tensor
-    change: Tensor
-    before: Tensor
-    chords: Tensor
-    straight: Tensor
+#: share of a span's length by which chords may differ from a rule and be trusted more
+_ALIKE = 0.2
 
 
 def bisected(parts: MetricParts, start: Tensor, end: Tensor, options: RelaxationOptions) -> StartCurves:
@@ -125,7 +87,7 @@ def measure_lines(
     """
     way = _Way(parts, start, end, options, tested=tested)
     rows = torch.arange(len(start), device=start.device)
-    edges = _cut(min(first, options.max_spans // 2), start) if tested else _even(min(first, options.max_spans), start)
+    edges = cut(min(first, options.max_spans // 2 if tested else options.max_spans), start, uneven=tested)
     knots = torch.stack([edges[:-1], edges[1:]], dim=1)
     spans = way.measured(rows.repeat_interleave(len(knots)), knots.repeat(len(rows), 1))
     steps = torch.zeros_like(rows)
@@ -133,61 +95,14 @@ def measure_lines(
         spans = way.halved(spans)
         steps += 1
     last, before = spans.change.new_zeros(len(rows), 2).index_add_(0, spans.pair, spans.change).unbind(1)
-    kinked = (last > _SMOOTH * before) & (last > _SLIGHT * _sums(spans.length, spans.pair, len(rows)))
+    kinked = (last > _SMOOTH * before) & (last > _SLIGHT * sums(spans.length, spans.pair, len(rows)))
     while True:
-        wide = _too_wide(spans, len(rows), options)
+        wide = too_wide(spans, len(rows), options)
         if not bool(wide.any()):
             return way.assembled(spans, steps, kinked)
         halved = spans.take(wide)
         steps[halved.pair.unique()] += 1
-        spans = _Spans.join([spans.take(~wide), way.halved(halved)])
-
-
-def _even(count: int, like: Tensor) -> Tensor:
-    """Knots (count+1,) of spans of one width."""
-    return torch.linspace(0, 1, count + 1, dtype=like.dtype, device=like.device)
-
-
-def _cut(count: int, like: Tensor) -> Tensor:
-    """Knots (count+1,) of spans of many widths, the same from either end so that a way and its reverse are as long."""
-    place = torch.arange(count, dtype=like.dtype, device=like.device)
-    place = torch.minimum(place, place.flip(0))
-    widths = 1 + _UNEVEN * (2 * (place * _RHYTHM).frac() - 1)
-    edges = torch.cat([widths.new_zeros(1), widths.cumsum(0)]) / widths.sum()
-    edges[-1] = 1.0
-    return edges
-
-
-def _told_by_halving(whole: _Spans, left: _Spans, right: _Spans) -> tuple[Tensor, Tensor]:
-    """Errors of the halves together, and what those of the wholes may have been (Q,).
-
-    Two rules may agree by chance where neither sees what there is, and that the better one is much better is true of
-    smooth ways alone.  Where halving changes the length, and leaves of the rules' differences, as little as it does
-    there, the error is a share of that.  Elsewhere it falls like a geometric series, at the pace observed, which a
-    single lucky difference does not quicken.
-    """
-    differ = left.change[:, 0] + right.change[:, 0]
-    gain = (whole.length - left.length - right.length).abs()
-    change = torch.maximum(gain, differ)
-    pace = change / whole.change[:, 0].clamp_min(_TINY)
-    seen = torch.maximum(change, _JUMP * whole.before)
-    left_of = (seen / whole.before.clamp_min(_TINY)).clamp(_JUMP, _POLE)
-    rough = seen * left_of / (1 - left_of)
-    smooth = pace <= _FAST
-    return torch.where(smooth, torch.maximum(gain * pace, _BETTER * differ), rough), torch.where(smooth, change, seen)
-
-
-def _too_wide(spans: _Spans, count: int, options: RelaxationOptions) -> Tensor:
-    """Mask of the spans (Q,) that keep their pair's length from being sure; of the worst, if not all may be halved."""
-    number = torch.bincount(spans.pair, minlength=count)
-    length, error = (_sums(part, spans.pair, count) for part in (spans.length, spans.error))
-    wanted = options.rtol * length
-    worst = spans.error.argsort(descending=True, stable=True)
-    worst = worst[spans.pair[worst].argsort(stable=True)]
-    rank = torch.empty_like(worst)
-    rank[worst] = torch.arange(len(worst), device=worst.device) - (number.cumsum(0) - number)[spans.pair[worst]]
-    wide = (error > wanted)[spans.pair] & (spans.error > (_LEFT * wanted / number)[spans.pair])
-    return wide & (rank < (options.max_spans - number)[spans.pair])
+        spans = Spans.join([spans.take(~wide), way.halved(halved)])
 
 
 class _Way:
@@ -201,12 +116,12 @@ class _Way:
         width = 1 if parts.embedding is None else parts.embedding.output_dim
         self.block = max(1, min(options.memory_limit, AT_ONCE) // (48 * width * len(FIVE.fractions)))
 
-    def measured(self, pair: Tensor, knots: Tensor) -> _Spans:
+    def measured(self, pair: Tensor, knots: Tensor) -> Spans:
         """The spans between ``knots`` (Q, 2) of the ways of ``pair`` (Q,), and how long they are by two rules."""
         blocks = zip(pair.split(self.block), knots.split(self.block), strict=True)
-        return _Spans.join([self._measured(*block) for block in blocks])
+        return Spans.join([self._measured(*block) for block in blocks])
 
-    def halved(self, whole: _Spans) -> _Spans:
+    def halved(self, whole: Spans) -> Spans:
         """The halves of the spans, all left ones first, and how long they are by whatever tells most."""
         begin, last = whole.knots.unbind(1)
         middle = (begin + last) / 2
@@ -215,17 +130,18 @@ class _Way:
         if self.tested:
             rows = torch.arange(len(halves), device=halves.device)
             left, right = (found.take(part) for part in rows.split(len(begin)))
-            error, before = _told_by_halving(whole, left, right)
+            error, before = told_by_halving(whole, left, right)
             # each half has the share of the error that its own rules differ by, and either may have all of what was
-            own = torch.stack([left.change[:, 0], right.change[:, 0]]) + _TINY
+            own = torch.stack([left.change[:, 0], right.change[:, 0]]) + TINY
             told = (error * (own / own.sum(0))).flatten()
             # no curve is shorter than its chords
             missed = found.chords - found.length
             found.length = torch.where(missed > told, found.chords, found.length)
             found.error, found.before = torch.maximum(told, missed), before.repeat(2)
-        return _Spans.join([self._by_chords(found.take(rows)) for rows in _blocks(len(halves), self.block, halves)])
+        blocks = torch.arange(len(halves), device=halves.device).split(self.block)
+        return Spans.join([self._by_chords(found.take(rows)) for rows in blocks])
 
-    def _measured(self, pair: Tensor, knots: Tensor) -> _Spans:
+    def _measured(self, pair: Tensor, knots: Tensor) -> Spans:
         width = knots.diff(dim=1)
         at = knots[:, :1] + width * knots.new_tensor(FIVE.fractions)
         way = (self.end - self.start)[pair]
@@ -239,7 +155,7 @@ class _Way:
         change = torch.stack([(best - simpson).abs(), (simpson - trapezoid).abs()], dim=1)
         self.evaluations.index_add_(0, pair, torch.full_like(pair, at.shape[1]))
         error = left_open(*change.unbind(1))
-        return _Spans(pair, knots, speeds, best.clone(), error, change, change[:, 0], chords, straight)
+        return Spans(pair, knots, speeds, best.clone(), error, change, change[:, 0], chords, straight)
 
     def _asked(self, points: Tensor, along: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Squared speeds at the points (Q, 5), the sum of the embedding's chords, and whether it is straight (Q,)."""
@@ -254,7 +170,7 @@ class _Way:
         ahead = torch.nn.functional.normalize(unpadded(pushed, points).view(*at.shape, -1), dim=2)
         return squares, chords, ((ahead[:, 1:] * ahead[:, :-1]).sum(2) > _STRAIGHT).all(1)
 
-    def _by_chords(self, found: _Spans) -> _Spans:
+    def _by_chords(self, found: Spans) -> Spans:
         """The same spans; where a piecewise linear decoder has a kink the speed jumps, and chords tell more.
 
         Not where values turn round: two chords there and back are as long as one that misses the turn.
@@ -268,9 +184,10 @@ class _Way:
         surer = chorded(self.parts, self._spline(pair, found.knots[unsure]), known)
         doubt = surer.errors
         if self.tested:
-            # of chords and a rule that contradict each other neither is known to be right
+            # of chords and a rule that contradict each other neither is known to be right, and where a rule sees
+            # little of what there is nor may the chords
             apart = (surer.lengths - best).abs()
-            doubt = torch.where(apart > error + doubt, apart, doubt)
+            doubt = torch.where(apart > (error + doubt).minimum(_ALIKE * surer.lengths), apart.maximum(doubt), doubt)
         found.length[unsure], found.error[unsure] = surer.lengths[:, 0], doubt[:, 0]
         self.evaluations.index_add_(0, pair, torch.full_like(unsure, 5))
         return found
@@ -281,7 +198,7 @@ class _Way:
         nodes = self.start[pair, None] + knots[..., None].clamp_max(1.0) * way
         return Spline(knots, nodes, way.expand_as(nodes))
 
-    def assembled(self, spans: _Spans, steps: Tensor, kinked: Tensor) -> Refined:
+    def assembled(self, spans: Spans, steps: Tensor, kinked: Tensor) -> Refined:
         """The geodesics, from the spans of all their ways; ``kinked`` says which lead across kinks (B,)."""
         options, count = self.options, len(self.start)
         number = torch.bincount(spans.pair, minlength=count)
@@ -293,7 +210,7 @@ class _Way:
         knots = knots.to(self.start)
         knots[spans.pair, place] = spans.knots[:, 0]
         spline = self._spline(torch.arange(count, device=number.device), knots)
-        length, error = (_sums(part, spans.pair, count) for part in (spans.length, spans.error))
+        length, error = (sums(part, spans.pair, count) for part in (spans.length, spans.error))
         # two kinks between two points, or one beside the end of a span, say little of themselves or nothing
         error = torch.where(kinked, (_WARY * error).maximum(_UNSEEN * options.rtol * length), error)
         status = torch.full_like(number, STATUSES.index(Status.UNRESOLVED))
@@ -316,7 +233,7 @@ class _Way:
         clock = self._clock(spans, place, number, length)
         return Refined(facts, torch.zeros_like(number), spline, clock, steps, self.evaluations, rough)
 
-    def _clock(self, spans: _Spans, place: Tensor, number: Tensor, length: Tensor) -> Clock:
+    def _clock(self, spans: Spans, place: Tensor, number: Tensor, length: Tensor) -> Clock:
         """When the ways, run at constant speed, are where."""
         inside = make_clock(self._spline(spans.pair, spans.knots), spans.speeds[:, None], FIVE)
         ticks = inside.times.shape[1] - 1
@@ -331,13 +248,3 @@ class _Way:
         times[rows, columns], moments[rows, columns] = inside.times[:, :-1], shares[:, :-1]
         moments[torch.arange(len(length), device=place.device), number * ticks] = 1.0
         return Clock(times, moments)
-
-
-def _sums(values: Tensor, pair: Tensor, count: int) -> Tensor:
-    """Of the spans' ``values`` (Q,) over each pair (B,)."""
-    return values.new_zeros(count).index_add_(0, pair, values)
-
-
-def _blocks(count: int, block: int, like: Tensor) -> tuple[Tensor, ...]:
-    """Indices of so many spans, a block at a time."""
-    return torch.arange(count, device=like.device).split(block)
