@@ -13,13 +13,14 @@ from .options import RelaxationOptions
 #: first spans may differ in width by up to this share either way, in no rhythm: what repeats itself with the spans
 #: looks the same in all
 _UNEVEN, _RHYTHM = 0.4, 0.5 * (5**0.5 - 1)
-#: what halving leaves of two rules' difference where they converge, at most (a sixteenth on smooth ways), and the
-#: geometric mean of that and of what the better rule's own change is of the difference
+#: where rules converge, what halving leaves of their difference at most (a sixteenth on smooth ways), and the geometric
+#: mean of that and of what the better one's change is of the difference
 _SLOW, _FAST = 0.35, 0.1
 #: least share of the difference that is the better one's error
 _BETTER = 0.02
-#: where rules do not converge: what halving leaves of the error at least (jumps) and at most (poles)
-_JUMP, _POLE = 0.5, 0.9
+#: where rules do not converge: what halving leaves of the error at least (at jumps a half on average) and at most, as
+#: at poles
+_JUMP, _POLE = 0.6, 0.9
 #: share of the error asked for that the spans may have together which are not halved
 _LEFT = 0.5
 #: width of spans, as a share of the way, that are not halved as hardly a number lies between their ends
@@ -39,8 +40,8 @@ class Spans(Batch):
         length, error: (Q,).
         change: of the length by the last rule of quadrature, and by the one before (Q, 2).
         before: what the error of the span that this is a half of may have been, or of the span itself (Q,).
-        chords: of a decoder's values there, together (Q,).
-        straight: whether the directions in which a decoder's values move there are alike (Q,).
+        chords: of a decoder's values between those points, together; zero where they were not asked for (Q,).
+        straight: whether the directions in which the values move from there are alike (Q,).
     """
 
     pair: Tensor
@@ -75,9 +76,11 @@ def told_by_halving(whole: Spans, left: Spans, right: Spans) -> tuple[Tensor, Te
     differ = left.change[:, 0] + right.change[:, 0]
     gain = (whole.length - left.length - right.length).abs()
     change = torch.maximum(gain, differ)
-    once = whole.change[:, 0]
+    # two rules differ by nothing where the sign of what they differ by changes, but not three
+    once = torch.maximum(whole.change[:, 0], _BETTER * whole.change[:, 1])
     pace = change / once.clamp_min(TINY)
-    seen = torch.maximum(change, _JUMP * whole.before)
+    coarse = left.change[:, 1] + right.change[:, 1]
+    seen = torch.maximum(change, torch.minimum(_JUMP * whole.before, coarse))
     left_of = (seen / whole.before.clamp_min(TINY)).clamp(_JUMP, _POLE)
     rough = seen * left_of / (1 - left_of)
     smooth = (change <= _SLOW * once) & (gain * differ <= (_FAST * once).square())

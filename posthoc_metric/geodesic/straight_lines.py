@@ -39,6 +39,8 @@ _SMOOTH, _SLIGHT = 0.2, 1e-9
 _WARY, _UNSEEN = 3.0, 0.5
 #: error of a span, over what is asked for, above which chords are asked as well
 _SURE = 0.3
+#: share of a decoder's values that is their rounding, in single precision, in what is computed from them
+_ROUNDED = 1e-6
 #: cosine of the turn between points of a rule up to which chords tell how much they miss
 _STRAIGHT = 0.7
 #: share of a span's length by which chords may differ from a rule and be trusted more
@@ -94,12 +96,10 @@ def measure_lines(
     if tested:
         spans = way.halved(spans)
         steps += 1
-    last, before = spans.change.new_zeros(len(rows), 2).index_add_(0, spans.pair, spans.change).unbind(1)
-    kinked = (last > _SMOOTH * before) & (last > _SLIGHT * sums(spans.length, spans.pair, len(rows)))
     while True:
         wide = too_wide(spans, len(rows), options)
         if not bool(wide.any()):
-            return way.assembled(spans, steps, kinked)
+            return way.assembled(spans, steps)
         halved = spans.take(wide)
         steps[halved.pair.unique()] += 1
         spans = Spans.join([spans.take(~wide), way.halved(halved)])
@@ -166,7 +166,9 @@ class _Way:
         values, pushed = embedding.jvp(rows, along)
         others = MetricParts(weight=self.parts.weight, field=self.parts.field).inner(rows, along, along)
         squares = unpadded(pushed.square().sum(1) + others, points).view_as(at).clamp_min(0.0)
-        chords = unpadded(values, points).view(*at.shape, -1).diff(dim=1).norm(dim=2).sum(1)
+        values = unpadded(values, points).view(*at.shape, -1)
+        noise = _ROUNDED * values.norm(dim=2)[:, 1:]
+        chords = (values.diff(dim=1).norm(dim=2) - noise).clamp_min(0.0).sum(1)
         ahead = torch.nn.functional.normalize(unpadded(pushed, points).view(*at.shape, -1), dim=2)
         return squares, chords, ((ahead[:, 1:] * ahead[:, :-1]).sum(2) > _STRAIGHT).all(1)
 
@@ -198,8 +200,8 @@ class _Way:
         nodes = self.start[pair, None] + knots[..., None].clamp_max(1.0) * way
         return Spline(knots, nodes, way.expand_as(nodes))
 
-    def assembled(self, spans: Spans, steps: Tensor, kinked: Tensor) -> Refined:
-        """The geodesics, from the spans of all their ways; ``kinked`` says which lead across kinks (B,)."""
+    def assembled(self, spans: Spans, steps: Tensor) -> Refined:
+        """The geodesics, from the spans of all their ways."""
         options, count = self.options, len(self.start)
         number = torch.bincount(spans.pair, minlength=count)
         order = spans.knots[:, 0].argsort(stable=True)
@@ -211,6 +213,8 @@ class _Way:
         knots[spans.pair, place] = spans.knots[:, 0]
         spline = self._spline(torch.arange(count, device=number.device), knots)
         length, error = (sums(part, spans.pair, count) for part in (spans.length, spans.error))
+        last, before = (sums(part, spans.pair, count) for part in spans.change.unbind(1))
+        kinked = (last > _SMOOTH * before) & (last > _SLIGHT * length)
         # two kinks between two points, or one beside the end of a span, say little of themselves or nothing
         error = torch.where(kinked, (_WARY * error).maximum(_UNSEEN * options.rtol * length), error)
         status = torch.full_like(number, STATUSES.index(Status.UNRESOLVED))
