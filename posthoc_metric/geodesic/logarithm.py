@@ -26,7 +26,7 @@ _FINE: dict[str, Any] = {"spans": 64, "tol": 1e-4, "rtol": 1e-5}
 _POLISH_DIM = 16
 #: shots, by how much each must come nearer than the last, and how near the best must have come to count
 _SHOTS, _NEARER, _NEAR = 8, 0.5, 1e-3
-#: error of a velocity, over one that is as good as exact, from which on it is shot through a decoder
+#: error of a velocity, over one that is as good as exact, from which on it is shot
 _DOUBTFUL = 10
 #: miss of a first shot from which others can still come near
 _FAR = 0.5
@@ -63,9 +63,8 @@ def logarithm(
 
     A curve's direction errs with the root of what its length errs by, so that a relaxed geodesic is settled first:
     Newton's method with ever more nodes, up to 256 spans, and the derivative of the discrete energy by the first of
-    them, which gives the velocity to fourth order (Marsden & West 2001).  Up to 16 dimensions what is not sure then,
-    and everything where no decoder makes a shot dear, is shot, and where the shot comes near polished by Newton's
-    method on what it hits; the exponential map's derivative comes from d more shots and is kept up to date by those
+    them, which gives the velocity to fourth order (Marsden & West 2001).  Up to 16 dimensions what is not sure then is
+    shot, and where the shot comes near polished by Newton's method on what it hits; the exponential map's derivative comes from d more shots and is kept up to date by those
     that follow (Broyden 1965).  Across a decoder's kinks geodesics part and near shots need not hit near points: there
     a shot tells the ``miss`` and polishes nothing.
 
@@ -86,9 +85,8 @@ def logarithm(
         left = departures(metric, solution, options, settled=polish)
         velocity, error = left.velocities, left.errors
         usable = torch.isfinite(velocity).all(1)
-        # a shot through a decoder costs more than all that came before; others cost little
-        worth = usable & ((error > _DOUBTFUL * sure(parts, a)) | (parts.embedding is None))
-        rows = worth.nonzero().flatten()
+        # a shot costs more than all that came before
+        rows = (usable & (error > _DOUBTFUL * sure(parts, a))).nonzero().flatten()
         # in one dimension there is one direction to leave in
         if polish and 1 < metric.dim <= _POLISH_DIM and len(rows):
             velocity[rows], miss[rows] = _polish(metric, a[rows], b[rows], velocity[rows], rtol)
