@@ -12,8 +12,9 @@ from torch import Tensor
 from .._arrays import ArrayLike, check_count, check_seed
 from ..errors import InvalidArgumentError
 from ..metric import Metric
-from ..parallel import Progress, cut, progress_bars, run_blocks
+from ..parallel import Progress, cut, run_blocks
 from . import shortest
+from .forecast import MATRIX, forecasts
 from .graph import build_distance_graph, default_neighbours
 from .job import as_points, below, check_metric, check_solver, fingerprint, make_nodes, warn
 from .pairs import AllPairs, Pairs, SomePairs, draw, solve, solved_shapes
@@ -56,7 +57,7 @@ def distances(
         b: (m, d) latents; ``a`` itself if not given, and then the matrix is symmetric with a zero diagonal.
         method: "solver", "graph", or "auto": the solver up to 4,000 distinct pairs, the graph beyond.
         neighbours: edges of each node of the graph; more are slower and more accurate.  By default about
-            400,000 / nodes, at least 48.
+            200,000 / nodes, at least 48.
         refine: for each row of the matrix, how many of its smallest distances on the graph the solver computes anew.
         calibrate: whether to multiply graph distances by the median ratio of solved to graph distances on the sample.
             Half of the sample then sets the factor, and the other half measures what error is left.
@@ -82,6 +83,8 @@ def distances(
 
     Warns:
         ConvergenceWarning: pairs without a distance or not converged; graph distances off by more than 2 %.
+        PosthocMetricWarning: a stage of the work will take more than two minutes, about how long, and what makes it
+            cheaper; none of it is decided by the clock.
     """
     check_metric(metric)
     check_solver(solver)
@@ -100,7 +103,7 @@ def distances(
     if support is not None:
         solver = {**solver, "support": support}
     plan = fingerprint(metric, start, end, solver, method=method)
-    with progress_bars(progress) as bars:
+    with forecasts(progress, MATRIX, n_jobs) as bars:
         job = _Job(metric, start, end, pairs, solver, n_jobs, store, plan, bars)
         if method == "solver":
             matrix, report = _solved(job)

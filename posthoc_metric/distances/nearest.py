@@ -10,8 +10,9 @@ from scipy.sparse import csr_matrix
 
 from .._arrays import ArrayLike, check_count, check_seed
 from ..metric import Metric
-from ..parallel import cut, progress_bars, run_blocks
+from ..parallel import cut, run_blocks
 from . import shortest
+from .forecast import NEAREST, forecasts
 from .graph import build_distance_graph
 from .job import as_points, below, check_metric, check_solver, fingerprint, make_nodes, warn
 from .matrix import _largest
@@ -60,7 +61,7 @@ def neighbours(
         InvalidArgumentError, OutputError, WorkerError: as in :func:`distances`.
 
     Warns:
-        ConvergenceWarning: as in :func:`distances`.
+        ConvergenceWarning, PosthocMetricWarning: as in :func:`distances`.
     """
     check_metric(metric)
     check_solver(solver)
@@ -81,7 +82,7 @@ def neighbours(
     wanted = np.zeros(len(nodes.points), dtype=bool)
     wanted[distinct] = True
     blocks = cut(len(distinct), shortest.NEAREST_BLOCK)
-    with progress_bars(progress) as bars:
+    with forecasts(progress, NEAREST, n_jobs) as bars:
         graph = build_distance_graph(
             metric, nodes.points, edges, n_jobs=n_jobs, store=below(store, "graph"), plan=plan, progress=bars
         )
