@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .._arrays import is_single
+from ..machine import AT_ONCE
 from ..matrix_field import square
 from ..metric import MetricParts
 from ..smooth_map import in_float64
@@ -21,6 +22,18 @@ from ..smooth_map import in_float64
 #: cells that an edge is cut in at most, and chords of a cell
 _MOST_CELLS = 16
 _CHORDS = 4
+#: sums of a cell's chords: all, two by two, one by one; and what is left of two turns that are the same
+_SUMS = (
+    (1, 1, 1, 1),
+    (1, 1, 0, 0),
+    (0, 0, 1, 1),
+    (1, 0, 0, 0),
+    (0, 1, 0, 0),
+    (0, 0, 1, 0),
+    (0, 0, 0, 1),
+    (1, -2, 1, 0),
+    (0, 1, -2, 1),
+)
 #: how often cells in doubt are halved, and how many cells of an edge at once
 _HALVINGS = 6
 _HALVED = 8
@@ -31,7 +44,6 @@ _FOLDED = 1.25
 #: rounding errors of values, over their size; and how many of them a length must hold to be told from chords
 _ROUNDINGS = 4
 _TOLD = 5_000
-_CHUNK_BYTES = 64 * 2**20
 #: arrays as large as the values of the nodes that are held at once
 _HELD = 6
 #: Gauss-Legendre rule of three points on [0, 1]
@@ -56,21 +68,23 @@ class _Cells:
     values: Tensor
     rest: Tensor
 
-    def sums(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Lengths (C,) of one chord, of two and of four."""
-        found = []
-        for stride in (4, 2, 1):
-            squares = self.values[:, ::stride].diff(dim=1).square().sum(2)
-            rest = self.rest[:, ::stride]
-            squares = squares + (rest[:, 1:] + rest[:, :-1]) / 2 * (stride * self.step[:, None]).square()
-            found.append(squares.clamp_min(0).sqrt().sum(1))
-        return found[0], found[1], found[2]
+    def measured(self) -> tuple[Tensor, Tensor]:
+        """Lengths (C, 3) by one chord, by two and by four; and by how much (C,) chords turn as no smooth curve's do.
 
-    def turned(self) -> Tensor:
-        """By how much (C,) the chords turn otherwise than a smooth curve's, whose turns are all but the same."""
-        third = self.values.diff(dim=1).diff(dim=1).diff(dim=1).square().sum(2).amax(1).sqrt()
+        The turns of a smooth curve from chord to chord are all but the same, and so are the changes of its speed.
+        """
+        chords = self.values.diff(dim=1)
+        sums = chords.new_tensor(_SUMS)
+        # one product instead of a pass over the values for every sum
+        squares = ((sums @ (chords @ chords.mT)) * sums).sum(2).clamp_min(0)
+        lengths = []
+        for stride, chosen in zip((4, 2, 1), squares[:, :7].split((1, 2, 4), dim=1), strict=True):
+            rest = self.rest[:, ::stride]
+            rest = (rest[:, 1:] + rest[:, :-1]) / 2 * (stride * self.step[:, None]).square()
+            lengths.append((chosen + rest).clamp_min(0).sqrt().sum(1))
         speed = self.rest.clamp_min(0).sqrt() * self.step[:, None]
-        return third + speed.diff(dim=1).diff(dim=1).abs().amax(1)
+        turned = squares[:, 7:].amax(1).sqrt() + speed.diff(dim=1).diff(dim=1).abs().amax(1)
+        return torch.stack(lengths, dim=1), turned
 
 
 def segment_lengths(parts: MetricParts, a: Tensor, b: Tensor, unit: float) -> Tensor:
@@ -80,7 +94,7 @@ def segment_lengths(parts: MetricParts, a: Tensor, b: Tensor, unit: float) -> Te
     curve is halved, and halved again.  Where the embedding jumps, its jump counts as length.
     """
     width = 0 if parts.embedding is None else parts.embedding.output_dim
-    most = max(64, _CHUNK_BYTES // (8 * _HELD * (width + a.shape[1])))
+    most = max(64, AT_ONCE // (8 * _HELD * (width + a.shape[1])))
     cells = ((b - a).norm(dim=1) / unit).ceil().clamp(1, _MOST_CELLS).long()
     found = [_segments(parts, a[part], b[part], cells[part]) for part in _chunks(cells, most)]
     return torch.cat([a.new_zeros(0), *found])
@@ -100,7 +114,7 @@ def _segments(parts: MetricParts, a: Tensor, b: Tensor, cells: Tensor) -> Tensor
     now = _begun(parts, a, b, cells)
     last = cells.cumsum(0) - 1
     grain = _grain(now.values[last - cells + 1, 0], now.values[last, -1])
-    whole = torch.zeros_like(grain).index_add_(0, now.owner, now.sums()[2])
+    whole = torch.zeros_like(grain).index_add_(0, now.owner, now.measured()[0][:, 2])
     close = whole < _TOLD * grain
     lengths = torch.zeros_like(grain)
     for halving in range(_HALVINGS + 1):
@@ -124,12 +138,13 @@ def _grain(start: Tensor, end: Tensor) -> Tensor:
 
 def _measured(cells: _Cells, whole: Tensor, grain: Tensor) -> tuple[Tensor, Tensor]:
     """Lengths (C,) of cells, and how far they are from certain: beyond one they are in doubt."""
-    coarse, middle, fine = cells.sums()
+    lengths, turned = cells.measured()
+    coarse, middle, fine = lengths.unbind(1)
     # chords of a smooth curve fall short by a quarter of what twice as long ones do (Richardson)
     limit, before = fine + (fine - middle) / 3, middle + (middle - coarse) / 3
     fair, rounding = (fine * whole[cells.owner]).sqrt(), grain[cells.owner]
-    turned, different = cells.turned() - rounding, (limit - before).abs() - rounding
-    doubt = torch.maximum(turned / _TURNED, different / _DIFFERENT) / fair
+    different = (limit - before).abs()
+    doubt = torch.maximum((turned - rounding) / _TURNED, (different - rounding) / _DIFFERENT) / fair
     return limit, torch.where(fine > _FOLDED * coarse + rounding, torch.inf, doubt)
 
 

@@ -13,8 +13,9 @@ class ErrorEstimate:
 
     Attributes:
         pairs: solved pairs that the figures rest on.
-        median, p90, largest: of the absolute relative error.
-        bias: median of the signed relative error; shortest paths on a graph err upward.
+        median, p90, largest: of the size of the relative error, whichever way it errs.
+        bias: median of the signed relative error, in which errors either way cancel; a value near zero says nothing of
+            their size.  Paths on a graph are too long, but for the errors of edges, some tenths of a percent.
         scale: median ratio of the solver's distances to the approximate ones; multiply by it to remove the bias.
         unsolved: sampled pairs left out because the solver does not vouch for its own length to 1 %.
     """
