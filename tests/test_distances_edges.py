@@ -1,5 +1,7 @@
 """Lengths of edges: exact at kinks, cheap where smooth, and told from rounding errors."""
 
+import json
+
 import pytest
 import torch
 from test_spaces import points
@@ -8,7 +10,9 @@ from torch import nn
 from posthoc_metric import Decoder, PullbackMetric, repair
 from posthoc_metric.distances import distances
 from posthoc_metric.distances.edges import segment_lengths
+from posthoc_metric.errors import InvalidArgumentError
 from posthoc_metric.metric import FunctionMetric
+from posthoc_metric.spaces import Sphere
 
 
 def folded(dim, layers):
@@ -122,3 +126,16 @@ def test_points_that_coincide_are_at_no_distance_and_what_is_unknown_is_nan():
     smooth = PullbackMetric(Decoder(wide(nn.Tanh()), latent_dim=2))
     assert segment_lengths(smooth.parts(), a[:1], b[:1], 1.0).tolist() == [0.0]
     assert segment_lengths(smooth.parts(), a[:0], b[:0], 1.0).shape == (0,)
+
+
+def test_edges_stored_by_another_rule_are_refused(tmp_path):
+    def ask():
+        return distances(Sphere(), points(20, 2), method="graph", neighbours=5, sample=0, store=tmp_path)
+
+    first = ask()
+    plan = tmp_path / "graph" / "edges" / "plan.json"
+    known = json.loads(plan.read_text())
+    assert (ask() == first).all()
+    plan.write_text(json.dumps({name: value for name, value in known.items() if name != "measured"}))
+    with pytest.raises(InvalidArgumentError, match="measured differ"):
+        ask()

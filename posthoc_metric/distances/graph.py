@@ -1,7 +1,7 @@
 """The graph that stands in for the manifold: nearest neighbours, joined by straight edges measured in the metric.
 
-A shortest path on it is never shorter than the geodesic, but for the errors of edges, some tenths of a percent; how much
-longer it is depends on how long the edges are against the spacing of the points, so more neighbours make it better.
+A shortest path on it is never shorter than the geodesic, but for the errors of edges, some tenths of a percent; how
+much longer it is depends on how long the edges are against the spacing of the points, so more neighbours make it better.
 """
 
 from __future__ import annotations
@@ -109,9 +109,9 @@ def build_distance_graph(
     edges = _edges(search, array, k, n_jobs, store, plan, progress)
     unit = _spacing(array, edges)
     blocks = cut(len(edges), _EDGE_BLOCK)
-    results = open_results(
-        None if store is None else store / "edges", {**plan, "edges": len(edges)}, {"lengths": ((len(edges),), float)}
-    )
+    # edges that a version before chords has stored are not to be mixed with these
+    facts = {**plan, "edges": len(edges), "measured": "chords"}
+    results = open_results(None if store is None else store / "edges", facts, {"lengths": ((len(edges),), float)})
     try:
         found = run_blocks(
             _measure,
