@@ -1,7 +1,8 @@
 """The graph that stands in for the manifold: nearest neighbours, joined by straight edges measured in the metric.
 
 A shortest path on it is never shorter than the geodesic, but for the errors of edges, some tenths of a percent; how
-much longer it is depends on how long the edges are against the spacing of the points, so more neighbours make it better.
+much longer it is depends on how long the edges are against the spacing of the points, so more neighbours make it
+better.
 """
 
 from __future__ import annotations
