@@ -7,7 +7,7 @@ from torch import nn
 
 from posthoc_metric.decoder import Decoder
 from posthoc_metric.errors import DecoderError
-from posthoc_metric.geodesic import Status, geodesic, routes
+from posthoc_metric.geodesic import Status, geodesic, refinement, routes
 from posthoc_metric.geodesic.chords import halved
 from posthoc_metric.geodesic.energy import CurveEnergy
 from posthoc_metric.geodesic.matrix_free import MatrixFreeEnergy, matrix_free
@@ -16,6 +16,7 @@ from posthoc_metric.geodesic.quadrature import FIVE, measure
 from posthoc_metric.geodesic.quasi_newton import relax_matrix_free
 from posthoc_metric.geodesic.rows import few_rows
 from posthoc_metric.geodesic.spline import interpolate
+from posthoc_metric.geodesic.start_curves import jump_over, straight
 from posthoc_metric.metric import MetricParts, PullbackMetric, StructuredMetric
 
 
@@ -394,3 +395,27 @@ def test_curves_that_climb_a_wall_at_both_ends():
     climbs = [float(sum(run[round(away * 40000)] for away in ends)) for ends in ((0.4, 0.5), (0.4, 0.4))]
     for length, climb in zip(solution.length.tolist(), climbs, strict=True):
         assert climb - 0.2 < length < climb + 1.57
+
+
+def test_curves_along_which_letters_flip_begin_with_more_nodes(monkeypatch):
+    """A sequence of letters by softmax: few chords jump from letter to letter, and steps with them lead nowhere."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(10, 64), nn.Tanh(), nn.Linear(64, 30 * 12), nn.Unflatten(1, (30, 12)))
+        net[0].weight.data *= 3
+        net[2].weight.data *= 30
+    net = nn.Sequential(net, nn.Softmax(dim=2)).double().requires_grad_(False)
+    decoder = Decoder(net, latent_dim=10)
+    a, b = points(4, 10, seed=1, scale=1.5), points(4, 10, seed=2, scale=1.5)
+    b[3] = a[3] + 0.1 * b[3]
+    lines = straight(a, b)
+    jump = jump_over(decoder, lines, 8, 32)
+    assert jump.tolist() == [True, True, True, False]
+    assert torch.equal(jump_over(decoder, lines.take(torch.tensor([1])), 8, 32), jump[1:2])
+    found = geodesic(PullbackMetric(decoder), a, b)
+    monkeypatch.setattr(refinement, "jump_over", lambda embedding, curves, few, many: torch.zeros_like(jump))
+    before = geodesic(PullbackMetric(decoder), a, b)
+    assert found.converged.all()
+    assert (found.evaluations[:3] < before.evaluations[:3]).double().mean() > 0.5
+    assert (found.length <= 1.02 * before.length).all()
+    assert torch.equal(found.length[3], before.length[3])

@@ -64,9 +64,9 @@ def logarithm(
     A curve's direction errs with the root of what its length errs by, so that a relaxed geodesic is settled first:
     Newton's method with ever more nodes, up to 256 spans, and the derivative of the discrete energy by the first of
     them, which gives the velocity to fourth order (Marsden & West 2001).  Up to 16 dimensions what is not sure then is
-    shot, and where the shot comes near polished by Newton's method on what it hits; the exponential map's derivative comes from d more shots and is kept up to date by those
-    that follow (Broyden 1965).  Across a decoder's kinks geodesics part and near shots need not hit near points: there
-    a shot tells the ``miss`` and polishes nothing.
+    shot, and where the shot comes near polished by Newton's method on what it hits; the exponential map's derivative
+    comes from d more shots and is kept up to date by those that follow (Broyden 1965).  Across a decoder's kinks
+    geodesics part and near shots need not hit near points: there a shot tells the ``miss`` and polishes nothing.
 
     Args:
         polish: settle and shoot; else the velocity is that of the geodesic as it was relaxed.

@@ -19,7 +19,7 @@ from .quadrature import FOUR, Measured, chorded, confirm, measure, measure_coars
 from .relaxation import STATUSES, Relaxed
 from .routes import COARSE_TOL, MOST_COARSE, Routes
 from .spline import Spline, interpolate
-from .start_curves import StartCurves
+from .start_curves import StartCurves, jump_over
 from .status import Status
 
 #: how much longer than a pair's shortest curve another may be and still turn out shorter with more nodes
@@ -79,10 +79,13 @@ class Refiner:
                 waiting.setdefault(spans, []).append(curves)
 
         spans = min(max(1 << (int(self.options.spans) - 1).bit_length(), 8), 256)
-        coarse, jumped = self._coarse(spans // 2)
-        queue(jumped, spans)
-        for curves in contest([coarse], _COARSE_MARGIN):
-            queue(curves, spans)
+        coarse: list[Curves] = []
+        for number, starts in self._begins(spans // 2).items():
+            found, jumped = self._coarse(starts, number)
+            queue(jumped, 2 * number)
+            coarse.append(found)
+        for curves in contest(coarse, _COARSE_MARGIN):
+            queue(curves, 2 * (curves.spline.knots.shape[1] - 1))
         while waiting:
             spans = min(waiting)
             before = waiting.pop(spans)
@@ -97,9 +100,19 @@ class Refiner:
             queue(better.take(alive & ~finished), 2 * spans)
         return self._assemble(contest([curves for curves in done if len(curves.pair)], None))
 
-    def _coarse(self, spans: int) -> tuple[Curves, StartCurves]:
+    def _begins(self, spans: int) -> dict[int, StartCurves]:
+        """The start curves by the spans to begin with: these, or more where they would jump over much."""
+        most, starts = MOST_COARSE // 2, self.starts
+        # in few dimensions steps are few, and a grid has told where nodes are needed
+        if self.many is None or self.parts.embedding is None or not spans < most <= self.options.max_spans // 2:
+            return {spans: starts}
+        self.evaluations.index_add_(0, starts.pair, torch.full_like(starts.pair, most + 1))
+        jump = jump_over(self.parts.embedding, starts, spans, most)
+        groups = {spans: starts.take(~jump), most: starts.take(jump)}
+        return {number: group for number, group in groups.items() if len(group.pair)}
+
+    def _coarse(self, starts: StartCurves, spans: int) -> tuple[Curves, StartCurves]:
         """The starts relaxed with few spans; and as they were, those whose chords jumped over something on the way."""
-        starts = self.starts
         begun = begin_anew(starts, spans, self.routes.learnt)
         _, single, found = self._relaxed(begun, COARSE_TOL)
         # nothing coarse is final: should no refinement be better, it is this that is said of it

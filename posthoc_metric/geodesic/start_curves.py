@@ -10,6 +10,7 @@ from torch import Tensor
 from ..machine import AT_ONCE
 from ..matrix_field import square
 from ..metric import MetricParts
+from ..smooth_map import SmoothMap
 from .batch import Batch
 from .polygons import met, norms, run_along, smoothed
 from .rows import alike, unpadded
@@ -22,6 +23,8 @@ WAY = 0.4
 _STRIDE = 16
 #: share of a curve's times that are even whatever its speed
 _STEADY = 0.01
+#: chords of few spans that are a smaller share of those of many have jumped over much
+_CHORDS_SHARE = 0.85
 
 
 @dataclass
@@ -117,3 +120,18 @@ def _timed(parts: MetricParts, curves: StartCurves) -> StartCurves:
     placed = torch.where(known[..., None], placed, nodes)
     knots = torch.where(known, knots, curves.knots)
     return StartCurves(curves.pair, curves.kind, knots, placed, curves.length, curves.asked + asked)
+
+
+def jump_over(embedding: SmoothMap, curves: StartCurves, few: int, many: int) -> Tensor:
+    """Which curves' chords of ``few`` spans jump over much of what those of ``many`` see (Q,).
+
+    As when the letters of a sequence flip one after the other.
+    """
+    nodes = curves.sample(many)[1]
+    block = max(1, AT_ONCE // (8 * embedding.output_dim * nodes.shape[1]))
+    found = []
+    for some in nodes.split(block):
+        values = unpadded(embedding(alike(some)), some)
+        less, more = (values[:, ::stride].diff(dim=1).norm(dim=2).sum(1) for stride in (many // few, 1))
+        found.append(less < _CHORDS_SHARE * more)
+    return torch.cat(found)
