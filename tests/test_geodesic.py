@@ -126,10 +126,11 @@ def test_a_plain_function_is_enough(how):
     def detached(z):
         return (4 / (1 + z.detach().square().sum(1)) ** 2)[:, None, None] * torch.eye(2) + 0 * z.sum()
 
-    metric = FunctionMetric({"torch": torch_fn, "numpy": numpy_fn, "detached": detached}[how], 2)
+    fn = {"torch": torch_fn, "numpy": numpy_fn, "detached": detached}[how]
     a, b = points(10, 2), points(10, 2, 1)
-    solution = geodesic(metric, a, b)
+    solution = geodesic(fn, a, b)
     assert solution.converged.all()
+    assert torch.equal(geodesic(FunctionMetric(fn, 2), a, b).length, solution.length)
     torch.testing.assert_close(solution.length, Sphere().distance(a, b), rtol=1e-4, atol=0)
 
 
@@ -142,6 +143,9 @@ def test_bad_input_is_named():
         ((Sphere(), nan, ok), {}, "row 1 is"),
         ((Sphere(), ok, ok[:2]), {}, "3 rows"),
         ((None, ok, ok), {}, "FunctionMetric"),
+        ((torch.nn.Linear(2, 3), ok, ok), {}, "PullbackMetric"),
+        ((torch.nn.Linear(2, 3).forward, ok, ok), {}, "PullbackMetric"),
+        ((lambda z: z, ok, ok), {}, "3, 2, 2"),
         ((Sphere(), ok, ok), {"max_step": 3}, "Did you mean `max_steps`"),
         ((Sphere(), ok, ok), {"rtol": -1.0}, "positive"),
         ((Sphere(), ok, ok), {"solver": "magic"}, "solver"),

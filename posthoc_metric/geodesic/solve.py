@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from .._arrays import ArrayLike, Restore, describe, to_points
 from ..errors import InvalidArgumentError, NumericalError
-from ..metric import Metric, MetricParts
+from ..metric import FunctionMetric, Metric, MetricParts
 from .curves import Clock
 from .guard import guard
 from .options import START_NAMES, FixedPointOptions, RelaxationOptions, make_options
@@ -24,7 +26,7 @@ _OPTIONS: dict[str, type] = {"relaxation": RelaxationOptions, "fixed-point": Fix
 
 
 def geodesic(
-    metric: Metric,
+    metric: Metric | Callable[[Any], Any],
     start: ArrayLike,
     end: ArrayLike,
     *,
@@ -92,7 +94,9 @@ def geodesic(
       ``solution(t)`` is at constant speed all the same.
 
     Args:
-        metric: any :class:`~posthoc_metric.metric.Metric`; a subclass needs only ``dim`` and ``tensor(z)``.
+        metric: any :class:`~posthoc_metric.metric.Metric`; a subclass needs only ``dim`` and ``tensor(z)``.  A plain
+            function z (B, d) -> M (B, d, d) is taken as :class:`~posthoc_metric.metric.FunctionMetric`, which made
+            once keeps the grid of its start curves from call to call.
         start, end: (B, d) each; finite.
         support: latents (N, d) that say where the data lie, for start curves; ``metric.support`` if not given.
         solver: "relaxation", or "fixed-point".
@@ -110,6 +114,9 @@ def geodesic(
         NumericalError: the metric has a negative eigenvalue at an end.
         WorkerError: processes that ``n_jobs`` asked for die again and again.
     """
+    # a method of a module is a decoder's, and no metric
+    if inspect.isroutine(metric) and not isinstance(getattr(metric, "__self__", None), torch.nn.Module):
+        metric = FunctionMetric(metric, to_points(start, "start")[0].shape[1])
     if not isinstance(metric, Metric):
         raise InvalidArgumentError(
             f"`metric` must be a posthoc_metric.Metric; got {describe(metric)}. "
