@@ -1,4 +1,4 @@
-"""The graph that stands in for the manifold: nearest neighbours, joined by straight edges measured in the metric.
+"""The graph that stands in for the manifold: neighbours and some far nodes, joined by straight edges in the metric.
 
 A shortest path on it is never shorter than the geodesic, but for the errors of edges, some tenths of a percent; how
 much longer it is depends on how long the edges are against the spacing of the points, so more neighbours make it
@@ -17,6 +17,7 @@ from scipy.sparse import coo_matrix, csr_matrix, hstack, vstack
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
+from ..geodesic.far_edges import Regions, far_edges_each, make_regions
 from ..geodesic.graph import _join
 from ..metric import Metric
 from ..parallel import Progress, cut, run_blocks
@@ -30,8 +31,6 @@ _EDGE_BLOCK = 8192
 #: edges that the default number of neighbours aims at, and the fewest neighbours it gives
 _EDGES = 200_000
 _FEWEST = 48
-#: edges of a point that joins a graph
-_ATTACHED = 32
 #: neighbours within whose distance the metric is taken to be smooth
 _NEAR = 10
 
@@ -44,8 +43,9 @@ class DistanceGraph:
         points: (n, d) float64.
         lengths: symmetric sparse matrix (n, n).
         search: the fitted neighbour search over ``points``.
-        k: neighbours of a node; a point that joins later gets as many, but 32 at most.
+        k: neighbours of a node; a point that joins later gets as many.
         unit: latent length that one piece of an edge may have where the edge is measured.
+        regions: that nodes and points have far edges to; ``None`` where there is but one node.
     """
 
     points: Tensor
@@ -53,16 +53,25 @@ class DistanceGraph:
     search: NearestNeighbors
     k: int
     unit: float
+    regions: Regions | None
 
     def attach(self, metric: Metric, others: Tensor) -> csr_matrix:
-        """Lengths (B, n) of the edges from ``others`` (B, d) to their nearest nodes, 32 at most."""
-        k = min(self.k, _ATTACHED)
-        indices = self.search.kneighbors(others.cpu().numpy(), n_neighbors=k, return_distance=False).reshape(-1)
-        near = self.points[torch.from_numpy(indices).to(self.points.device)]
-        with torch.no_grad():
-            lengths = segment_lengths(metric.parts(), others.repeat_interleave(k, 0), near, self.unit)
-        owners = np.repeat(np.arange(len(others)), k)
-        return _sparse(owners, indices, lengths.cpu().numpy(), (len(others), len(self.points)))
+        """Lengths (B, n) of the edges from ``others`` (B, d) to nodes: as many as the nodes themselves have."""
+        array, size = others.cpu().numpy(), len(self.points)
+        # a node has its nearest others, and a point that is not one may have as many and one
+        near = self.search.kneighbors(array, n_neighbors=min(self.k + 1, size), return_distance=False)
+        keys = (np.arange(len(array))[:, None] * size + near).reshape(-1)
+        if self.regions is not None:
+            far = self.regions.beyond(array, near[:, 0])
+            keys = np.unique(np.concatenate([keys, far[:, 0] * size + far[:, 1]]))
+        owners, nodes = np.divmod(keys, size)
+        parts, lengths = metric.parts(), np.empty(len(keys))
+        for low, high in cut(len(keys), _EDGE_BLOCK):
+            ends = (torch.from_numpy(rows[low:high]).to(self.points.device) for rows in (owners, nodes))
+            a, b = (points[end] for points, end in zip((others, self.points), ends, strict=True))
+            with torch.no_grad():
+                lengths[low:high] = segment_lengths(parts, a, b, self.unit).cpu().numpy()
+        return _sparse(owners, nodes, lengths, (len(array), size))
 
     def reach(self, metric: Metric, targets: Tensor, n_jobs: int | None = None) -> np.ndarray:
         """Distances (n, m) from every node to ``targets`` (m, d), which join the graph for this call, one by one."""
@@ -100,15 +109,17 @@ def build_distance_graph(
     plan: dict[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> DistanceGraph:
-    """The symmetric k-nearest-neighbour graph of ``points`` (n, d), in one piece, its edges measured in blocks."""
+    """The graph of ``points`` (n, d), k neighbours and some far nodes for each, its edges measured in blocks."""
     array = points.cpu().numpy()
     k = max(min(k, len(array) - 1), 1)
     search = NearestNeighbors(n_neighbors=min(k, len(array))).fit(array)
     if len(array) == 1:
-        return DistanceGraph(points, csr_matrix((1, 1)), search, 1, 1.0)
+        return DistanceGraph(points, csr_matrix((1, 1)), search, 1, 1.0, None)
     plan = {**(plan or {}), "neighbours": k}
     edges = _edges(search, array, k, n_jobs, store, plan, progress)
     unit = _spacing(array, edges)
+    regions = make_regions(array, far_edges_each(k))
+    edges = _join(array, np.unique(np.concatenate([edges, regions.edges(array)]), axis=0))
     blocks = cut(len(edges), _EDGE_BLOCK)
     # edges that a version before chords has stored are not to be mixed with these
     facts = {**plan, "edges": len(edges), "measured": "chords"}
@@ -129,7 +140,7 @@ def build_distance_graph(
     finally:
         results.close()
     half = _sparse(edges[:, 0], edges[:, 1], lengths, (len(array), len(array)))
-    return DistanceGraph(points, (half + half.T).tocsr(), search, k, unit)
+    return DistanceGraph(points, (half + half.T).tocsr(), search, k, unit, regions)
 
 
 def _spacing(array: np.ndarray, edges: np.ndarray) -> float:
@@ -156,7 +167,7 @@ def _edges(
     plan: dict[str, Any],
     progress: Progress | None,
 ) -> np.ndarray:
-    """Pairs (E, 2) of nodes, each once, that join every node to its k nearest and the whole into one piece."""
+    """Pairs (E, 2) of nodes, each once, that join every node to its k nearest."""
     blocks = cut(len(array), _SEARCH_BLOCK)
     results = open_results(
         None if store is None else store / "neighbours", plan, {"indices": ((len(array), k), np.int32)}
@@ -173,8 +184,7 @@ def _edges(
     owners = np.repeat(np.arange(len(array), dtype=np.int32), k)
     low, high = np.minimum(owners, columns), np.maximum(owners, columns)
     keys = np.unique(low.astype(np.int64) * len(array) + high)
-    edges = np.stack([keys // len(array), keys % len(array)], axis=1)
-    return _join(array, edges)
+    return np.stack([keys // len(array), keys % len(array)], axis=1)
 
 
 def _search(shared: tuple[NearestNeighbors, np.ndarray, int], block: tuple[int, int]) -> np.ndarray:
