@@ -1,4 +1,6 @@
-"""Graphs between populations of unequal size, and points that join them, where distances are Euclidean."""
+"""Graphs between populations of unequal size, where distances are Euclidean, and warnings of their error."""
+
+import warnings
 
 import numpy as np
 import pytest
@@ -6,6 +8,9 @@ import torch
 
 from posthoc_metric.distances import distances
 from posthoc_metric.distances.graph import build_distance_graph
+from posthoc_metric.distances.job import warn
+from posthoc_metric.distances.report import DistanceReport, ErrorEstimate
+from posthoc_metric.errors import ConvergenceWarning
 from posthoc_metric.spaces import Plane
 
 COUNTS = (700, 250, 20)
@@ -65,3 +70,21 @@ def test_a_point_that_joins_is_measured_as_the_nodes_are():
     np.testing.assert_array_equal(
         graph.through(space, others[3:4], reached)[0], graph.through(space, others, reached)[3]
     )
+
+
+def report(median, p90, calibrated=1.0):
+    error = ErrorEstimate(64, median, p90, p90, median, 1.0, 0)
+    return DistanceReport("graph", 64, 0, 0, 0.0, error, 48, 0, calibrated, ())
+
+
+@pytest.mark.parametrize("found", [report(0.03, 0.03), report(0.001, 0.5), report(0.03, 0.05, 0.9)])
+def test_errors_of_the_graph_are_warned_of_in_the_median_beyond_it_and_after_calibration(found):
+    with pytest.warns(ConvergenceWarning, match="differ from the solver's") as caught:
+        warn(found)
+    assert ("calibrate=True" in str(caught[0].message)) == (found.calibrated == 1.0)
+
+
+def test_small_errors_of_the_graph_are_not_warned_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn(report(0.01, 0.05))

@@ -82,7 +82,8 @@ def distances(
         WorkerError: workers keep dying.
 
     Warns:
-        ConvergenceWarning: pairs without a distance or not converged; graph distances off by more than 2 %.
+        ConvergenceWarning: pairs without a distance or not converged; graph distances off by more than 2 % in the
+            median or 10 % at the 90th percentile, calibrated or not.
         PosthocMetricWarning: a stage of the work will take more than two minutes, about how long, and what makes it
             cheaper; none of it is decided by the clock.
     """
