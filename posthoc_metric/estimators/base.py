@@ -13,13 +13,21 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..distances.graph import DistanceGraph, build_distance_graph, default_neighbours
-from ..distances.job import make_nodes
+from ..distances.job import make_nodes, warn
 from ..distances.matrix import METHODS, MOST_SOLVED, distances
+from ..distances.pairs import AllPairs, draw, solve
+from ..distances.report import DistanceReport, compare
 from ..distances.shortest import ROW_BLOCK, rows
 from ..errors import InvalidArgumentError, NotFittedError
 from ..metric import Metric
 from ..parallel import cut, run_blocks
 from ..repair import repair
+
+#: pairs that are solved to tell the error of a graph
+_SAMPLE = 64
+#: rows of a matrix that are worked on at once
+_TILE = 256
+_ADVICE = "Use method='solver', or a precomputed matrix of posthoc_metric.distances, where `neighbours` can be raised."
 
 
 class EstimatorNotFittedError(NotFittedError, exceptions.NotFittedError):
@@ -34,6 +42,7 @@ class GeodesicEstimator(BaseEstimator):
     n_jobs: int | None
     random_state: Any
     metric_: Metric | None
+    distance_report_: DistanceReport | None
     _graph: DistanceGraph | None
     _rows: np.ndarray
 
@@ -86,7 +95,7 @@ class GeodesicEstimator(BaseEstimator):
             raise InvalidArgumentError(f"`method` must be one of {', '.join(METHODS)}; got {self.method!r}.")
         self.metric_ = self._resolve_metric(X)
         solve = self.method == "solver" or (self.method == "auto" and pairs <= MOST_SOLVED)
-        self._graph = None
+        self._graph, self.distance_report_ = None, None
         if self.metric_ is not None and not solve:
             latents = _tensor(X)
             nodes = make_nodes(self.metric_, latents, None, None)
@@ -94,6 +103,31 @@ class GeodesicEstimator(BaseEstimator):
             self._graph = build_distance_graph(
                 self.metric_, nodes.points, default_neighbours(len(nodes.points)), n_jobs=self.n_jobs
             )
+            if len(X) > 1:
+                self._check_graph(latents)
+
+    def _check_graph(self, latents: torch.Tensor) -> None:
+        """Compare the graph's distances with the solver's on a sample of pairs, as ``distances`` does, and warn."""
+        assert self._graph is not None and self.metric_ is not None
+        chosen = draw(AllPairs(len(latents), None), _SAMPLE, 0)
+        first, owner = np.unique(chosen.first, return_inverse=True)
+        found = self._paths(first, self._rows[chosen.second], np.empty((len(first), chosen.count)))
+        found = found[owner.reshape(-1), np.arange(chosen.count)]
+        exact = getattr(self.metric_, "exact", self.metric_)
+        solved = solve(exact, latents, latents, chosen, {}, n_jobs=self.n_jobs)
+        self.distance_report_ = DistanceReport(
+            method="graph",
+            pairs=chosen.count,
+            failed=int((~np.isfinite(found)).sum()),
+            unconverged=0,
+            largest_error=0.0,
+            error=compare(found, solved.lengths, solved.errors),
+            neighbours=self._graph.k,
+            refined=0,
+            calibrated=1.0,
+            stages=(),
+        )
+        warn(self.distance_report_, stacklevel=5, advice=_ADVICE)
 
     def _reach(self, targets: np.ndarray) -> np.ndarray | None:
         """What the graph must know of ``targets`` to answer :meth:`_distances`; ``None`` where there is no graph."""
@@ -101,15 +135,29 @@ class GeodesicEstimator(BaseEstimator):
             return None
         return self._graph.reach(self.metric_, _tensor(targets), self.n_jobs)
 
+    def _reach_training(self, index: np.ndarray) -> np.ndarray | None:
+        """The same of the training latents numbered ``index``, which are nodes already."""
+        if self._graph is None:
+            return None
+        size = len(self._graph.points)
+        return self._paths(index, np.arange(size), np.empty((len(index), size))).T
+
+    def _paths(self, index: np.ndarray, nodes: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """Fill ``out`` (m, k) with the graph's distances of the training latents ``index`` (m,) from ``nodes`` (k,)."""
+        assert self._graph is not None
+        blocks = cut(len(index), ROW_BLOCK)
+        shared = (self._graph.lengths, self._rows[index], nodes)
+        for number, found in run_blocks(rows, shared, blocks, n_jobs=self.n_jobs):
+            out[slice(*blocks[number])] = found
+        return out
+
     def _among(self, X: np.ndarray, index: np.ndarray | None = None) -> np.ndarray:
         """Distances of the training latents X to those of them numbered ``index``, or to all."""
         if self._graph is None:
             return self._distances(X, None if index is None else X[index])
-        sources = self._rows if index is None else self._rows[index]
-        blocks = cut(len(sources), ROW_BLOCK)
-        found = dict(run_blocks(rows, (self._graph.lengths, sources, self._rows), blocks, n_jobs=self.n_jobs))
-        matrix = np.concatenate([found[number] for number in range(len(blocks))]).T
-        return (np.minimum(matrix, matrix.T) if index is None else matrix).astype(X.dtype)
+        asked = np.arange(len(X)) if index is None else index
+        matrix = self._paths(asked, self._rows, np.empty((len(asked), len(X)), dtype=X.dtype))
+        return symmetric(matrix) if index is None else matrix.T
 
     def _to(self, X: np.ndarray, centres: np.ndarray) -> np.ndarray:
         """Distances of the training latents X to ``centres``, which need not be of them."""
@@ -124,6 +172,16 @@ class GeodesicEstimator(BaseEstimator):
             return np.asarray(distances(self.metric_, a, b, method="solver", n_jobs=self.n_jobs))
         assert reached is not None
         return self._graph.through(self.metric_, _tensor(a), reached).astype(a.dtype)
+
+
+def symmetric(matrix: np.ndarray) -> np.ndarray:
+    """``matrix`` (n, n) with the smaller of two entries in place of both: a path and its reverse are summed apart."""
+    tiles = [slice(*block) for block in cut(len(matrix), _TILE)]
+    for number, some in enumerate(tiles):
+        for others in tiles[number:]:
+            smaller = np.minimum(matrix[some, others], matrix[others, some].T)
+            matrix[some, others], matrix[others, some] = smaller, smaller.T
+    return matrix
 
 
 def _tensor(X: np.ndarray) -> torch.Tensor:

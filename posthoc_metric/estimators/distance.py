@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
 from ..errors import InvalidArgumentError
-from .base import GeodesicEstimator
+from .base import GeodesicEstimator, symmetric
 
 
 class GeodesicDistance(ClassNamePrefixFeaturesOutMixin, TransformerMixin, GeodesicEstimator):
@@ -41,6 +41,8 @@ class GeodesicDistance(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Geodes
         The landmarks.
     landmark_indices_ : ndarray of shape (n_landmarks_,)
         Their rows in the training latents.
+    distance_report_ : DistanceReport or None
+        The error of the graph's distances on a sample of pairs that were solved; None where there is no graph.
     n_features_in_ : int
         Latent dimension.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -103,7 +105,7 @@ class GeodesicDistance(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Geodes
             first = self._random().randint(len(X))
             self.landmark_indices_ = _farthest_first(X, min(count, len(X)), first)
         self.landmarks_ = X[self.landmark_indices_]
-        self._reached = self._reach(self.landmarks_)
+        self._reached = self._reach_training(self.landmark_indices_)
         return self
 
     def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> np.ndarray:
@@ -126,7 +128,9 @@ class GeodesicDistance(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Geodes
         self.fit(X, y)
         if self.n_landmarks is not None:
             return self.transform(X)
-        return self._among(self.landmarks_)
+        if self._reached is None:
+            return self._distances(self.landmarks_)
+        return symmetric(self._reached[self._rows].astype(self.landmarks_.dtype, copy=False))
 
     def transform(self, X: Any) -> np.ndarray:
         """Distances to the landmarks.

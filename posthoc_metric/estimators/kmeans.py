@@ -53,6 +53,8 @@ class GeodesicKMeans(CentredClusterer):
         latents take part in no mean.
     n_iter_ : int
         Alternations run.
+    distance_report_ : DistanceReport or None
+        As in :class:`GeodesicDistance`.
     n_features_in_ : int
         Latent dimension.
     feature_names_in_ : ndarray of shape (n_features_in_,)

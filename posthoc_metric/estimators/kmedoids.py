@@ -6,7 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from ..parallel import cut
 from .centred import CentredClusterer, check_clusters, check_positive
+
+#: rows of a table that are copied at once
+_ROWS = 256
 
 
 class GeodesicKMedoids(CentredClusterer):
@@ -46,6 +50,8 @@ class GeodesicKMedoids(CentredClusterer):
         Sum of the distances to the nearest medoid.
     n_iter_ : int
         Alternations of the best sowing.
+    distance_report_ : DistanceReport or None
+        As in :class:`GeodesicDistance`.
     n_features_in_ : int
         Latent dimension.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -97,7 +103,8 @@ class GeodesicKMedoids(CentredClusterer):
             check_positive(getattr(self, name), name)
         random = self._random()
         self._prepare(X, len(X) * (len(X) - 1) // 2)
-        table = np.nan_to_num(self._among(X).astype(np.float64), nan=np.inf)
+        table = self._among(X).astype(np.float64, copy=False)
+        table[np.isnan(table)] = np.inf
         best: tuple[float, np.ndarray, int] | None = None
         for _ in range(self.n_init):
             medoids, steps = _alternate(table, sow(table, self.n_clusters, random), self.max_iter)
@@ -107,7 +114,7 @@ class GeodesicKMedoids(CentredClusterer):
         assert best is not None
         self.inertia_, self.medoid_indices_, self.n_iter_ = best
         self.cluster_centers_ = X[self.medoid_indices_]
-        self._reached = self._reach(self.cluster_centers_)
+        self._reached = self._reach_training(self.medoid_indices_)
         self.labels_ = table[:, self.medoid_indices_].argmin(1)
         return self
 
@@ -132,7 +139,9 @@ def _alternate(table: np.ndarray, medoids: np.ndarray, most: int) -> tuple[np.nd
         moved = medoids.copy()
         for cluster in range(len(medoids)):
             members = np.flatnonzero(labels == cluster)
-            sums = table[np.ix_(members, members)].sum(1)
+            # a few rows at once: the whole may be as large as the table
+            blocks = (table[np.ix_(members[low:high], members)] for low, high in cut(len(members), _ROWS))
+            sums = np.concatenate([block.sum(1) for block in blocks])
             here = int(np.flatnonzero(members == medoids[cluster])[0])
             if sums.min() < sums[here]:
                 moved[cluster] = members[sums.argmin()]
