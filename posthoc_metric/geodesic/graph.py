@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,12 +13,15 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from .cells import Cells
+from .far_edges import make_regions
 from .ruler import Ruler, forms
 
 #: where the metric varies by more inside a cell, the grid cannot tell hills
 _RESOLVED = 0.5
 #: an explicit zero is no edge to csgraph; equal points are joined by a length too small to matter
 _NOTHING = 1e-300
+#: pieces that a far edge is measured in
+_PIECES = 4
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,12 @@ class MetricGraph:
         return csr_matrix(parts, shape=(size, size))
 
 
-def build_graph(ruler: Ruler, points: Tensor, k: int, known: Tensor | None = None) -> MetricGraph:
-    """The symmetric k-nearest-neighbour graph of ``points`` (n, d), joined into one piece, measured in the metric."""
+def build_graph(ruler: Ruler, points: Tensor, k: int, known: Tensor | None = None, far: int = 0) -> MetricGraph:
+    """The graph of ``points`` (n, d), in one piece and measured in the metric: each has edges to the k nearest.
+
+    Args:
+        far: edges of each to others far away.
+    """
     array = points.cpu().numpy()
     k = max(1, min(k, len(array) - 1))
     if len(array) > 1:
@@ -113,7 +120,8 @@ def build_graph(ruler: Ruler, points: Tensor, k: int, known: Tensor | None = Non
         a = b = np.zeros(0, dtype=np.int64)
     known = ruler.know(points) if known is None else known
     one, other = (torch.from_numpy(ends).to(points.device) for ends in (a, b))
-    return graph_of(ruler, points, known, one, other, k=k)
+    graph = graph_of(ruler, points, known, one, other, k=k)
+    return graph if not far or len(array) < 2 else _with_far_edges(graph, far)
 
 
 def graph_of(
@@ -126,6 +134,21 @@ def graph_of(
         a, b = (torch.from_numpy(np.ascontiguousarray(edges[:, side])).to(points.device) for side in (0, 1))
         lengths = _sparse(a, b, ruler.between(points, known, a, b), len(points))
     return MetricGraph(points, known, lengths, ruler, cells, k)
+
+
+def _with_far_edges(graph: MetricGraph, each: int) -> MetricGraph:
+    """``graph`` and edges of each of its points to others far away, measured in pieces: a chord misses their bends."""
+    array, points, ruler = graph.points.cpu().numpy(), graph.points, graph.ruler
+    edges = make_regions(array, each).edges(array)
+    edges = edges[np.asarray(graph.lengths[edges[:, 0], edges[:, 1]]).reshape(-1) == 0]
+    a, b = (torch.from_numpy(np.ascontiguousarray(edges[:, side])).to(points.device) for side in (0, 1))
+    lengths, left, known = torch.zeros(len(a), dtype=points.dtype, device=points.device), points[a], graph.known[a]
+    for piece in range(1, _PIECES + 1):
+        right = torch.lerp(points[a], points[b], piece / _PIECES)
+        known_right = graph.known[b] if piece == _PIECES else ruler.know(right)
+        lengths += ruler.lengths(left, right, known, known_right)
+        left, known = right, known_right
+    return replace(graph, lengths=(graph.lengths + _sparse(a, b, lengths, len(points))).tocsr())
 
 
 def _sparse(a: Tensor, b: Tensor, lengths: Tensor, size: int) -> csr_matrix:

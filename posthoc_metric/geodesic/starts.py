@@ -24,6 +24,8 @@ from .valleys import detours
 GRID_MOST_DIM = 3
 _GRAPH_K = 10
 _GRAPH_NODES = 2000
+#: edges of each node to others far away, without which a graph has few ways from one population to another
+_GRAPH_FAR = 3
 #: a straight line that is shorter than this many graph paths needs no other start
 _SAME = 0.8
 #: a graph path longer than the straight line by this factor is none that could be worth it when rounded off
@@ -272,6 +274,6 @@ def _support_graph(cache: StartCache, parts: MetricParts, support: Tensor) -> Me
     key = ("graph", len(support), float(support.sum()), float(support.square().sum()))
     if key not in cache.graphs:
         nodes = subsample(support, _GRAPH_NODES)
-        cache.graphs[key] = build_graph(make_ruler(parts, support.shape[1]), nodes, _GRAPH_K)
+        cache.graphs[key] = build_graph(make_ruler(parts, support.shape[1]), nodes, _GRAPH_K, far=_GRAPH_FAR)
         cache.built += len(nodes)
     return cache.graphs[key]
