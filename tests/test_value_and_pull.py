@@ -267,5 +267,6 @@ def test_a_geodesic_asks_for_less_and_is_the_same(rows):
         expected = PullbackMetric(Plain(decoder)).geodesic(a, b)
     assert found.converged.all() and expected.converged.all()
     torch.testing.assert_close(found.length, expected.length, rtol=1e-6, atol=0)
-    assert one.values < 0.2 * two.values
+    # 33 a pair tell with how many nodes to begin
+    assert one.values - 66 < 0.25 * (two.values - 66)
     assert one.values + one.vjps < 0.7 * (two.values + two.vjps)
