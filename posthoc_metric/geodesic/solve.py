@@ -85,7 +85,8 @@ def geodesic(
     - ``STEP_LIMIT``: nearly flat valleys, as near an antipode or along latents that the decoder ignores; raise
       ``max_steps``, or give the metric a floor with ``repair``.
     - ``STALLED``, or ``UNRESOLVED`` with a ``residual`` above 0.03: the decoder's float32 rounding; wrap
-      ``copy.deepcopy(model).double()``.
+      ``copy.deepcopy(model).double()``.  In float64, a curve that hangs on steep kinks, as few leaky units in two or
+      three dimensions make them; ``length_error`` says how much shorter it may get.
     - ``DIVERGED``: only the fixed-point solver; use ``solver="relaxation"``.
     - ``NOT_FINITE``: the decoder has no value at an end; the other pairs of the batch are not touched.
     - A length that is longer than one you know: another valley; give ``support``, or more of it, and compare
