@@ -158,8 +158,8 @@ class Refiner:
             rows = moved.nonzero().flatten()
             change[rows] = self._by_nodes_alone(better.take(rows)).minimum(change[rows])
             confirmed[rows] = (facts.error(change, kinked) <= rtol * facts.length)[rows]
-        # at kinks the interpolation bulges, by as much as the curve is longer than its chords
-        bulge = torch.where(kinked, (facts.length - facts.chord_length).clamp_min(0), 0.0)
+        # at kinks the interpolation bulges, by up to as much as the curve is longer than its chords
+        bulge = torch.where(kinked, (facts.length - facts.chord_length).clamp_min(0) / 2, 0.0)
         facts.length_error = facts.error(change, kinked | ~confirmed).maximum(bulge)
         broken = facts.status == _CODE[Status.NOT_FINITE]
         rough = (facts.length_error <= self.options.rough_rtol * facts.length) & (spans >= MOST_COARSE)
