@@ -150,7 +150,7 @@ def test_a_mean_of_curves_with_kinks_costs_little_and_says_how_well_it_is_known(
     assert found.converged and found.rough and found.gradient_norm <= 1e-2
     # what one search for geodesics finds changes at the next
     assert found.gradient_error > 1e-4
-    assert found.steps <= 12 and work.values <= 100_000
+    assert found.steps <= 12 and work.values <= 110_000
     # no worse than where many more steps lead
     strict = frechet_mean(metric, z, tol=1e-3, rough_tol=1e-3)
     assert found.variance <= strict.variance * (1 + 1e-3)
