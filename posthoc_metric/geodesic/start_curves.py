@@ -22,7 +22,7 @@ WAY = 0.4
 #: every so many points' values tell the lengths of the pieces between
 _STRIDE = 16
 #: share of a curve's times that are even whatever its speed
-_STEADY = 0.01
+STEADY = 0.01
 #: chords of few spans that are a smaller share of those of many have jumped over much
 _CHORDS_SHARE = 0.85
 
@@ -113,7 +113,7 @@ def _timed(parts: MetricParts, curves: StartCurves) -> StartCurves:
     run, latent, steady = run_along(pieces), run_along(way), even(len(nodes), nodes)
     found = met(torch.lerp(run, latent, WAY), torch.cat([run[..., None], nodes], dim=2), steady)
     # what seems to have no length still takes its time
-    knots, placed = torch.lerp(found[..., 0], steady, _STEADY), found[..., 1:].contiguous()
+    knots, placed = torch.lerp(found[..., 0], steady, STEADY), found[..., 1:].contiguous()
     knots[:, 0], knots[:, -1] = 0.0, 1.0
     placed[:, 0], placed[:, -1] = nodes[:, 0], nodes[:, -1]
     known = (torch.isfinite(pieces).all(1) & (pieces.sum(1) > 0) & (way.sum(1) > 0))[:, None]

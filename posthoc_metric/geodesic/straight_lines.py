@@ -22,7 +22,7 @@ from .refinement import Refined
 from .relaxation import STATUSES
 from .rows import alike, few_rows, unpadded
 from .spline import Spline
-from .start_curves import StartCurves, even, straight
+from .start_curves import STEADY, StartCurves, even, straight
 from .status import Status
 
 #: spans that a way is first cut into, all of which are halved once: what is narrower than a half may go unseen; and
@@ -30,8 +30,6 @@ from .status import Status
 _FIRST, _FIRST_OF_START = 48, 8
 #: what deals out the nodes of a start curve: shares of the length, of the latent way and of the bisection's spans
 _DEAL = (0.25, 0.25, 0.5)
-#: share of a start curve's times that are even whatever its speed
-_STEADY = 0.01
 #: of two rules of quadrature, what the better one changed of the length over what the other did, where there are kinks,
 #: and the share of the length that it must be
 _SMOOTH, _SLIGHT = 0.2, 1e-9
@@ -61,7 +59,7 @@ def bisected(parts: MetricParts, start: Tensor, end: Tensor, options: Relaxation
     run = _DEAL[0] * shares + _DEAL[1] * times + _DEAL[2] * spans
     steady = even(len(start), start)
     knots, way = met(run, torch.stack([shares, times], dim=2), steady).unbind(2)
-    knots = torch.lerp(knots, steady, _STEADY)
+    knots = torch.lerp(knots, steady, STEADY)
     nodes = start[:, None] + way[..., None] * (end - start)[:, None]
     for values, ends in ((knots, (0.0, 1.0)), (nodes, (start, end))):
         values[:, 0], values[:, -1] = ends
