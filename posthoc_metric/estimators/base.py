@@ -97,7 +97,7 @@ class GeodesicEstimator(BaseEstimator):
         solve = self.method == "solver" or (self.method == "auto" and pairs <= MOST_SOLVED)
         self._graph, self.distance_report_ = None, None
         if self.metric_ is not None and not solve:
-            latents = _tensor(X)
+            latents = to_latents(X)
             nodes = make_nodes(self.metric_, latents, None, None)
             self._rows = nodes.rows
             self._graph = build_distance_graph(
@@ -133,7 +133,7 @@ class GeodesicEstimator(BaseEstimator):
         """What the graph must know of ``targets`` to answer :meth:`_distances`; ``None`` where there is no graph."""
         if self._graph is None or self.metric_ is None:
             return None
-        return self._graph.reach(self.metric_, _tensor(targets), self.n_jobs)
+        return self._graph.reach(self.metric_, to_latents(targets), self.n_jobs)
 
     def _reach_training(self, index: np.ndarray) -> np.ndarray | None:
         """The same of the training latents numbered ``index``, which are nodes already."""
@@ -171,7 +171,7 @@ class GeodesicEstimator(BaseEstimator):
         if self._graph is None:
             return np.asarray(distances(self.metric_, a, b, method="solver", n_jobs=self.n_jobs))
         assert reached is not None
-        return self._graph.through(self.metric_, _tensor(a), reached).astype(a.dtype)
+        return self._graph.through(self.metric_, to_latents(a), reached).astype(a.dtype)
 
 
 def symmetric(matrix: np.ndarray) -> np.ndarray:
@@ -184,6 +184,7 @@ def symmetric(matrix: np.ndarray) -> np.ndarray:
     return matrix
 
 
-def _tensor(X: np.ndarray) -> torch.Tensor:
+def to_latents(X: np.ndarray) -> torch.Tensor:
+    """A double-precision tensor of latents."""
     # a copy: scikit-learn may hand over memory that must not be written to
     return torch.from_numpy(np.array(X, dtype=np.float64))

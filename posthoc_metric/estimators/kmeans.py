@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..distances.pairs import SomePairs, solve
 from ..errors import ConvergenceWarning, InvalidArgumentError
 from ..geodesic import frechet_mean
+from .base import to_latents
 from .centred import CentredClusterer, check_clusters, check_positive
+
+#: share of a distance by which solved ones may be off
+_SLACK = 2e-3
+
+
+@dataclass(frozen=True)
+class _Mean:
+    """A centre (d,), whether it was found, the rows of its cluster (m,) and their distances to it (m,)."""
+
+    point: np.ndarray
+    converged: bool
+    members: np.ndarray
+    distances: np.ndarray
 
 
 class GeodesicKMeans(CentredClusterer):
     """k-means with geodesic distances and Fréchet means: Lloyd's alternation on a manifold.
+
+    Where distances are solved for, the triangle inequality tells which a mean that has moved makes superfluous.
 
     Parameters
     ----------
@@ -64,6 +82,7 @@ class GeodesicKMeans(CentredClusterer):
     ----------
     Pennec, X. (2006). Intrinsic statistics on Riemannian manifolds.
     Arthur, D. & Vassilvitskii, S. (2007). k-means++: the advantages of careful seeding.
+    Elkan, C. (2003). Using the triangle inequality to accelerate k-means.
     """
 
     def __init__(
@@ -108,23 +127,25 @@ class GeodesicKMeans(CentredClusterer):
         _check_tol(self.tol)
         _check_options(self.mean_options)
         self._prepare(X, len(X) * self.n_clusters)
-        centres = X[self._sow(X, self._random())].copy()
+        chosen, table = self._sow(X, self._random())
+        means = [_Mean(centre, True, np.zeros(0, dtype=int), np.zeros(0)) for centre in X[chosen].copy()]
         before: tuple[np.ndarray, float] | None = None
         for step in range(1, self.max_iter + 1):
             self.n_iter_ = step
-            labels, nearest = self._assign(X, centres)
+            labels, nearest = table.argmin(1), table.min(1)
             if before is not None and self._settled(before, (labels, _inertia(nearest))):
                 break
             before = labels, _inertia(nearest)
             # a latent that is at no distance of any mean has no say where one lies
-            placed = [(labels == cluster) & np.isfinite(nearest) for cluster in range(self.n_clusters)]
-            found = [self._mean(X[rows], centre, step) for rows, centre in zip(placed, centres, strict=True)]
-            centres = np.stack([centre for centre, _ in found])
-            self.center_status_ = [status for _, status in found]
-        self.cluster_centers_ = centres
-        self._reached = self._reach(centres)
-        self.labels_, nearest = self._assign(X, centres)
-        self.inertia_ = _inertia(nearest)
+            members = [np.flatnonzero((labels == cluster) & np.isfinite(nearest)) for cluster in range(len(means))]
+            moved = [self._mean(X, rows, mean, step) for rows, mean in zip(members, means, strict=True)]
+            table, means = self._follow(X, table, means, moved), moved
+        self.cluster_centers_ = np.stack([mean.point for mean in means])
+        self.center_status_ = [mean.converged for mean in means]
+        self._reached = self._reach(self.cluster_centers_)
+        # whole: bounds hold where every distance is that of the shortest curve, and labels are what `predict` says
+        table = _table(self._to(X, self.cluster_centers_))
+        self.labels_, self.inertia_ = table.argmin(1), _inertia(table.min(1))
         if not all(self.center_status_):
             warnings.warn(
                 f"{self.center_status_.count(False)} of {self.n_clusters} Fréchet means were not found to the "
@@ -134,25 +155,47 @@ class GeodesicKMeans(CentredClusterer):
             )
         return self
 
-    def _sow(self, X: np.ndarray, random: np.random.RandomState) -> np.ndarray:
-        """k-means++ that asks only for the distances to the means already sown."""
-        chosen = [int(random.randint(len(X)))]
-        nearest = np.full(len(X), np.inf)
-        while len(chosen) < self.n_clusters:
-            latest = self._among(X, np.array(chosen[-1:]))[:, 0]
-            nearest = np.minimum(nearest, np.nan_to_num(latest, nan=np.inf))
-            squares = np.nan_to_num(nearest, posinf=0.0) ** 2
+    def _sow(self, X: np.ndarray, random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
+        """k-means++ that asks only for the distances to the means already sown, which are handed back (N, k)."""
+        chosen, columns = [int(random.randint(len(X)))], []
+        while True:
+            columns.append(_table(self._among(X, np.array(chosen[-1:]))))
+            table = np.concatenate(columns, axis=1)
+            if len(chosen) == self.n_clusters:
+                return np.array(chosen), table
+            squares = np.nan_to_num(table.min(1), posinf=0.0) ** 2
             squares[chosen] = 0.0
             rest = np.setdiff1d(np.arange(len(X)), chosen)
-            weight = squares[rest].astype(np.float64)
+            weight = squares[rest]
             share = weight / weight.sum() if weight.sum() > 0 else None
             chosen.append(int(random.choice(rest, p=share)))
-        return np.array(chosen)
 
-    def _assign(self, X: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest centre of each latent, and how far it is: infinitely where there is no distance."""
-        table = np.nan_to_num(self._to(X, centres).astype(np.float64), nan=np.inf)
-        return table.argmin(1), table.min(1)
+    def _follow(self, X: np.ndarray, table: np.ndarray, before: list[_Mean], means: list[_Mean]) -> np.ndarray:
+        """Distances (N, k) to the means, or what they are at least where that rules one out, given those before."""
+        centres = np.stack([mean.point for mean in means])
+        if self._graph is not None or self.metric_ is None:
+            return _table(self._to(X, centres))
+        each = np.arange(len(means))
+        shifts = self._between(np.stack([mean.point for mean in before]), each, centres, each)
+        # distances that are infinite say nothing of those to come
+        reached = np.where(np.isfinite(table), table, 0.0)
+        least = ((1 - _SLACK) * reached - (1 + _SLACK) * shifts).clip(0.0)
+        known = np.zeros(table.shape, dtype=bool)
+        nearest = np.full(len(X), np.inf)
+        for cluster, mean in enumerate(means):
+            rows = mean.members[np.isfinite(mean.distances)]
+            nearest[rows] = mean.distances[np.isfinite(mean.distances)]
+            known[rows, cluster] = True
+            least[rows, cluster] = nearest[rows]
+        rows, clusters = np.nonzero(~known & (least <= nearest[:, None]))
+        least[rows, clusters] = self._between(X, rows, centres, clusters)
+        return least
+
+    def _between(self, a: np.ndarray, rows: np.ndarray, b: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Distances (n,) of the latents ``a[rows]`` to ``b[others]``: infinite where there are none."""
+        assert self.metric_ is not None
+        pairs = SomePairs(rows, others)
+        return _table(solve(self.metric_, to_latents(a), to_latents(b), pairs, {}, n_jobs=self.n_jobs).lengths)
 
     def _settled(self, before: tuple[np.ndarray, float], now: tuple[np.ndarray, float]) -> bool:
         """Whether the alternation is done, given labels and inertia of two assignments."""
@@ -161,18 +204,23 @@ class GeodesicKMeans(CentredClusterer):
         # an infinite inertia cannot fall
         return bool((before[0] == now[0]).all())
 
-    def _mean(self, members: np.ndarray, before: np.ndarray, step: int) -> tuple[np.ndarray, bool]:
-        if not len(members):
-            return before, True
+    def _mean(self, X: np.ndarray, members: np.ndarray, before: _Mean, step: int) -> _Mean:
+        if not len(members) or (before.converged and np.array_equal(members, before.members)):
+            return replace(before, members=members)
         if self.metric_ is None:
-            return members.mean(0), True
+            return _Mean(X[members].mean(0), True, members, np.zeros(0))
         # a table serves many distances; a mean needs few, and the metric itself converges faster
         metric, options = getattr(self.metric_, "exact", self.metric_), dict(self.mean_options or {})
         if step > 1:
             # what was sown may lie at the rim of its cluster; a mean is near the next
-            options["start"] = torch.from_numpy(np.array(before))
-        found = frechet_mean(metric, torch.from_numpy(np.array(members)), **options)
-        return found.point.numpy(), found.converged
+            options["start"] = torch.from_numpy(np.array(before.point))
+        found = frechet_mean(metric, torch.from_numpy(X[members]), **options)
+        return _Mean(found.point.numpy(), found.converged, members, found.distances.double().numpy())
+
+
+def _table(found: np.ndarray) -> np.ndarray:
+    """Distances in double precision, infinite where there are none."""
+    return np.nan_to_num(found.astype(np.float64), nan=np.inf)
 
 
 def _inertia(nearest: np.ndarray) -> float:

@@ -13,7 +13,7 @@ from .._arrays import ArrayLike, Restore, describe, to_points, to_tensor
 from ..errors import ConvergenceWarning, InvalidArgumentError
 from ..metric import Metric
 from ..outcome import advice, tally
-from .centre import FARTHER, Task, descend, softness_between
+from .centre import FARTHER, Place, Task, descend, softness_between
 from .guard import guard
 from .options import check_integer, check_positive
 from .solve import geodesic
@@ -46,7 +46,8 @@ class FrechetMean:
         rough: whether curves with kinks make up most of the variance, so that ``rough_tol`` will do.
         steps: Newton steps.
         status: of the geodesic from the mean to every point, N of them.
-        converged: whether ``gradient_norm`` is within the tolerance and every geodesic converged.
+        converged: whether ``gradient_norm`` is within the tolerance, at kinks as far as ``gradient_error`` lets that be
+            told if it is within the tolerance itself, and every geodesic converged.
     """
 
     point: Any
@@ -77,7 +78,7 @@ def frechet_mean(
     weights: ArrayLike | None = None,
     start: ArrayLike | None = None,
     tol: float = 1e-3,
-    rough_tol: float = 1e-2,
+    rough_tol: float = 3e-2,
     max_steps: int = 30,
     **options: Any,
 ) -> FrechetMean:
@@ -94,7 +95,7 @@ def frechet_mean(
         start: (d,) a point near the mean; if not given, the nearest of the points to their average.
         tol: ``gradient_norm`` at which it is found.
         rough_tol: the one that will do where most curves have kinks; the variance is then about ``rough_tol²`` of
-            itself above the least.  Give ``tol`` to forbid it.
+            itself above the least, by default as little as lengths are known to there.  Give ``tol`` to forbid it.
         max_steps: Newton steps.
         **options: of :func:`geodesic`.
     """
@@ -136,9 +137,10 @@ def frechet_mean(
             continue
         change = task.norm(place.point, place.gradient - moved.gradient, place.energy)
         settled = place.rough and not place.betters(least)
-        if place.norm <= place.tol or place.variance <= (1.0 if place.rough else _WORSE) * least.variance:
+        found = _found(place, change)
+        if found or place.variance <= (1.0 if place.rough else _WORSE) * least.variance:
             least, error = place, change
-        if place.norm <= place.tol or number >= max_steps or settled:
+        if found or number >= max_steps or settled:
             break
         if place.rough:
             # curves moved along are held by the kinks they run through, and stop where those found anew would not
@@ -155,8 +157,14 @@ def frechet_mean(
         place.rough,
         number,
         place.solution.status,
-        place.norm <= place.tol and all(s is Status.CONVERGED for s in place.solution.status),
+        _found(place, error) and all(s is Status.CONVERGED for s in place.solution.status),
     )
+
+
+def _found(place: Place, error: float) -> bool:
+    """Whether the gradient that will do is met, as far as can be told of one known to ``error``."""
+    doubt = error if place.rough and error <= place.tol else 0.0
+    return place.norm - doubt <= place.tol
 
 
 def _on_a_line(
