@@ -59,6 +59,16 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Found:
+    """A point, the geodesics from it, how many of them there are not, and what the others' squared lengths come to."""
+
+    point: Tensor
+    solution: Solution
+    lost: int
+    variance: float
+
+
+@dataclass(frozen=True)
 class Task:
     """What stays the same while the point moves; the tolerances are those of smooth curves and of curves with kinks."""
 
@@ -70,9 +80,20 @@ class Task:
     rough_tol: float
     options: dict[str, Any]
 
-    def at(self, here: Tensor, spans: int) -> Place:
+    def found(self, here: Tensor) -> Found:
         """With the shortest curves that can be found."""
         solution = geodesic(self.metric, here.expand_as(self.points), self.points, **self.options)
+        squares = self.share * solution.double_length.square()
+        return Found(here, solution, int(squares.isnan().sum()), float(squares.nansum()))
+
+    def better(self, one: Tensor, other: Tensor) -> Found:
+        """The one of two points with the smaller variance, or from which more can be reached."""
+        both = [self.found(point) for point in (one, other)[: 1 if torch.equal(one, other) else 2]]
+        return min(both, key=lambda found: (found.lost, found.variance))
+
+    def at(self, found: Found, spans: int) -> Place:
+        """With so many spans of curves that were found."""
+        here, solution = found.point, found.solution
         rows = torch.isfinite(solution.double_length).nonzero().flatten()
         spline, clock = solution.curve[0].take(rows), solution.curve[1].take(rows)
         nodes, _ = spline.at(clock.at(even(spline.nodes, spans)))

@@ -86,13 +86,14 @@ def frechet_mean(
 
     Newton's method in a trust region: discrete geodesics to all points are moved along with their common end, and give
     the gradient (the mean logarithm, Pennec 2006) and the second derivatives of the mean of their energies.  Where that
-    is least, geodesics are looked for anew, with four times the nodes.  Where the curves have kinks, as under ReLU,
+    is least, geodesics are looked for anew, with twice or four times the nodes.  Where the curves have kinks, as under ReLU,
     this ends when ``rough_tol`` is met or geodesics found anew no longer bring a smaller variance; what is returned is
     then the best point at which they were.  In one dimension it is where the lengths from any of them are on average.
 
     Args:
         weights: (N,) non-negative; equal if not given.
-        start: (d,) a point near the mean; if not given, the nearest of the points to their average.
+        start: (d,) a point near the mean; if not given, the average or the nearest of the points to it, whichever has the
+            smaller variance.
         tol: ``gradient_norm`` at which it is found.
         rough_tol: the one that will do where most curves have kinks; the variance is then about ``rough_tol²`` of
             itself above the least, by default as little as lengths are known to there.  Give ``tol`` to forbid it.
@@ -118,15 +119,21 @@ def frechet_mean(
     spread = float((share @ (z - average).square().sum(1)).sqrt())
     task = Task(metric, guard(metric.parts()), z, share, tol, max(tol, rough_tol), options)
     spans, number, radius, softness = _SPANS, 0, _RADIUS * spread, 1.0
-    place = task.at(z[(z - average).norm(dim=1).argmin()] if start is None else _start(start, z), spans)
+    if start is None:
+        # on a ring the average lies off the data, in many dimensions every point lies far from it
+        begin = task.better(z[(z - average).norm(dim=1).argmin()], average)
+    else:
+        begin = task.found(_start(start, z))
+    place = task.at(begin, spans)
     least, error, returns = place, float("inf"), 0
     while True:
         last = place
         moved, steps, radius = descend(task, last, max_steps - number, radius, _SMALLEST * spread, softness)
-        number, before, spans = number + steps, spans, min(4 * spans, _MOST_ROUGH if last.rough else _MOST)
+        number, before = number + steps, spans
+        spans = min(4 * spans, _MOST_ROUGH) if last.rough else min(2 * spans, _MOST)
         if steps == 0 and spans == before:
             break
-        place = task.at(moved.point, spans)
+        place = task.at(task.found(moved.point), spans)
         if not place.rough and place.variance > _WORSE * least.variance and number < max_steps:
             # curves that were moved along have led where geodesics are longer than they said
             returns += 1
@@ -136,7 +143,8 @@ def frechet_mean(
             place, spans = least, before
             continue
         change = task.norm(place.point, place.gradient - moved.gradient, place.energy)
-        settled = place.rough and not place.betters(least)
+        # what fewer nodes have told is no reason to end
+        settled = place.rough and spans == before and not place.betters(least)
         found = _found(place, change)
         if found or place.variance <= (1.0 if place.rough else _WORSE) * least.variance:
             least, error = place, change
