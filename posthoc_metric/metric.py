@@ -183,7 +183,8 @@ class Metric(ABC):
         """``κ(J) = sqrt(λ_max / λ_min)`` of ``M(z) = JᵀJ``, (B,); ``inf`` where it is singular."""
         points, restore = to_points(z, "z", self.dim)
         values = self.eigenvalues(points.double())
-        return restore((values[:, -1] / values[:, 0]).sqrt().nan_to_num(nan=float("inf")).to(points.dtype))
+        ratio = (values[:, -1] / values[:, 0]).sqrt()
+        return restore(ratio.nan_to_num(nan=float("inf"), posinf=float("inf")).to(points.dtype))
 
     def __sklearn_clone__(self) -> Metric:
         """scikit-learn's ``clone`` keeps the metric itself: metrics are never changed, and decoders are large."""

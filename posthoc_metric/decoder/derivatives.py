@@ -68,6 +68,8 @@ def columns_by_vmap(function: Function, z: Tensor, first: int, last: int) -> tup
 
     The tangents are mapped over one evaluation of ``f``, which so costs 1 + k rows instead of 2k.
     """
+    # forward differentiation refuses rows that are one in memory
+    z = z.contiguous()
     tangents = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)[first:last, None, :].expand(-1, *z.shape)
 
     def push(v: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..geodesic.far_edges import Regions, far_edges_each, make_regions
 from ..geodesic.graph import _join
+from ..geodesic.guard import guard
 from ..metric import Metric
 from ..parallel import Progress, cut, run_blocks
 from .edges import segment_lengths
@@ -65,7 +66,7 @@ class DistanceGraph:
             far = self.regions.beyond(array, near[:, 0])
             keys = np.unique(np.concatenate([keys, far[:, 0] * size + far[:, 1]]))
         owners, nodes = np.divmod(keys, size)
-        parts, lengths = metric.parts(), np.empty(len(keys))
+        parts, lengths = guard(metric.parts()), np.empty(len(keys))
         for low, high in cut(len(keys), _EDGE_BLOCK):
             ends = (torch.from_numpy(rows[low:high]).to(self.points.device) for rows in (owners, nodes))
             a, b = (points[end] for points, end in zip((others, self.points), ends, strict=True))
@@ -200,4 +201,4 @@ def _search(shared: tuple[NearestNeighbors, np.ndarray, int], block: tuple[int, 
 def _measure(shared: tuple[Metric, Tensor, np.ndarray, float], block: tuple[int, int]) -> np.ndarray:
     metric, points, edges, unit = shared
     ends = torch.from_numpy(edges[slice(*block)].astype(np.int64)).to(points.device)
-    return segment_lengths(metric.parts(), points[ends[:, 0]], points[ends[:, 1]], unit).cpu().numpy()
+    return segment_lengths(guard(metric.parts()), points[ends[:, 0]], points[ends[:, 1]], unit).cpu().numpy()

@@ -16,6 +16,7 @@ from torch import Tensor
 from .._arrays import ArrayLike, Restore, describe, to_points
 from ..errors import ConvergenceWarning, InvalidArgumentError
 from ..geodesic.graph import subsample
+from ..geodesic.guard import guard
 from ..geodesic.options import RelaxationOptions, make_options
 from ..metric import Metric
 from .report import DistanceReport
@@ -93,11 +94,12 @@ def fingerprint(metric: Metric, a: Tensor, b: Tensor | None, solver: dict[str, A
     """What tells a computation from another: digests of the points, values of the metric, and options."""
     probe = a[:: max(len(a) // 4, 1)][:4]
     with torch.no_grad():
-        values = torch.as_tensor(metric.tensor(probe)).double().flatten().tolist()
+        values = guard(metric.parts()).tensor(probe).double().flatten().tolist()
     return {
         "a": _digest(a),
         "b": None if b is None else _digest(b),
-        "metric": values,
+        # NaN is never equal to itself
+        "metric": [None if value != value else value for value in values],
         # a support is an array, and what it changes is in the graph's own files
         "solver": {name: repr(value) for name, value in sorted(solver.items()) if name != "support"},
         **facts,

@@ -220,7 +220,7 @@ class GeodesicKMeans(CentredClusterer):
 
 def _table(found: np.ndarray) -> np.ndarray:
     """Distances in double precision, infinite where there are none."""
-    return np.nan_to_num(found.astype(np.float64), nan=np.inf)
+    return np.nan_to_num(found.astype(np.float64), nan=np.inf, posinf=np.inf)
 
 
 def _inertia(nearest: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .._arrays import bad_rows
 from ..errors import DecoderError
 from ..metric import MetricParts
-from ..smooth_map import Pull, SmoothMap, pull_rows, value_and_pull
+from ..smooth_map import Pull, SmoothMap, in_float64, pull_rows, value_and_pull
 
 
 class GuardedMap:
@@ -31,6 +31,10 @@ class GuardedMap:
     def vjp(self, z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         value, pulled = self._ask(self.embedding.vjp, (self.latent_dim,), z, u)
         return value, pulled
+
+    def in_float64(self) -> GuardedMap | None:
+        finer = in_float64(self.embedding)
+        return None if finer is None else GuardedMap(finer)
 
     @property
     def pull_rows(self) -> int:
@@ -70,7 +74,7 @@ class GuardedMap:
         answers: tuple[Tensor, ...] | None = None
         while answers is None and not bool(bad.all()):
             try:
-                answers = call(*(_filled(part, bad) for part in rows))
+                answers = call(*(filled(part, bad) for part in rows))
             except DecoderError as error:
                 if not error.rows:
                     raise
@@ -84,7 +88,7 @@ class GuardedMap:
         return tuple(values.masked_fill(bad.view(-1, *[1] * (values.ndim - 1)), float("nan")) for values in answers)
 
 
-def _filled(rows: Tensor, bad: Tensor) -> Tensor:
+def filled(rows: Tensor, bad: Tensor) -> Tensor:
     """The rows with the first good one in place of the bad: products of fewer rows are summed in another order."""
     if not bool(bad.any()):
         return rows

@@ -80,7 +80,7 @@ def logarithm(
     a, b = start.double(), end.to(start.device).double()
     length = solution.double_length.clone()
     miss = torch.full_like(length, float("nan"))
-    status, parts = list(solution.status), metric.parts()
+    status, parts = list(solution.status), guard(metric.parts())
     with torch.no_grad():
         left = departures(metric, solution, options, settled=polish)
         velocity, error = left.velocities, left.errors
@@ -125,7 +125,7 @@ def _polish(metric: Metric, a: Tensor, b: Tensor, v: Tensor, rtol: float) -> tup
     dim = a.shape[1]
     apart, good = (b - a).norm(dim=1).clamp_min(1e-300), max(rtol, attainable(metric.parts(), a))
     hit = _hits(metric, a, v, rtol)
-    first_miss = ((b - hit).norm(dim=1) / apart).nan_to_num(nan=float("inf"))
+    first_miss = ((b - hit).norm(dim=1) / apart).nan_to_num(nan=float("inf"), posinf=float("inf"))
     best, best_miss = v.clone(), first_miss.clone()
     # geodesics part at kinks, so that near ones need not hit near points
     smooth = ~has_kinks(guard(metric.parts()), a, v)
@@ -145,7 +145,7 @@ def _polish(metric: Metric, a: Tensor, b: Tensor, v: Tensor, rtol: float) -> tup
         if len(todo) == 0:
             break
         end = _hits(metric, a[todo], best[todo] + change, rtol)
-        miss = ((b[todo] - end).norm(dim=1) / apart[todo]).nan_to_num(nan=float("inf"))
+        miss = ((b[todo] - end).norm(dim=1) / apart[todo]).nan_to_num(nan=float("inf"), posinf=float("inf"))
         off = end - hit[todo] - (derivative[todo] @ change[..., None])[..., 0]
         derivative[todo] += off[:, :, None] * (change / change.square().sum(1, keepdim=True))[:, None]
         better, nearer = miss < best_miss[todo], miss < _NEARER * best_miss[todo]

@@ -86,14 +86,15 @@ def frechet_mean(
 
     Newton's method in a trust region: discrete geodesics to all points are moved along with their common end, and give
     the gradient (the mean logarithm, Pennec 2006) and the second derivatives of the mean of their energies.  Where that
-    is least, geodesics are looked for anew, with twice or four times the nodes.  Where the curves have kinks, as under ReLU,
-    this ends when ``rough_tol`` is met or geodesics found anew no longer bring a smaller variance; what is returned is
-    then the best point at which they were.  In one dimension it is where the lengths from any of them are on average.
+    is least, geodesics are looked for anew, with two or four times the nodes.  Where the curves have kinks, as under
+    ReLU, this ends when ``rough_tol`` is met or geodesics found anew no longer bring a smaller variance; what is
+    returned is then the best point at which they were.  In one dimension it is where the lengths from any of them are
+    on average.
 
     Args:
         weights: (N,) non-negative; equal if not given.
-        start: (d,) a point near the mean; if not given, the average or the nearest of the points to it, whichever has the
-            smaller variance.
+        start: (d,) a point near the mean; if not given, the average or the nearest of the points to it, whichever
+            has the smaller variance.
         tol: ``gradient_norm`` at which it is found.
         rough_tol: the one that will do where most curves have kinks; the variance is then about ``rough_tol²`` of
             itself above the least, by default as little as lengths are known to there.  Give ``tol`` to forbid it.

@@ -12,6 +12,8 @@ from .._arrays import ArrayLike, Restore, describe, to_tensor
 from ..errors import InvalidArgumentError
 from ..outcome import advice, tally
 from .curves import Clock
+from .guard import GuardedMap, filled, guard
+from .options import check_integer
 from .spline import Spline
 from .status import Status
 
@@ -115,8 +117,12 @@ class Solution:
     def _velocities(self, times: Tensor) -> Tensor:
         points, velocities = self._spline.at(self._clock.at(times))
         count, moments, dim = points.shape
-        flat = velocities.reshape(-1, dim)
-        speed = self._metric.parts().inner(points.reshape(-1, dim), flat, flat).clamp_min(0).sqrt()
+        places, flat = points.reshape(-1, dim), velocities.reshape(-1, dim)
+        lost = ~torch.isfinite(torch.cat([places, flat], dim=1)).all(1)
+        speed = torch.full_like(flat[:, 0], float("nan"))
+        if not bool(lost.all()):
+            ways = filled(flat, lost)
+            speed = guard(self._metric.parts()).inner(filled(places, lost), ways, ways).clamp_min(0).sqrt()
         length = self._length.repeat_interleave(moments)
         scale = torch.where(speed > 0, length / speed, torch.ones_like(speed))
         return (flat * scale[:, None]).view(count, moments, dim)
@@ -134,8 +140,7 @@ class Solution:
         Raises:
             InvalidArgumentError: the metric has no decoder.
         """
-        if isinstance(num, bool) or not isinstance(num, int) or num < 2:
-            raise InvalidArgumentError(f"`num` must be an integer of at least 2, the number of frames; got {num!r}.")
+        check_integer(num, "num", 2)
         decoder = getattr(self._metric, "decoder", None) or self._metric.parts().embedding
         if decoder is None:
             raise InvalidArgumentError(
@@ -144,8 +149,10 @@ class Solution:
             )
         times = torch.linspace(0, 1, num, dtype=torch.float64, device=self._spline.nodes.device)
         points, _ = self._spline.at(self._clock.at(times.expand(len(self), -1)))
-        frames = decoder(points.reshape(-1, points.shape[-1]))
-        return self._restore(self._cast(frames.view(len(self), num, -1)))
+        flat = points.reshape(-1, points.shape[-1])
+        # a module of one's own makes what it likes of rows that are not finite
+        frames = GuardedMap(decoder)(flat) if hasattr(decoder, "output_dim") else decoder(flat)
+        return self._restore(self._cast(frames.reshape(len(self), num, *frames.shape[1:]).flatten(2)))
 
     def plot(self, ax: Any = None) -> Any:
         """The curves over the first two latent coordinates; curves that did not converge are dashed.

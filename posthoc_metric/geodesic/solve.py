@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
+from math import nan
 from typing import Any
 
 import torch
@@ -168,11 +170,14 @@ def _assemble(
     metric: Metric, a: Tensor, b: Tensor, found: Refined, num_points: int, dtype: torch.dtype, restore: Restore
 ) -> Solution:
     """The solution in the caller's kind, whichever solver found it."""
-    facts = found.facts
+    facts, spline = found.facts, found.spline
+    # where there is no curve, what it began from must not pass for one
+    lost = (facts.status == STATUSES.index(Status.NOT_FINITE))[:, None, None]
+    spline = replace(spline, nodes=spline.nodes.masked_fill(lost, nan), slopes=spline.slopes.masked_fill(lost, nan))
     times = torch.linspace(0, 1, num_points, dtype=a.dtype, device=a.device).expand(len(a), -1)
-    curve, _ = found.spline.at(found.clock.at(times))
+    curve, _ = spline.at(found.clock.at(times))
     curve[:, 0], curve[:, -1] = a, b
-    curve[facts.status == STATUSES.index(Status.NOT_FINITE)] = float("nan")
+    curve.masked_fill_(lost, nan)
 
     def out(values: Tensor) -> Any:
         return restore(values.to(dtype) if values.is_floating_point() else values)
@@ -190,7 +195,7 @@ def _assemble(
         start=tuple(START_NAMES[i] for i in found.kind.tolist()),
         status=tuple(STATUSES[i] for i in facts.status.tolist()),
         converged=out(facts.status == STATUSES.index(Status.CONVERGED)),
-        _spline=found.spline,
+        _spline=spline,
         _clock=found.clock,
         _length=facts.length,
         _rough=found.rough,

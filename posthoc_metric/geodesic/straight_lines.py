@@ -225,7 +225,7 @@ class _Way:
             # of all timings that of constant speed has the least energy
             energy=length.square(),
             residual=still,
-            length_error=error.nan_to_num(nan=float("inf")),
+            length_error=error.nan_to_num(nan=float("inf"), posinf=float("inf")),
             speed_variation=still.clone(),
             spans=number,
             status=status,
