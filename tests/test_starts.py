@@ -211,3 +211,23 @@ def test_pairs_of_equal_ends_alone_are_solved_like_in_a_batch(dim):
     alone = geodesic(metric, z[:1], z[:1], support=z)
     assert alone.converged.all() and float(alone.length[0]) == float(both.length[0]) == 0.0
     assert geodesic(metric, z[:3], z[:3], support=z).converged.all()
+
+
+def test_a_grid_that_has_not_resolved_the_metric_is_not_believed_alone():
+    """In three dimensions cells miss a narrow tube along a helix, and curves across are twice as long or more."""
+
+    def helix(t):
+        return torch.stack([torch.cos(9 * t), torch.sin(9 * t), 2 * t - 1], dim=1)
+
+    along = helix(torch.linspace(0, 1, 400, dtype=torch.float64))
+
+    def tube(z):
+        near = torch.cdist(z, along).square().amin(1)
+        return (1 + 300 * (1 - torch.exp(-near / 0.0128)))[:, None, None] * torch.eye(3, dtype=z.dtype)
+
+    metric = FunctionMetric(tube, 3)
+    start, end = helix(torch.tensor([0.1]).double()), helix(torch.tensor([0.8]).double())
+    found = geodesic(metric, start, end, support=along[::4], max_spans=64)
+    assert found.start == ("graph",)
+    crossing = geodesic(metric, start, end, support=along[::4], max_spans=64, starts=("straight", "grid"))
+    assert float(crossing.length) > 1.8 * float(found.length)

@@ -33,7 +33,8 @@ class RelaxationOptions:
         max_spans: spans to which a curve may be refined where its length is not confirmed.
         max_steps: Gauss-Newton steps for one curve at one number of spans, or six times as many quasi-Newton steps.
         num_points: T, points on the curve that is returned.
-        starts: which start curves to try: "straight", "grid" (d <= 3), "graph" (needs a support).
+        starts: which start curves to try: "straight", "grid" (d <= 3), "graph" (needs a support; where there is a grid,
+            in three dimensions only, and for pairs along whose curve it has not resolved the metric).
         memory_limit: bytes that the arrays of one block of pairs may take; blocks are made to fit.  By default
             1/16 of the machine's memory, and no more than 512 MiB.
     """

@@ -70,6 +70,7 @@ def make_starts(
     lines = straight(start, end)
     found = []
     merged = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+    sure = merged.clone()
     cache = cache_of(metric)
     distinct = (start != end).any(1)
     if len(start) == 0:
@@ -82,29 +83,31 @@ def make_starts(
                 continue
             for some in rows.split(PAIRS_AT_ONCE):
                 line = lines.take(some)
-                curves, joined = _on_grid(grid, line, start, end, "straight" in names)
+                curves, joined, told = _on_grid(grid, line, start, end, "straight" in names)
                 found += curves
+                # in two dimensions cells are small enough for their lengths to tell valleys apart
+                sure[some if dim < GRID_MOST_DIM else told] = True
                 merged[joined] = True
                 lines.put_rows(some, line)
-    elif "graph" in names and support is not None and len(support) > 1:
-        graph = _support_graph(cache, parts, support)
-        rows = distinct.nonzero().flatten()
+    if "graph" in names and support is not None and len(support) > 1:
+        rows = (distinct & ~sure).nonzero().flatten()
         for some in rows.split(PAIRS_AT_ONCE) if len(rows) else ():
-            paths = shortest_paths(graph, start[some], end[some])
+            paths = shortest_paths(_support_graph(cache, parts, support), start[some], end[some])
             found.append(rounded(paths.corners, paths.lengths, some, START_NAMES.index("graph")))
     asked = ~distinct if "straight" not in names else torch.ones_like(distinct)
-    chosen = _worth_relaxing(lines, found, merged, asked)
+    chosen = _worth_relaxing(lines, found, merged, asked, sure)
     # a grid has told the lengths of the pieces already, and without a weight none is much longer than the others
     return chosen if dim <= GRID_MOST_DIM or parts.weight is None else timed(parts, chosen)
 
 
 def _on_grid(
     grid: MetricGraph, line: StartCurves, start: Tensor, end: Tensor, with_lines: bool
-) -> tuple[list[StartCurves], Tensor]:
+) -> tuple[list[StartCurves], Tensor, Tensor]:
     """Curves through a grid for the pairs of the straight lines ``line``, which are measured in place.
 
     Returns:
-        The curves, and the pairs (m,) whose line is one with a curve, where lines are asked for.
+        The curves; the pairs (m,) whose line is one with a curve, where lines are asked for; and those (k,) whose
+        curve runs where the grid has resolved the metric.
     """
     assert grid.cells is not None
     cells, smooth = _estimate(grid, line)
@@ -118,12 +121,13 @@ def _on_grid(
     curves = curves.take(there)
     _, smooth_too = _estimate(grid, curves)
     joined = torch.zeros_like(smooth_too)
+    told = curves.pair[smooth_too]
     if with_lines:
         joined[_merge(grid, line.take(there), curves, smooth[there] & smooth_too)] = True
     found = [curves]
     if not bool(joined.all()):
         found.append(_others(grid, start, end, curves.take(~joined), paths.take(there[~joined])))
-    return found, curves.pair[joined]
+    return found, curves.pair[joined], told
 
 
 def _merge(grid: MetricGraph, lines: StartCurves, curves: StartCurves, smooth: Tensor) -> Tensor:
@@ -168,8 +172,13 @@ def _all(facts: Tensor, cells: Tensor) -> Tensor:
     return facts.index_select(0, cells.flatten()).view(cells.shape).all(-1)
 
 
-def _worth_relaxing(lines: StartCurves, found: list[StartCurves], merged: Tensor, asked: Tensor) -> StartCurves:
-    """The start curves to go on with: of pairs (B,) whose line is ``merged`` or not ``asked`` for, not the line."""
+def _worth_relaxing(
+    lines: StartCurves, found: list[StartCurves], merged: Tensor, asked: Tensor, sure: Tensor
+) -> StartCurves:
+    """The start curves to go on with: of pairs (B,) whose line is ``merged`` or not ``asked`` for, not the line.
+
+    That a line is longer than others tells something only of pairs whose lengths are ``sure`` (B,).
+    """
     count = len(merged)
     best = torch.full((count,), float("inf"), dtype=lines.length.dtype, device=lines.length.device)
     for curves in found:
@@ -177,7 +186,7 @@ def _worth_relaxing(lines: StartCurves, found: list[StartCurves], merged: Tensor
     measured = torch.isfinite(lines.length) & asked
     good_enough = torch.zeros(count, dtype=torch.bool, device=best.device)
     good_enough[lines.pair] = measured & (lines.length <= _SAME * best[lines.pair])
-    hopeless = measured & (lines.length > _HOPELESS * best[lines.pair])
+    hopeless = measured & sure[lines.pair] & (lines.length > _HOPELESS * best[lines.pair])
     keep = [lines.take(asked & ~hopeless & ~merged)]
     keep += [curves.take(torch.isfinite(curves.length) & ~good_enough[curves.pair]) for curves in found]
     chosen = StartCurves.join(keep)
