@@ -250,6 +250,16 @@ class TestMistakes:
         with pytest.raises(InvalidArgumentError, match="0 to 3; got -5. Rows count from zero, or backwards from -1"):
             points_of(["-5"], "--from", latents)
 
+    def test_a_whole_number_is_a_row_of_one_dimension_too(self):
+        """Coordinate 3.0 far outside the data was once measured where row 3 was asked for."""
+        latents = torch.arange(8.0).view(8, 1) / 10
+        found = points_of(["3", "3.0", "-1", "+2", "2e0"], "--from", latents)
+        assert torch.equal(found, torch.tensor([[0.3], [3.0], [-1.0], [2.0], [2.0]]))
+        with pytest.raises(InvalidArgumentError, match="0 to 7; got 8. Rows count.*coordinate 8 is written 8.0"):
+            points_of(["8"], "--from", latents)
+        with pytest.raises(InvalidArgumentError, match="a coordinate with a decimal point; got '1,2'"):
+            points_of(["1,2"], "--from", latents)
+
     @pytest.mark.parametrize(
         "command", [("audit",), ("geodesic", "--from", "0", "--to", "1"), ("distances",)], ids=lambda c: c[0]
     )

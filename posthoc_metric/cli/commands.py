@@ -18,6 +18,7 @@ from ..repair import repair as fit_repair
 from ..report import write_report
 from ..report.page import readable
 from .shared import (
+    POINT,
     AsJson,
     Data,
     OpenDecoder,
@@ -144,9 +145,7 @@ def audit(
 def geodesic(
     open_decoder: OpenDecoder,
     repaired: Repaired,
-    start: Annotated[
-        list[str], typer.Option("--from", metavar="POINT", help="Row of the latents, or coordinates 0.5,-1.2.")
-    ],
+    start: Annotated[list[str], typer.Option("--from", metavar="POINT", help=POINT)],
     end: Annotated[list[str], typer.Option("--to", metavar="POINT", help="Likewise; repeat both for several pairs.")],
     unrepaired: Annotated[bool, typer.Option("--unrepaired", help="Use the decoder's own metric instead.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the curves here, as .npz.")] = None,

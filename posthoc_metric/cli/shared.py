@@ -39,6 +39,9 @@ Repaired = Annotated[
     Path, typer.Argument(metavar="REPAIRED", help="repaired.safetensors, or the folder that `repair` wrote it into.")
 ]
 
+#: help of an option that takes a point
+POINT = "Row of the latents, or coordinates 0.5,-1.2. A whole number is a row: one coordinate is written 3.0."
+
 _PANEL = "The decoder"
 
 
@@ -164,26 +167,31 @@ def points_of(arguments: list[str], name: str, latents: Tensor) -> Tensor:
 
 def _point(argument: str, name: str, latents: Tensor) -> Tensor:
     count, dim = latents.shape
-    cells = argument.split(",")
+    row = _row(argument.strip(), dim)
+    if row is not None:
+        if not -count <= row < count:
+            advice = "or backwards from -1, the last" if dim > 1 else f"and the coordinate {row} is written {row}.0"
+            raise InvalidArgumentError(
+                f"`{name}` must be a row from 0 to {count - 1}; got {row}. Rows count from zero, {advice}."
+            )
+        return latents[row]
     try:
-        if len(cells) == 1 and dim > 1:
-            row = int(argument)
-            if not -count <= row < count:
-                raise InvalidArgumentError(
-                    f"`{name}` must be a row from 0 to {count - 1}; got {row}. Rows count from zero, or backwards from "
-                    "-1, the last."
-                )
-            return latents[row]
-        point = torch.tensor([float(cell) for cell in cells], dtype=latents.dtype, device=latents.device)
-    except ValueError as error:
-        if isinstance(error, InvalidArgumentError):
-            raise
+        point = torch.tensor([float(cell) for cell in argument.split(",")], dtype=latents.dtype, device=latents.device)
+    except ValueError:
         point = latents.new_zeros(0)
     if len(point) != dim:
-        raise InvalidArgumentError(
-            f"`{name}` must be a row number of the latents or {dim} coordinates with commas between; got {argument!r}."
-        )
+        wanted = "a coordinate with a decimal point" if dim == 1 else f"{dim} coordinates with commas between"
+        raise InvalidArgumentError(f"`{name}` must be a row number of the latents or {wanted}; got {argument!r}.")
     return point
+
+
+def _row(text: str, dim: int) -> int | None:
+    """The row that a whole number is, in every dimension; ``None`` for what is no row.
+
+    With a sign it is one only where it cannot be the one coordinate of a latent.
+    """
+    digits = text if dim == 1 else text.removeprefix("-")
+    return int(text) if digits.isascii() and digits.isdigit() else None
 
 
 def image_sides(text: str) -> tuple[int, ...]:
