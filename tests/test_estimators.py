@@ -67,6 +67,20 @@ def same_partition(a, b):
     return len(set(zip(a.tolist(), b.tolist(), strict=True))) == len(set(a.tolist())) == len(set(b.tolist()))
 
 
+@pytest.mark.parametrize("kind", [GeodesicKMeans, GeodesicKMedoids])
+def test_distances_to_centres_have_names(kind):
+    X, _ = blobs()
+    model = kind(3, random_state=0).fit(X)
+    names = [f"{kind.__name__.lower()}{i}" for i in range(3)]
+    assert list(model.get_feature_names_out()) == names
+    assert model.set_output(transform="default").transform(X).shape == (len(X), 3)
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    labels = model.predict(X)
+    table = model.set_output(transform="pandas").transform(X)
+    assert isinstance(table, pandas.DataFrame) and list(table.columns) == names
+    assert np.array_equal(model.predict(X), labels)
+
+
 def test_distances_are_the_metric_s():
     X, _ = blobs()
     space = HalfPlane()

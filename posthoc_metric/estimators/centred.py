@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn.base import ClusterMixin, TransformerMixin
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 
 from ..errors import InvalidArgumentError
 from .base import GeodesicEstimator
 
 
-class CentredClusterer(TransformerMixin, ClusterMixin, GeodesicEstimator):
+class CentredClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, GeodesicEstimator):
     """Base of clusterers that fit ``cluster_centers_`` and what a graph must know of them, ``_reached``."""
 
     cluster_centers_: np.ndarray
@@ -30,8 +30,7 @@ class CentredClusterer(TransformerMixin, ClusterMixin, GeodesicEstimator):
         X_new : ndarray of shape (n_samples, n_clusters)
             Distances.
         """
-        X = self._checked(X, fitted=True)
-        return self._distances(X, self.cluster_centers_.astype(X.dtype, copy=False), self._reached)
+        return self._to_centres(X)
 
     def predict(self, X: Any) -> np.ndarray:
         """The nearest centre's cluster.
@@ -46,7 +45,16 @@ class CentredClusterer(TransformerMixin, ClusterMixin, GeodesicEstimator):
         labels : ndarray of shape (n_samples,)
             Cluster of each latent.
         """
-        return np.nan_to_num(self.transform(X), nan=np.inf).argmin(1)
+        return np.nan_to_num(self._to_centres(X), nan=np.inf).argmin(1)
+
+    def _to_centres(self, X: Any) -> np.ndarray:
+        """What ``transform`` gives, before ``set_output`` makes a table of it."""
+        X = self._checked(X, fitted=True)
+        return self._distances(X, self.cluster_centers_.astype(X.dtype, copy=False), self._reached)
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.cluster_centers_)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
