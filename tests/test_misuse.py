@@ -210,6 +210,10 @@ MISUSES = {
         lambda e: pm.repair(e.decoder, e.z, uncertainty=RBF),
         "`uncertainty` must.*Make an instance",
     ),
+    "a model fitted in another dimension": (
+        lambda e: pm.repair(linear(3, 5), torch.cat([e.z, e.z[:, :1] ** 2], 1), uncertainty=e.metric.model),
+        "`uncertainty` must be a model of 3-dim.*RBF fitted on latents of dimension 2. Pass an unfitted",
+    ),
     "published RBF without data": (
         lambda e: pm.repair(e.decoder, e.z, uncertainty="rbf-published"),
         "`data` must be given.*or use uncertainty=",

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import posthoc_metric as pm
+from posthoc_metric.belonging import _doubt
 from posthoc_metric.decoder.cuts import about_cuts
 from posthoc_metric.errors import CalibrationWarning, DecoderError, DerivativeWarning, FitError
 from posthoc_metric.examples import digits, digits_vae
-from posthoc_metric.repair import _doubt
 
 
 def shares(last):

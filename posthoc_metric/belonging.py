@@ -1,0 +1,70 @@
+"""Whether data are what latents encode, row by row, as far as a decoder's output tells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._arrays import Rows
+from .errors import InvalidArgumentError, PosthocMetricError
+from .smooth_map import SmoothMap
+
+#: rows of the data that are compared with the decoder's output, fewer where they would fill memory
+_COMPARED, _FEWEST_COMPARED, _ENTRIES = 256, 32, 2**23
+#: standard deviations that rows must match better than by chance
+_CHANCE = 2.0
+#: data so many times larger than the output are on another scale, if their mean is this share of their size at least
+_LARGER, _OFF_ZERO = 32.0, 0.3
+
+
+def check_data(decoder: SmoothMap, data: Any, latents: Tensor) -> tuple[Rows, str]:
+    """The data's rows, and a warning where they do not seem to be what ``latents`` encode; empty where they do."""
+    rows = Rows(data)
+    if len(rows) != len(latents):
+        raise InvalidArgumentError(
+            f"`data` must have one row for each of the {len(latents)} latents; got {len(rows)} rows. "
+            "Pass the data that were encoded, in the same order, or no data at all."
+        )
+    if rows.shape[1] != decoder.output_dim:
+        raise InvalidArgumentError(
+            f"`data` must have {decoder.output_dim} values a row, as the decoder's output; got {rows.shape[1]}. "
+            "Bring the data into the form that the decoder reconstructs."
+        )
+    count = min(len(rows), _COMPARED, max(_FEWEST_COMPARED, _ENTRIES // decoder.output_dim))
+    some = torch.linspace(0, len(rows) - 1, count).round().long()
+    try:
+        outputs = decoder(latents[some.to(latents.device)]).cpu().double()
+        return rows, _doubt(outputs, rows[some].cpu().double())
+    except PosthocMetricError:
+        return rows, ""  # what is not finite is told of with its rows where it is used
+
+
+def _doubt(outputs: Tensor, data: Tensor) -> str:
+    """What makes data (n, D) unlikely to be what outputs (n, D) reconstruct; empty where nothing does.
+
+    Logits, rates and other outputs on another scale than their data still go up where those do: rows are compared by
+    the angle between their departures from the median row, to which no row's size and no outlier matters. Their sum
+    over matching rows is held to its mean and spread over all orders of the rows.
+    """
+    away, apart = outputs - outputs.median(0).values, data - data.median(0).values
+    cosines = nn.functional.normalize(away, dim=1) @ nn.functional.normalize(apart, dim=1).T
+    centred = cosines - cosines.mean(0) - cosines.mean(1, keepdim=True) + cosines.mean()
+    spread = float(centred.square().sum() / (len(data) - 1)) ** 0.5
+    if spread > 0 and float(centred.trace()) < _CHANCE * spread:
+        return (
+            f"`data` may not belong to `latents` row by row: of {len(data)} rows compared, decoder(latents) is no "
+            "closer to the data of its own row than to those of others. Check that both are in one order, and that "
+            "the decoder reconstructs these data."
+        )
+    # a model that has all but collapsed varies less than its data too, but its mean is theirs
+    varies, level = float(apart.norm(dim=1).median() / away.norm(dim=1).median()), float(data.mean(0).norm())
+    off_zero = level > _OFF_ZERO * float(data.norm(dim=1).median())
+    if off_zero and min(varies, level / max(float(outputs.mean(0).norm()), 1e-300)) > _LARGER:
+        return (
+            f"`data` may be scaled otherwise than the decoder's output: of {len(data)} rows compared they vary "
+            f"{varies:.3g} times as much as decoder(latents). Bring them into the form that the decoder reconstructs, "
+            "such as images from 0 to 1."
+        )
+    return ""
