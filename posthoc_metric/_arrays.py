@@ -168,10 +168,11 @@ def check_range(value: Any, name: str, low: float, high: float, what: str) -> fl
         InvalidArgumentError: anything else.
     """
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        # float reads text too, and a number in quotes is a mistake that should not pass for its number
+        number = float("nan") if isinstance(value, (bool, np.bool_, str, bytes, bytearray)) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
-    if isinstance(value, bool) or not low < number < high:
+    if not low < number < high:
         raise InvalidArgumentError(f"`{name}` is {what} and must lie in ({low:g}, {high:g}); got {describe(value)}.")
     return number
 

@@ -219,6 +219,8 @@ MISUSES = {
         "`data` must be given.*or use uncertainty=",
     ),
     "inflation as text": (lambda e: pm.repair(e.decoder, e.z, inflation="ten"), "`inflation` is the cost.*must lie in"),
+    "inflation as digits": (lambda e: pm.repair(e.decoder, e.z, inflation="10"), "`inflation` is.*got str.*'10'"),
+    "a complex inflation": (lambda e: pm.repair(e.decoder, e.z, inflation=10j), "`inflation` is.*must lie in.*complex"),
     "inflation of NaN": (lambda e: pm.repair(e.decoder, e.z, inflation=NAN), "`inflation` is.*must lie in.*nan"),
     "a quantile in percent": (
         lambda e: pm.repair(e.decoder, e.z, support_quantile=99),
