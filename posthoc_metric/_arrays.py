@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Union
+from typing import Any, TypeGuard, Union
 
 import numpy as np
 import torch
@@ -177,13 +177,18 @@ def check_range(value: Any, name: str, low: float, high: float, what: str) -> fl
     return number
 
 
+def is_integer(value: Any) -> TypeGuard[int]:
+    """Whether ``value`` is one whole number, of Python's or NumPy's, and no truth value."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def check_seed(value: Any) -> int:
     """``value`` as a seed that torch, NumPy and scikit-learn all take.
 
     Raises:
         InvalidArgumentError: anything else.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < 2**32:
+    if not is_integer(value) or not 0 <= value < 2**32:
         raise InvalidArgumentError(f"`seed` must be an integer from 0 to 2**32 - 1; got {describe(value)}.")
     return int(value)
 
@@ -194,7 +199,7 @@ def check_count(value: Any, name: str, low: int, what: str) -> int:
     Raises:
         InvalidArgumentError: anything else.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
+    if not is_integer(value) or value < low:
         raise InvalidArgumentError(
             f"`{name}` is {what} and must be an integer of at least {low}; got {describe(value)}."
         )

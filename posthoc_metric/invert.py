@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ._arrays import ArrayLike, check_range, check_seed, describe, to_points, to_tensor
+from ._arrays import ArrayLike, check_range, check_seed, describe, is_integer, to_points, to_tensor
 from .errors import DecoderError, InvalidArgumentError
 from .inversion import Inversion, InversionStatus
 from .smooth_map import SmoothMap, check_smooth_map
@@ -60,8 +60,9 @@ def invert(
     check_smooth_map(decoder, ("value_and_jacobian",))
     seed = check_seed(seed)
     for name, value in {"starts": starts, "tries": tries, "max_steps": max_steps}.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not is_integer(value) or value < 1:
             raise InvalidArgumentError(f"`{name}` must be a positive integer; got {describe(value)}.")
+    starts, tries, max_steps = int(starts), int(tries), int(max_steps)
     tolerance = check_range(tolerance, "tolerance", 0.0, 1.0, "the relative residual of a reproduced row")
     rows, restore = to_tensor(data, "data")
     if rows.ndim < 2:

@@ -71,6 +71,9 @@ MISUSES = {
     "Decoder of weights": (lambda e: pm.Decoder(e.net.state_dict()), "`model` must.*OrderedDict.*load_decoder"),
     "Decoder of a Decoder": (lambda e: pm.Decoder(e.decoder), "`model` is a Decoder already"),
     "latent_dim of zero": (lambda e: pm.Decoder(e.net, latent_dim=0), r"`latent_dim` must be a positive.*got int \(0"),
+    "latent_dim as a truth value": (lambda e: pm.Decoder(e.net, latent_dim=True), "`latent_dim` must be.*got bool"),
+    "n_jobs as a NumPy truth value": (lambda e: e.metric.distances(e.z[:3], n_jobs=np.True_), "`n_jobs` must be None"),
+    "starts as a truth value": (lambda e: pm.invert(e.decoder, e.x, starts=True), "`starts` must be a positive"),
     "latent_dim as text": (lambda e: pm.Decoder(e.net, latent_dim="2"), "`latent_dim` must be a positive integer"),
     "latent_dim of another model": (
         lambda e: pm.Decoder(e.net, latent_dim=3),
@@ -537,6 +540,18 @@ class TestDisks:
             e.metric.save(tmp_path / "r")
 
 
+class Held(nn.Module):
+    """A module whose width no layer tells, and which holds it as an attribute."""
+
+    def __init__(self, net, latent_dim):
+        super().__init__()
+        self.held = [net]
+        self.latent_dim = latent_dim
+
+    def forward(self, z):
+        return self.held[0](z)
+
+
 def table_of(e):
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     return pandas.DataFrame({"one": e.n[:, 0], "two": e.n[:, 1]})
@@ -620,6 +635,30 @@ WORKS = {
         lambda e, out: len(set(out[:4])) == len(set(out[4:])) == 1,
     ),
     "a NumPy seed": (lambda e: pm.repair(e.decoder, e.z, e.x, seed=np.int64(0)), lambda e, out: out.geometry.seed == 0),
+    "a NumPy latent dimension": (
+        lambda e: pm.Decoder(e.net, latent_dim=np.int64(2), max_bytes=np.int32(2**20)),
+        lambda e, out: type(out.latent_dim) is int and type(out.max_bytes) is int,
+    ),
+    "a NumPy latent shape": (
+        lambda e: pm.Decoder(e.net, latent_shape=(np.int64(2),)),
+        lambda e, out: out.latent_dim == 2,
+    ),
+    "a latent dimension that a model holds in NumPy": (
+        lambda e: pm.Decoder(Held(e.net, np.int64(2))),
+        lambda e, out: type(out.latent_dim) is int and out.latent_dim == 2,
+    ),
+    "NumPy counts of an inversion": (
+        lambda e: pm.invert(e.decoder, e.x[:3], starts=np.int64(64), tries=np.int32(2), max_steps=np.int64(9)),
+        lambda e, out: out.latents.shape == (3, 2),
+    ),
+    "NumPy jobs": (
+        lambda e: e.metric.distances(e.z[:3], n_jobs=np.int64(1)),
+        lambda e, out: torch.equal(out, e.metric.distances(e.z[:3])),
+    ),
+    "more NumPy jobs": (
+        lambda e: e.metric.distances(e.z[:3], n_jobs=np.int64(2)),
+        lambda e, out: torch.equal(out, e.metric.distances(e.z[:3])),
+    ),
     "invert of no rows": (lambda e: pm.invert(e.decoder, e.x[:0]), lambda e, out: out.latents.shape == (0, 2)),
     "a point far outside": (
         lambda e: e.metric.condition_number(1e6 * e.z[:3]),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike, to_points
+from .._arrays import ArrayLike, is_integer, to_points
 from ..errors import BatchWarning, DerivativeWarning, InvalidArgumentError
 from ..machine import working_memory
 from .derivatives import reverse_later
@@ -84,7 +84,7 @@ class Decoder:
             raise InvalidArgumentError("`model` is a Decoder already; use it as it is, or pass the model behind it.")
         if max_bytes is None:
             max_bytes = working_memory() // 2
-        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
+        if not is_integer(max_bytes) or max_bytes < 1:
             raise InvalidArgumentError(f"`max_bytes` must be a positive number of bytes; got {max_bytes!r}.")
         settled = settle(
             model,
@@ -95,7 +95,7 @@ class Decoder:
             latent_shape=latent_shape,
         )
         self.latent_dim = settled.latent_dim
-        self.max_bytes = max_bytes
+        self.max_bytes = int(max_bytes)
         self._eval_mode = EvalMode(settled.call.roots)
         latents = None if probe is None else to_points(probe, "probe", self.latent_dim)[0]
         if latents is not None and not len(latents):

@@ -12,7 +12,7 @@ from typing import Any, Union
 import torch
 from torch import nn
 
-from .._arrays import describe
+from .._arrays import describe, is_integer
 from ..errors import DecoderError, InvalidArgumentError
 
 Method = Union[str, Callable[..., Any], None]
@@ -167,14 +167,14 @@ def width_candidates(model: Any, part: Part) -> Iterator[tuple[int, tuple[int, .
     if isinstance(model, nn.Module) and model not in owners:
         owners.append(_unwrapped(model))
     features = getattr(getattr(part.target, "__self__", None), "n_features_in_", None)
-    if isinstance(features, int):
-        yield features, None, "attribute `n_features_in_`"  # scikit-learn's
+    if is_integer(features):
+        yield int(features), None, "attribute `n_features_in_`"  # scikit-learn's
     for owner in owners:
         for holder in (owner, *(getattr(owner, n, None) for n in ("config", "model_config", "hparams", "cfg"))):
             for name in _WIDTH_NAMES:
                 value = getattr(holder, name, None) if not isinstance(holder, dict) else holder.get(name)
-                if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                    yield value, None, f"attribute `{name}`"
+                if is_integer(value) and value > 0:
+                    yield int(value), None, f"attribute `{name}`"
     for root in part.roots:
         if isinstance(root, torch.fx.GraphModule):
             yield from _traced_widths(root)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arrays import describe
+from .._arrays import describe, is_integer
 from ..errors import DecoderError, InvalidArgumentError
 from .call import Call
 from .conditions import advice, as_columns
@@ -83,19 +83,19 @@ def settle(
 
 
 def _check_width(dim: Any, shape: Any) -> tuple[int | None, tuple[int, ...] | None]:
-    if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or dim < 1):
-        raise InvalidArgumentError(f"`latent_dim` must be a positive integer; got {describe(dim)}.")
+    if dim is not None:
+        if not is_integer(dim) or dim < 1:
+            raise InvalidArgumentError(f"`latent_dim` must be a positive integer; got {describe(dim)}.")
+        dim = int(dim)
     if shape is None:
         return dim, None
-    if isinstance(shape, (int, list, tuple, torch.Size)):
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    else:
-        shape = (shape,)
-    if not shape or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape):
+    shape = tuple(shape) if isinstance(shape, (list, tuple)) else (shape,)
+    if not shape or not all(is_integer(n) and n > 0 for n in shape):
         raise InvalidArgumentError(
             f"`latent_shape` must be the shape of one latent without the batch axis, such as (100, 1, 1); "
             f"got {shape!r}."
         )
+    shape = tuple(int(n) for n in shape)
     if dim is not None and math.prod(shape) != dim:
         raise InvalidArgumentError(
             f"`latent_shape` {shape} holds {math.prod(shape)} numbers, but `latent_dim` is {dim}. Drop one of the two."

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 
+from .._arrays import is_integer
 from ..errors import InvalidArgumentError
 from .base import GeodesicEstimator
 
@@ -64,7 +65,7 @@ class CentredClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
 
 def check_positive(value: Any, name: str) -> None:
     """Raise unless ``value`` is a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+    if not is_integer(value) or value < 1:
         raise InvalidArgumentError(f"`{name}` must be a positive integer; got {value!r}.")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
+from .._arrays import is_integer
 from ..errors import InvalidArgumentError
 from .base import GeodesicEstimator, symmetric
 
@@ -96,7 +97,7 @@ class GeodesicDistance(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Geodes
         """
         X = self._checked(X)
         count = self.n_landmarks
-        if count is not None and (isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1):
+        if count is not None and (not is_integer(count) or count < 1):
             raise InvalidArgumentError(f"`n_landmarks` must be None or a positive integer; got {count!r}.")
         self._prepare(X, len(X) * (len(X) if count is None else min(count, len(X))))
         if count is None:

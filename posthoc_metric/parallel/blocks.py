@@ -20,6 +20,7 @@ from joblib import Parallel, delayed, effective_n_jobs
 from joblib.parallel import get_active_backend
 from threadpoolctl import threadpool_limits
 
+from .._arrays import is_integer
 from ..errors import InvalidArgumentError, WorkerError
 from .progress import Progress
 
@@ -91,6 +92,7 @@ def run_blocks(
             progress.advance(result.seconds)
             yield index, result.value
         return
+    workers = None if n_jobs is None else int(n_jobs)
     payload = _pack(shared)
     digest = hashlib.sha256(payload.tobytes()).hexdigest()
     # writing it out for every call, and removing it, takes up to 0.1 s
@@ -105,7 +107,7 @@ def run_blocks(
         left = set(missing)
         threads = torch.get_num_threads()
         try:
-            for result in Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1)(calls):
+            for result in Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)(calls):
                 if isinstance(result, _Done):
                     left.discard(result.index)
                     progress.advance(result.seconds)
@@ -153,7 +155,7 @@ def worker_count(n_jobs: int | None) -> int:
 def _in_process(n_jobs: int | None) -> bool:
     backend, configured = get_active_backend()
     chosen = (configured or 1) if n_jobs is None else n_jobs
-    if isinstance(chosen, bool) or not isinstance(chosen, int) or chosen == 0:
+    if not is_integer(chosen) or chosen == 0:
         raise InvalidArgumentError(
             f"`n_jobs` must be None or an integer other than 0, as in joblib (-1: all cores); got {n_jobs!r}."
         )
