@@ -87,6 +87,14 @@ MISUSES = {
     "method that is not there": (lambda e: pm.Decoder(e.net, method="decode"), "`method` is 'decode'.*It has: "),
     "method a number": (lambda e: pm.Decoder(e.net, method=3), "`method` must be the name.*got int"),
     "output of a tensor": (lambda e: pm.Decoder(e.net, output="x"), "`output` is 'x'.*it returns tensor of shape"),
+    "an output of no numbers": (
+        lambda e: pm.Decoder(lambda z: z[:, :0], latent_dim=2),
+        "decoder must return at least one number.*4 latents gave none.*Check which part",
+    ),
+    "probed at latents where it gives no numbers": (
+        lambda e: pm.Decoder(nn.Sequential(nn.Linear(2, 0)), probe=e.z),
+        "decoder must return at least one number",
+    ),
     "condition for a model without": (
         lambda e: pm.Decoder(e.net, latent_dim=2, condition=torch.zeros(1, 3)),
         "cannot be called.*takes 2 positional arguments but 3.*condition=",

@@ -14,11 +14,16 @@ _COPY_BYTES = 2**30
 
 
 def check_values(value: Tensor) -> None:
-    """Refuse outputs that are no finite real numbers."""
+    """Refuse outputs that are no finite real numbers, or none at all."""
     if not value.is_floating_point():
         raise DecoderError(
             f"the decoder returns {value.dtype}, so that it is piecewise constant and has no derivative. "
             "Wrap the layer before rounding, argmax or thresholding instead (method=, output=)."
+        )
+    if not value.shape[1]:
+        raise DecoderError(
+            f"the decoder must return at least one number for each latent; {len(value)} latents gave none at all. "
+            "Check which part of it is taken (method=, output=), and what that part cuts off."
         )
     bad = ~torch.isfinite(value).all(dim=1)
     if bool(bad.any()):
