@@ -11,13 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._arrays import ArrayLike, check_count, check_range, check_seed, describe, listed, to_points
-from .errors import ConvergenceWarning, InvalidArgumentError, NumericalError
+from ._arrays import ArrayLike, check_count, check_range, check_seed, describe, to_points
+from .errors import ConvergenceWarning, DecoderError, InvalidArgumentError, NumericalError
 from .geodesic import Status
+from .labels import soft_labels
 from .metric import Metric
+from .smooth_map import SmoothMap
 
 _CURVES = ("geodesic", "straight")
 _PARTNERS = ("any", "same", "other")
+#: places on each curve, ends included, where the decoder is asked whether it has values there
+_ASKED = 33
+#: entries of its output that are held at once
+_ENTRIES = 2**24
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class GeodesicMixup:
         curves: (P, T, d) float64, at equal steps of Riemannian length.
         start_labels, end_labels: soft labels at the two ends, (P, C).
         status: how the work on each of these curves ended, P of them; empty for straight lines.
-        dropped: how many of the pairs drawn have no curve at all and are not here.
+        dropped: how many of the pairs drawn have no curve that can be decoded and are not here.
         alpha: of the Beta(alpha, alpha) that positions along the curves are drawn from.
         share: share of a batch that a call replaces.
     """
@@ -52,10 +58,7 @@ class GeodesicMixup:
         count = check_count(count, "count", 1, "the number of points to draw")
         rows = torch.from_numpy(self._generator.integers(len(self.curves), size=count)).to(self.curves.device)
         t = torch.from_numpy(self._generator.beta(self.alpha, self.alpha, size=count)).to(self.curves)
-        place = t * (self.curves.shape[1] - 1)
-        left = place.floor().clamp_max(self.curves.shape[1] - 2)
-        between = (place - left)[:, None]
-        left = left.long()
+        left, between = _places(t, self.curves.shape[1])
         z = (1 - between) * self.curves[rows, left] + between * self.curves[rows, left + 1]
         dtype = getattr(self.decoder, "dtype", None) or torch.get_default_dtype()
         x = self.decoder(z.to(dtype))
@@ -66,7 +69,7 @@ class GeodesicMixup:
         """A batch of which ``share`` of the rows, drawn at random, are replaced by path samples.
 
         Args:
-            x: (B, ...), whose trailing axes hold D numbers.
+            x: (B, ...) floating point, whose trailing axes hold D numbers.
             y: class indices (B,) or soft labels (B, C).
 
         Returns:
@@ -74,15 +77,20 @@ class GeodesicMixup:
             the batch has none.
 
         Raises:
-            InvalidArgumentError: rows of ``x`` do not hold D numbers, or ``y`` does not fit ``x``.
+            InvalidArgumentError: ``x`` is not floating point, its rows do not hold D numbers, or ``y`` does not fit it.
         """
         if not isinstance(x, Tensor) or x.ndim < 2 or prod(x.shape[1:]) != self.decoder.output_dim:
             raise InvalidArgumentError(
                 f"`x` must be a batch whose rows hold {self.decoder.output_dim} numbers, as the decoder's output does; "
                 f"got {describe(x)}. Transform the batch before anything that changes its size."
             )
+        if not x.is_floating_point():
+            raise InvalidArgumentError(
+                f"`x` must be floating point, as what is decoded is no whole number; got {describe(x)}. Convert it "
+                "first, to the scale of the decoder's output: bytes become x.float() / 255 where that is from 0 to 1."
+            )
         classes = self.start_labels.shape[1]
-        soft = _soft_labels(y, classes, "y").to(x.device)
+        soft = soft_labels(y, classes, "y").to(x.device)
         if len(soft) != len(x):
             raise InvalidArgumentError(
                 f"`y` must have one label for each of the {len(x)} rows of `x`; got {describe(y)}."
@@ -138,11 +146,12 @@ def geodesic_mixup(
 
     Raises:
         InvalidArgumentError: an argument has a wrong shape or value, or no pair of the wanted kind exists.
-        NumericalError: no pair has a curve.
+        NumericalError: no pair has a curve that can be decoded.
 
     Warns:
-        ConvergenceWarning: some curves did not converge; those without any finite curve are left out, and the
-            transform's ``dropped`` and ``status`` say how many and why.
+        ConvergenceWarning: some curves did not converge; pairs without any finite curve, or whose curve has places
+            that the decoder has no finite value for, are left out.  ``dropped`` and ``status`` of the transform say
+            how many and why.
     """
     decoder = getattr(metric, "decoder", None)
     if not isinstance(metric, Metric) or decoder is None:
@@ -150,11 +159,12 @@ def geodesic_mixup(
             f"`metric` must be a metric with a decoder; got {describe(metric)}. "
             "Pass what pm.repair returned, or pm.PullbackMetric(decoder)."
         )
+    _check_decoder(decoder, metric.dim)
     points, _ = to_points(latents, "latents", metric.dim)
     seed = check_seed(seed)
     if num_classes is not None:
         num_classes = check_count(num_classes, "num_classes", 1, "the number of classes")
-    soft = _soft_labels(labels, num_classes, "labels")
+    soft = soft_labels(labels, num_classes, "labels")
     if len(soft) != len(points):
         raise InvalidArgumentError(
             f"`labels` must have one entry for each of the {len(points)} latents; got {describe(labels)}."
@@ -177,6 +187,7 @@ def geodesic_mixup(
         solution = metric.geodesic(start, end, **options)
         curves, status = solution.points, solution.status
     finite = torch.isfinite(curves).flatten(1).all(1)
+    finite[finite.clone()] = _decoded(decoder, curves[finite])
     if not bool(finite.all()) or any(found is not Status.CONVERGED for found in status):
         _report(status, finite)
     kept = torch.nonzero(finite).flatten()
@@ -193,71 +204,64 @@ def geodesic_mixup(
     )
 
 
+def _check_decoder(decoder: Any, dim: int) -> None:
+    """A metric of the caller's own may have been given anything under that name."""
+    if not callable(decoder) or not all(hasattr(decoder, name) for name in ("latent_dim", "output_dim")):
+        raise InvalidArgumentError(
+            f"`metric.decoder` must be a wrapped decoder; got {describe(decoder)}. "
+            "Wrap it first: metric.decoder = pm.Decoder(module)."
+        )
+    if decoder.latent_dim != dim:
+        raise InvalidArgumentError(
+            f"`metric.decoder` must take latents of dimension {dim}, as `metric` does; it takes {decoder.latent_dim}. "
+            "Give the metric its own decoder."
+        )
+
+
+def _decoded(decoder: SmoothMap, curves: Tensor) -> Tensor:
+    """Whether the decoder has finite values all along each of the finite curves (P, T, d): (P,)."""
+    left, between = _places(torch.linspace(0, 1, _ASKED).to(curves), curves.shape[1])
+    dtype = getattr(decoder, "dtype", None) or torch.get_default_dtype()
+    good = torch.ones(len(curves), dtype=torch.bool, device=curves.device)
+    for rows in torch.arange(len(curves)).split(max(1, _ENTRIES // (_ASKED * decoder.output_dim))):
+        some = curves[rows.to(curves.device)]
+        z = (1 - between) * some[:, left] + between * some[:, left + 1]
+        bad = torch.zeros(len(rows) * _ASKED, dtype=torch.bool)
+        try:
+            bad = ~torch.isfinite(decoder(z.flatten(0, 1).to(dtype))).all(1).cpu()
+        except DecoderError as error:
+            if not error.rows:
+                raise
+            bad[list(error.rows)] = True
+        good[rows.to(good.device)] = ~bad.view(len(rows), _ASKED).any(1).to(good.device)
+    return good
+
+
+def _places(t: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Which of ``count`` points on a curve lies before the time t (n,), and how far it is from there to the next."""
+    place = t * (count - 1)
+    left = place.floor().clamp_max(count - 2)
+    return left.long(), (place - left)[:, None]
+
+
 def _report(status: tuple[Status, ...], finite: Tensor) -> None:
     lost = int((~finite).sum())
     if lost == len(finite):
         raise NumericalError(
-            f"none of the {lost} pairs has a finite curve: the metric is NaN or infinite around them. "
-            "Check the decoder at these latents."
+            f"none of the {lost} pairs has a curve all along which metric and decoder are finite. "
+            "Check the decoder at these latents and between them."
         )
-    unsure = sum(found is not Status.CONVERGED for found in status) - lost
-    warnings.warn(
-        f"of {len(finite)} curves {unsure} did not converge and are used as they are, {lost} do not exist and are "
-        "left out; see `status`, and raise `max_spans` or `max_steps`.",
-        ConvergenceWarning,
-        stacklevel=3,
-    )
-
-
-def _soft_labels(labels: Any, classes: int | None, name: str) -> Tensor:
-    """Classes (N,) or soft labels (N, C) as soft labels (N, C) float32; ``name`` is the argument's, for messages."""
-    values = _label_numbers(labels, name)
-    if values.ndim == 2 and values.is_floating_point():
-        if classes is not None and values.shape[1] != classes:
-            raise InvalidArgumentError(f"`{name}`, being soft, must have {classes} columns; got {describe(labels)}.")
-        # a comparison with NaN is false
-        bad = (~((values >= 0) & (values < float("inf"))).all(1)).nonzero().flatten().tolist()
-        if bad:
-            raise InvalidArgumentError(
-                f"`{name}`, being soft, must be finite and not negative; {listed(bad)} are not. "
-                "Pass probabilities, as softmax gives, not logits."
-            )
-        return values.float()
-    # without labels nothing says how many classes there are
-    if values.ndim != 1 or values.is_floating_point() or (classes is None and not len(values)):
-        raise InvalidArgumentError(_wanted(labels, name))
-    values = values.long()
-    lowest, highest = (int(values.min()), int(values.max())) if len(values) else (0, 0)
-    count = highest + 1 if classes is None else classes
-    if lowest < 0 or highest >= count:
-        raise InvalidArgumentError(
-            f"`{name}` must be class indices from 0 to {max(count - 1, 0)}; got {lowest} to {highest}. "
-            "Pass `num_classes` if there are more."
+    left_out = f"{lost} are not finite, or not decoded to finite values, and are left out"
+    if not status:
+        words = f"of {len(finite)} straight lines {left_out}. Check the decoder between these latents."
+    else:
+        kept = finite.tolist()
+        unsure = sum(found is not Status.CONVERGED and use for found, use in zip(status, kept, strict=True))
+        words = (
+            f"of {len(finite)} curves {unsure} did not converge and are used as they are, {left_out}; see `status`, "
+            "and raise `max_spans` or `max_steps`."
         )
-    return torch.nn.functional.one_hot(values, count).float()
-
-
-def _label_numbers(labels: Any, name: str) -> Tensor:
-    """Integers or floats of any shape, as a tensor."""
-    if isinstance(labels, Tensor):
-        values = labels.detach()
-        sparse = values.layout is not torch.strided or values.is_nested
-        if sparse or values.is_complex() or values.dtype == torch.bool:
-            raise InvalidArgumentError(_wanted(labels, name))
-        return values
-    try:
-        array = np.asarray(labels)
-    except (TypeError, ValueError, RuntimeError):
-        raise InvalidArgumentError(f"{_wanted(labels, name)} All rows must have one length.") from None
-    if array.dtype.kind not in "fiu":
-        advice = "Names become indices with sklearn.preprocessing.LabelEncoder."
-        raise InvalidArgumentError(f"{_wanted(labels, name)} {advice}")
-    # a copy in native order and of positive strides, as torch takes none of another
-    return torch.from_numpy(np.array(array, dtype=np.float64 if array.dtype.kind == "f" else np.int64))
-
-
-def _wanted(labels: Any, name: str) -> str:
-    return f"`{name}` must be class indices (N,), integers from 0, or soft labels (N, C); got {describe(labels)}."
+    warnings.warn(words, ConvergenceWarning, stacklevel=3)
 
 
 def _draw_pairs(soft: Tensor, partners: str, pairs: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -152,6 +152,72 @@ def test_a_metric_without_decoder_and_a_batch_of_the_wrong_size_are_refused(metr
         mix.sample(0)
 
 
+class Holed(Linear):
+    """As Linear, but without a value in a strip between the latents."""
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        strip = (z[:, :1] > 1.0) & (z[:, :1] < 2.0)
+        return torch.where(strip, torch.nan, 1.0) * super().forward(z)
+
+
+@pytest.fixture
+def holed() -> tuple[pm.PullbackMetric, torch.Tensor, torch.Tensor]:
+    """Two groups of latents, with a strip between them where the decoder gives NaN."""
+    generator = torch.Generator().manual_seed(0)
+    latents = 0.1 * torch.randn(24, 2, dtype=torch.float64, generator=generator)
+    latents[12:, 0] += 3.0
+    metric = pm.PullbackMetric(pm.Decoder(Holed().double(), latent_dim=2, probe=latents))
+    return metric, latents, torch.arange(24) // 12
+
+
+def test_straight_lines_that_cannot_be_decoded_are_left_out(holed):
+    """They once stayed, and a sample in the middle of training raised."""
+    metric, latents, labels = holed
+    with pytest.warns(ConvergenceWarning, match=r"of 40 straight lines \d+ are not.*left out. Check the"):
+        mix = geodesic_mixup(metric, latents, labels, pairs=40, curve="straight")
+    assert mix.dropped > 0 and len(mix.curves) == 40 - mix.dropped and mix.status == ()
+    assert bool((mix.start_labels.argmax(1) == mix.end_labels.argmax(1)).all())
+    assert bool(torch.isfinite(mix.sample(500)[0]).all())
+    with pytest.raises(NumericalError, match="none of the 5 pairs.*between them"):
+        geodesic_mixup(metric, latents, labels, pairs=5, partners="other", curve="straight")
+
+
+def test_curves_of_another_metric_that_cannot_be_decoded_are_left_out(holed):
+    own = pm.FunctionMetric(lambda z: torch.eye(2, dtype=z.dtype).expand(len(z), 2, 2), 2)
+    own.decoder = holed[0].decoder
+    with pytest.warns(ConvergenceWarning, match=r"of 40 curves 0 did not converge.*, \d+ are not finite"):
+        mix = geodesic_mixup(own, *holed[1:], pairs=40)
+    assert mix.dropped > 0 and len(mix.curves) == 40 - mix.dropped == len(mix.status)
+    assert bool(torch.isfinite(mix.sample(500)[0]).all())
+
+
+def test_a_decoder_that_is_not_wrapped_is_refused(labelled):
+    own = pm.FunctionMetric(lambda z: torch.eye(2, dtype=z.dtype).expand(len(z), 2, 2), 2)
+    own.decoder = Linear()
+    with pytest.raises(InvalidArgumentError, match="`metric.decoder` must be a wrapped.*got Linear.*Wrap it first"):
+        geodesic_mixup(own, *labelled)
+    own.decoder = pm.Decoder(nn.Linear(3, 3))
+    with pytest.raises(InvalidArgumentError, match=r"`metric.decoder` must take latents of dimension 2.*it takes 3"):
+        geodesic_mixup(own, *labelled)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_a_batch_of_whole_numbers_is_refused(metric, labelled, dtype):
+    """Mixtures written into it were truncated, images from 0 to 1 to zeros."""
+    mix = geodesic_mixup(metric, *labelled, pairs=3, curve="straight")
+    with pytest.raises(InvalidArgumentError, match="`x` must be floating point.*Convert it first"):
+        mix(torch.zeros(4, 3, dtype=dtype), torch.zeros(4, dtype=torch.long))
+
+
+def test_one_hot_labels_of_whole_numbers_are_told_to_become_float(metric, labelled):
+    latents, labels = labelled
+    one_hot = nn.functional.one_hot(labels, 3)
+    for given in (one_hot, one_hot.bool(), one_hot.numpy(), one_hot.tolist(), one_hot.bool().numpy()):
+        with pytest.raises(InvalidArgumentError, match="`labels` must be class indices.*one-hot labels to float"):
+            geodesic_mixup(metric, latents, given, pairs=3)
+    assert len(geodesic_mixup(metric, latents, one_hot.float(), pairs=3, curve="straight").curves) == 3
+
+
 def test_it_teaches_a_classifier_in_a_loop(metric, labelled):
     """Two classes apart in the latent space: trained on mixtures alone, a linear classifier tells them apart."""
     generator = torch.Generator().manual_seed(1)
