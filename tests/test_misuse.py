@@ -61,6 +61,17 @@ def linear(count, out):
         return pm.Decoder(nn.Linear(count, out))
 
 
+class Conditioned(nn.Module):
+    """It adds its parts up, so that it runs with a table of conditions too, each of them beside every latent."""
+
+    def __init__(self):
+        super().__init__()
+        self.latent, self.condition = nn.Linear(2, 4), nn.Linear(3, 4)
+
+    def forward(self, z, condition):
+        return self.latent(z) + self.condition(condition)
+
+
 LATENTS = "`latents` must"
 
 MISUSES = {
@@ -94,6 +105,10 @@ MISUSES = {
     "probed at latents where it gives no numbers": (
         lambda e: pm.Decoder(nn.Sequential(nn.Linear(2, 0)), probe=e.z),
         "decoder must return at least one number",
+    ),
+    "one condition for each row": (
+        lambda e: pm.Decoder(Conditioned(), latent_dim=2, condition=torch.rand(50, 3)),
+        r"couples the rows.*One condition serves all rows: an array of shape \(50, 3\).*wrap the model once for each",
     ),
     "condition for a model without": (
         lambda e: pm.Decoder(e.net, latent_dim=2, condition=torch.zeros(1, 3)),

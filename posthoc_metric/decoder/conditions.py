@@ -56,24 +56,34 @@ def as_columns(condition: Any) -> Iterator[tuple[Any, str]]:
 
 def advice(condition: Any) -> str:
     """What to try where a model fails with ``condition``, which it may have been handed otherwise than was meant."""
-    if isinstance(condition, Mapping):
-        values = list(condition.values())
-    else:
-        values = list(condition) if isinstance(condition, tuple) else [condition]
+    floats = [value for value in _values(condition) if isinstance(value, float)]
+    words = [
+        f"A plain float is passed on as it is; for a number a row, pass torch.tensor({value!r})."
+        for value in dict.fromkeys(floats)
+    ]
+    return " ".join([*words, several_rows(condition)]).strip()
+
+
+def several_rows(condition: Any) -> str:
+    """That an array in ``condition`` is not taken for one value for each row, if one looks as if it were."""
     words = []
-    for value in values:
-        if isinstance(value, float):
-            words.append(f"A plain float is passed on as it is; for a number a row, pass torch.tensor({value!r}).")
-            continue
+    for value in _values(condition):
         shape = tuple(value.shape) if isinstance(value, (np.ndarray, Tensor)) else ()
         if isinstance(value, list) and all(isinstance(item, (int, float)) for item in value):
             shape = (len(value),)
         if shape and shape[0] > 1:
             words.append(
                 f"One condition serves all rows: an array of shape {shape} is handed over as (B, "
-                f"{', '.join(map(str, shape))}), not as one value for each row. Pass that of one row."
+                f"{', '.join(map(str, shape))}), not as one value for each row. Pass that of one row, and wrap the "
+                "model once for each condition."
             )
     return " ".join(dict.fromkeys(words))
+
+
+def _values(condition: Any) -> list[Any]:
+    if isinstance(condition, Mapping):
+        return list(condition.values())
+    return list(condition) if isinstance(condition, tuple) else [condition]
 
 
 def _is_single_number(value: Any) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor
 from .._arrays import bad_rows, name_rows
 from ..errors import DecoderError
 from .call import Call
+from .conditions import several_rows
 
 #: parameters beyond this are not copied to float64 for the check
 _COPY_BYTES = 2**30
@@ -82,10 +83,13 @@ def check_rows_apart(call: Call, z: Tensor, value: Tensor, scale: Tensor, others
         change = (call(z[:1])[0] - value[0]).abs().amax()
         if change <= 100 * noise * scale:
             return
+    # where a condition was meant as one for each row, the model most likely sets every latent beside every condition
+    likelier = several_rows(call.condition)
     raise DecoderError(
         f"the decoder couples the rows of a batch: row 0 of the output changes by {float(change):.2g} when the other "
-        f"latents change, where the outputs reach {float(scale):.2g}. A layer normalises over the batch or quantises "
-        "by its range; give it fixed statistics, or pass a function that calls the model on one row at a time."
+        f"latents change, where the outputs reach {float(scale):.2g}. {likelier + ' Or a' if likelier else 'A'} layer "
+        "normalises over the batch or quantises by its range; give it fixed statistics, or pass a function that calls "
+        "the model on one row at a time."
     )
 
 
