@@ -98,6 +98,14 @@ MISUSES = {
     "method that is not there": (lambda e: pm.Decoder(e.net, method="decode"), "`method` is 'decode'.*It has: "),
     "method a number": (lambda e: pm.Decoder(e.net, method=3), "`method` must be the name.*got int"),
     "output of a tensor": (lambda e: pm.Decoder(e.net, output="x"), "`output` is 'x'.*it returns tensor of shape"),
+    "a model that holds a condition for each row": (
+        lambda e: pm.Decoder(lambda z: e.net(z) + e.x[: len(z)], latent_dim=2),
+        "same output in every row of a batch.*It holds something for each row.*give it with condition=",
+    ),
+    "a model that holds conditions for its only batch": (
+        lambda e: pm.Decoder(lambda z: torch.cat([e.net(z), e.x], 1), latent_dim=2),
+        "same output in every row of a batch.*It holds something for each row",
+    ),
     "an output of no numbers": (
         lambda e: pm.Decoder(lambda z: z[:, :0], latent_dim=2),
         "decoder must return at least one number.*4 latents gave none.*Check which part",

@@ -82,6 +82,7 @@ def check_rows_apart(call: Call, z: Tensor, value: Tensor, scale: Tensor, others
         # a lone row goes through other kernels: more noise, but a coupling would show
         change = (call(z[:1])[0] - value[0]).abs().amax()
         if change <= 100 * noise * scale:
+            _check_places(call, z, value, 100 * noise * scale)
             return
     # where a condition was meant as one for each row, the model most likely sets every latent beside every condition
     likelier = several_rows(call.condition)
@@ -91,6 +92,17 @@ def check_rows_apart(call: Call, z: Tensor, value: Tensor, scale: Tensor, others
         "normalises over the batch or quantises by its range; give it fixed statistics, or pass a function that calls "
         "the model on one row at a time."
     )
+
+
+def _check_places(call: Call, z: Tensor, value: Tensor, allowed: Tensor) -> None:
+    """Refuse outputs that depend on which row of the batch a latent is, as where a model holds one thing for each."""
+    change = (call(z.roll(1, 0)).roll(-1, 0) - value).abs().amax()
+    if change > allowed:
+        raise DecoderError(
+            "the decoder must give a latent the same output in every row of a batch; in the next row outputs differ "
+            f"by {float(change):.2g}. It holds something for each row, such as its condition: take what belongs to one "
+            "row, give it with condition=, and wrap the model once for each."
+        )
 
 
 def in_float64(call: Call, z: Tensor, value: Tensor, unit: float = 1.0) -> Call | None:
