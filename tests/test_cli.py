@@ -15,6 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import posthoc_metric
 from posthoc_metric.arrays_io import read_array, read_named
 from posthoc_metric.cli import commands as commands_module
 from posthoc_metric.cli import demo as demo_module
@@ -226,6 +227,11 @@ class TestHelp:
                 assert len(line.strip("│ ").split()) > 3, line
 
 
+def test_the_version_is_told():
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.output) == (0, f"posthoc-metric {posthoc_metric.__version__}\n")
+
+
 class TestMistakes:
     def test_unknown_option_and_command(self):
         assert "No such option" in mistake("demo", "--ot", "x")
@@ -271,8 +277,30 @@ class TestMistakes:
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(
+        ("command", "ending"), [(("geodesic", "--from", "0", "--to", "1"), ".npz"), (("distances",), ".npy")]
+    )
+    def test_a_result_is_not_written_under_another_ending(self, place, tmp_path, monkeypatch, command, ending):
+        monkeypatch.setattr(commands_module, "open_repaired", lambda *args: pytest.fail("work began"))
+        for name in ("d.csv", "d", "d.pt"):
+            text = mistake(command[0], place / "out", *absolute(place), *command[1:], "--out", tmp_path / name)
+            assert f"`--out` must end in {ending}" in text and f"Name it 'd{ending}'" in text
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_point_that_is_not_finite_is_named_by_its_option(self, place):
+        text = mistake("geodesic", place / "out", *absolute(place), "--from", "nan,1", "--to", "0")
+        assert "`--from` must be finite; row 0 is" in text
+
+    def test_points_of_another_width_are_named_by_their_option(self, place, tmp_path):
+        np.save(tmp_path / "p.npy", np.zeros((3, 5)))
+        common = ("distances", place / "out", *absolute(place), "--out", tmp_path / "d.npy")
+        assert "`--points` must have 2 columns" in mistake(*common, "--points", tmp_path / "p.npy")
+        assert "`--points` must be a file" in mistake(*common, "--points", tmp_path / "no.npy")
+        assert "`--jobs` must be None or an integer" in mistake(*common, "--most", "3", "--jobs", "0")
+
+    @pytest.mark.parametrize(
         ("message", "said"),
         [
+            ("`start` must be finite; `end` too", "`--from` must be finite; `--to` too"),
             ("Pass factory=, the class (and factory_kwargs= for", "Pass --factory, the class (and --factory-args for"),
             ("Pass trust=True if you", "Pass --trust if you"),
             ("save it and pass factory=.", "save it and pass --factory."),

@@ -156,7 +156,7 @@ def geodesic(
         raise InvalidArgumentError(
             f"`--from` and `--to` must be given equally often; got {len(start)} and {len(end)}. Repeat one of them."
         )
-    check_file(out)
+    check_file(out, ".npz")
     with stages(2) as bar:
         bar.next("opening the decoder and the metric")
         metric = open_repaired(open_decoder, repaired)
@@ -214,7 +214,7 @@ def distances(
     as_json: AsJson = False,
 ) -> None:
     """Write the matrix of geodesic distances between points; exit code 1 if some are missing or not converged."""
-    check_file(out)
+    check_file(out, ".npy")
     metric = open_repaired(open_decoder, repaired)
     chosen = metric.geometry.latents if points is None else read_named(points, "points")
     matrix, facts = metric.distances(

@@ -6,10 +6,11 @@ import inspect
 import signal
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from .. import __version__
 from .commands import audit, describe, distances, geodesic, repair, report
 from .demo import demo
 
@@ -30,8 +31,18 @@ app = typer.Typer(
 )
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"posthoc-metric {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _commands() -> None:
+def _commands(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
     """Keeps a single command from becoming the whole program."""
 
 

@@ -202,11 +202,12 @@ def image_sides(text: str) -> tuple[int, ...]:
         raise InvalidArgumentError(f"`--image-shape` must read like 28x28 or 64x64x3; got {text!r}.") from None
 
 
-def check_file(out: Path | None) -> None:
+def check_file(out: Path | None, ending: str = "") -> None:
     """See that :func:`~posthoc_metric.output.write_file` will be able to write, before long work begins.
 
     Raises:
         OutputError: it will not.
+        InvalidArgumentError: the name does not end as what is written into it should.
     """
     if out is None:
         return
@@ -219,6 +220,11 @@ def check_file(out: Path | None) -> None:
         raise OutputError(
             f"`out`: cannot write {str(out)!r}: {error.strerror}. Check that the folder is there and can be written to."
         ) from None
+    if ending and out.suffix.lower() != ending:
+        raise InvalidArgumentError(
+            f"`--out` must end in {ending}, which is what will be in it; got {str(out)!r}. Name it "
+            f"{out.with_suffix(ending).name!r}, and convert it afterwards: numpy.load reads it."
+        )
 
 
 def packed(array: Any = None, **arrays: Any) -> bytes:

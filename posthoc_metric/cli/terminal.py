@@ -28,6 +28,8 @@ _OPTIONS = {
     "factory_kwargs": "--factory-args",
     "trust": "--trust",
 }
+#: options by arguments of other names, which messages name alone
+_NAMED = {"a": "--points", "points": "--points", "start": "--from", "end": "--to", "n_jobs": "--jobs"}
 #: arguments that no command has an option for
 _PYTHON_ONLY = ("condition", "latent_shape", "strict", "probe", "max_bytes", "calibrate", "neighbours")
 #: a line of Python, which stays as it is; or an argument with or without a value; or another thing only Python has
@@ -35,6 +37,7 @@ _ARGUMENT = re.compile(
     r"\w\([^()]*\w=[^()]*\)"
     rf"|`?\b(?P<name>{'|'.join((*_OPTIONS, *_PYTHON_ONLY))})="
     r"(?P<value>True|False|'[\w.]+')?`?(?=[\s,;.)]|$)"
+    rf"|`(?P<named>{'|'.join(_NAMED)})`"
     r"|a function of the result"
 )
 
@@ -74,7 +77,7 @@ def clear_errors() -> Iterator[None]:
 
 
 def as_options(message: str) -> str:
-    """A message that advises an argument of Python's, such as ``latent_dim=``, by the option that stands for it.
+    """A message that names an argument of Python's, as ``latent_dim=``, by the option that stands for it.
 
     What has no option is said to be for Python only.
     """
@@ -82,6 +85,8 @@ def as_options(message: str) -> str:
 
 
 def _as_option(found: re.Match[str]) -> str:
+    if found["named"]:
+        return f"`{_NAMED[found['named']]}`"
     name, value = found["name"], (found["value"] or "").strip("'")
     if name is None:
         return f"{found[0]} (in Python only)" if found[0].startswith("a function") else found[0]
