@@ -106,6 +106,14 @@ MISUSES = {
         lambda e: pm.Decoder(lambda z: torch.cat([e.net(z), e.x], 1), latent_dim=2),
         "same output in every row of a batch.*It holds something for each row",
     ),
+    "four conditions for the four rows of the first call": (
+        lambda e: pm.Decoder(Conditioned(), latent_dim=2, condition=torch.rand(4, 3)),
+        r"couples the rows.*One condition serves all rows: an array of shape \(4, 3\)",
+    ),
+    "a model that holds conditions for four rows": (
+        lambda e: pm.Decoder(lambda z: torch.cat([e.net(z), e.x[:4]], 1), latent_dim=2),
+        "same output in every row of a batch.*It holds something for each row",
+    ),
     "an output of no numbers": (
         lambda e: pm.Decoder(lambda z: z[:, :0], latent_dim=2),
         "decoder must return at least one number.*4 latents gave none.*Check which part",

@@ -177,6 +177,9 @@ class _Attempts:
         """
         value = self._once(call, dim)
         if isinstance(value, Tensor):
+            # it may run on just so many rows, as an exported program or one that holds a table of so many
+            if isinstance(self._once(call, dim, ROWS + 1), Exception):
+                call = replace(call, batch=ROWS)
             return call, value, "", None
         failed = value
         for condition, note in as_columns(call.condition):
@@ -191,11 +194,11 @@ class _Attempts:
                 return padded, value, "", failed
         return None
 
-    def _once(self, call: Call, dim: int) -> Tensor | Exception:
+    def _once(self, call: Call, dim: int, rows: int = ROWS) -> Tensor | Exception:
         try:
             with EvalMode(call.roots)(), torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return call(probe_latents(ROWS, dim, call))
+                return call(probe_latents(rows, dim, call))
         except Exception as error:  # a caller's model may raise anything; what it said is reported
             self.first = self.first or error
             if isinstance(error, DecoderError):
