@@ -12,6 +12,7 @@ import posthoc_metric as pm
 from posthoc_metric.diagnostics import share_off_data, shells
 from posthoc_metric.diagnostics.criteria import at_most, largest_fall
 from posthoc_metric.diagnostics.faithfulness import connected_pairs
+from posthoc_metric.diagnostics.shells import condition_numbers
 from posthoc_metric.diagnostics.smoothness import smoothness
 from posthoc_metric.repair import RepairedMetric
 from posthoc_metric.support import Support
@@ -158,3 +159,16 @@ def test_as_dict_is_json_with_the_same_numbers(audit):
     assert again["passed"] == audit.passed
     assert again["criteria"][0]["after"] == audit.criteria[0].after
     assert str(audit).startswith("repair audit: passed")
+
+
+def test_a_lost_direction_has_an_infinite_condition_number():
+    # beside 0/0 and a large number: not the largest number there is either
+    values = torch.tensor([[0.0, 2.0], [0.0, 0.0], [1.0, 4.0]], dtype=torch.float64)
+    assert condition_numbers(values).tolist() == [math.inf, math.inf, 2.0]
+    net = mlp([1, 16, 5], torch.nn.Tanh).double()
+    latents = torch.randn(100, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = pm.repair(pm.Decoder(lambda z: net(z[:, 1:]), latent_dim=2), latents).audit(pairs=0)
+    near = criterion(found, "conditioning near the data")
+    assert near.before == math.inf and near.after <= 1e3
+    assert "inf ->" in str(found)
+    found.plot()

@@ -74,6 +74,16 @@ def test_latent_axes_of_very_unequal_scale_are_told_of_and_what_is_advised_helps
         pm.repair(pm.Decoder(lambda u: model(u * spread), latent_dim=3), latents / spread)
 
 
+def test_axes_without_any_spread_that_alone_matter_are_told_of_in_words():
+    # a ratio without bound, which came out as a number of 309 digits
+    model, latents = in_other_units(torch.ones(3))
+    latents[:, 1] = 0.7
+    decoder = pm.Decoder(lambda z: model(z * torch.tensor([0.0, 1.0, 0.0])), latent_dim=3)
+    with pytest.warns(CalibrationWarning, match="only along latent axes on which the latents do not differ") as caught:
+        pm.repair(decoder, latents)
+    assert len(str(caught[0].message)) < 500
+
+
 def test_axes_that_the_decoder_ignores_may_have_any_spread():
     """As the collapsed dimensions of a VAE do; neither may those whose spread goes with the decoder's slope."""
     model, latents = in_other_units(torch.ones(3))

@@ -103,7 +103,8 @@ def log_volumes(eigenvalues: Tensor) -> Tensor:
 
 def condition_numbers(eigenvalues: Tensor) -> Tensor:
     """κ(J) (n,) from ascending eigenvalues (n, d) of JᵀJ; ``inf`` where it is singular."""
-    return (eigenvalues[:, -1] / eigenvalues[:, 0]).sqrt().nan_to_num(nan=torch.inf)
+    # without its own word for infinity nan_to_num turns that into the largest number there is
+    return (eigenvalues[:, -1] / eigenvalues[:, 0]).sqrt().nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 def statistics(eigenvalues: Tensor, smoothness: Tensor) -> Statistics:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ def mismatch(grams: Tensor, spreads: Tensor) -> float:
 
     The median over points of ``√λ_max(G) · s / √λ_max(SGS)``, with ``S`` the spreads on the diagonal and ``s`` their
     root mean square: 1 where the decoder is steepest along an axis of the usual spread, large where it is along one on
-    which the latents scarcely differ.  An axis that the decoder ignores says nothing, whatever its spread.  (κ(J)
+    which the latents scarcely differ, infinite where they do not differ along it at all.  An axis that the decoder ignores says nothing, whatever its spread.  (κ(J)
     would not do: such an axis hides behind it what the others are like.)
 
     Args:
@@ -27,13 +29,20 @@ def mismatch(grams: Tensor, spreads: Tensor) -> float:
     costliest = torch.linalg.eigvalsh(few)[:, -1].clamp_min(0)
     in_spreads = torch.linalg.eigvalsh(few * spreads[:, None] * spreads)[:, -1].clamp_min(0)
     found = (costliest * spreads.square().mean() / in_spreads).sqrt()
-    return float(found.nan_to_num(nan=1.0).median())
+    return float(found.nan_to_num(nan=1.0, posinf=torch.inf).median())
 
 
 def about_scales(found: float, spreads: Tensor) -> str:
     """A warning of axes whose scale does not suit the decoder; empty where it does."""
     if found <= _MOST:
         return ""
+    if math.isinf(found):
+        return (
+            "the decoder's output changes only along latent axes on which the latents do not differ: their standard "
+            f"deviations go from {float(spreads.min()):.2g} to {float(spreads.max()):.2g}. What the repair adds is "
+            "alike in all directions, so lengths across the void come out too large without bound. Check that "
+            "`latents` are latents of this decoder, with their axes in its order."
+        )
     return (
         "the latent axes are of very unequal scale: their standard deviations go from "
         f"{float(spreads.min()):.2g} to {float(spreads.max()):.2g}, and the decoder's costliest unit step is "
