@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import gpytorch
 import pytest
@@ -10,12 +11,12 @@ import torch
 
 import posthoc_metric as pm
 from posthoc_metric.decoder import Decoder
-from posthoc_metric.errors import FitError, InvalidArgumentError, NotFittedError
+from posthoc_metric.errors import CalibrationWarning, FitError, InvalidArgumentError, NotFittedError
 from posthoc_metric.geodesic.field import FieldDerivative
 from posthoc_metric.matrix_field import DirectedField
 from posthoc_metric.support import Support
 from posthoc_metric.uncertainty import gp, gp_evidence, gp_shape
-from posthoc_metric.uncertainty.gp import GaussianProcess
+from posthoc_metric.uncertainty.gp import GaussianProcess, _condition
 
 
 def _decoder(dim=2, outputs=5, seed=0, width=1.0):
@@ -337,3 +338,38 @@ def test_single_directions_say_what_the_matrices_say(which, request):
     assert isinstance(field, DirectedField)
     here, way = z.detach(), v.detach()
     torch.testing.assert_close(field.square(here, way), torch.einsum("bi,bij,bj->b", way, field(here), way))
+
+
+def test_what_is_left_out_is_what_a_process_without_it_says():
+    latents = _latents(60, 2)
+    decoder = _decoder()
+    model = GaussianProcess().fit(decoder, latents)
+    scores, shapes = model.held_out_scores(decoder, latents), model.held_out_shapes(latents[:5])
+    assert scores.shape == (60,) and shapes.shape == (5, 2, 2)
+    for row in range(5):
+        settings, state = model.settings(), model.state()
+        kept = torch.arange(60) != row
+        points = (latents - latents.mean(0)) / model._radius
+        factor, _ = _condition(points[kept], None, model._length_scale, model.hyperparameters.noise)
+        others = GaussianProcess.from_state(settings, state | {"sites": points[kept], "factor": factor})
+        torch.testing.assert_close(others.score(latents[row, None])[0], scores[row], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(others.shape()(latents[row, None])[0], shapes[row], rtol=0, atol=1e-8)
+    # a lone latent is not known by others, whatever rounding says
+    lone = torch.cat([latents, torch.full((1, 2), 40.0, dtype=torch.float64)])
+    far = GaussianProcess().fit(decoder, lone).held_out_scores(decoder, lone)
+    assert torch.isfinite(far).all() and far.argmax() == 60
+
+
+@pytest.mark.parametrize("seed", [0, 5, 7])
+def test_a_repair_reckons_with_what_the_process_knows_in_the_void(seed):
+    """It knows derivatives across gaps wider than what counts as near the data; little is then added there."""
+    torch.manual_seed(seed)
+    widths = ((1, 32), (32, 32), (32, 5))
+    layers = [layer for width in widths for layer in (torch.nn.Linear(*width), torch.nn.Tanh())]
+    decoder = Decoder(torch.nn.Sequential(*layers[:-1]).double(), latent_dim=1)
+    with warnings.catch_warnings():
+        # of a support a little smaller than the one asked for
+        warnings.simplefilter("ignore", CalibrationWarning)
+        repaired = pm.repair(decoder, _latents(200, 1, seed), uncertainty="gp")
+    found = {line.name: line for line in repaired.audit(pairs=0).criteria}
+    assert found["persistence"].passed and found["inflation"].passed and found["fidelity, 90th percentile"].passed

@@ -66,6 +66,11 @@ class UncertaintyModel(ABC):
         """
         return None
 
+    def held_out_shapes(self, latents: Tensor) -> Tensor | None:
+        """Shapes (n, d, d) that ``latents`` (n, d), the first of those of :meth:`fit`, would have had, had each been
+        held out of it; asked for beside :meth:`held_out_scores`.  ``None`` takes the identity there."""
+        return None
+
     def state(self) -> dict[str, Tensor]:
         """Tensors that, with :meth:`settings`, rebuild the fitted model; an empty dict means it cannot be saved."""
         return {}

@@ -8,14 +8,16 @@
   on to what the inflation asks for by half of the data's radius;
 - its floor, from ``max_condition_number``: about the least that bounds κ(J) there.
 
-What is chosen is checked by computing the audit's own quantities from eigenvalues measured once.
+What is chosen is checked by computing the audit's own quantities from matrices measured once, with ``w`` times the
+model's shape where it has one: a model may all but know a direction's derivatives where its score is well up already.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -23,9 +25,9 @@ from torch import Tensor
 
 from ..errors import CalibrationWarning, FitError
 from .base import UncertaintyModel
-from .floor import Floor, fit_floor
 from .gate import Gate
 from .measurement import VOID_OFFSETS, Measured
+from .sample import Sample, look
 from .scales import about_scales
 
 #: where the rise may end, widest first: a wide rise is a smooth metric, a narrow one hugs the data
@@ -39,6 +41,9 @@ _UNCHANGED = (0.02, 0.1, 0.2)
 _MOST_DEPTH = 45.0
 #: supports that are tried where the one asked for reaches into the void
 _LESSER_SHARES = (0.98, 0.97, 0.96, 0.95, 0.94, 0.93, 0.92, 0.91, 0.9)
+#: how many times higher the ceiling may be for a model that says it knows some directions in the void, before it is
+#: told that this is not enough: lengths there come out up to twice as large
+_BOOSTS = (1.0, 2.0, 4.0)
 #: how far beyond the largest of a few scores the edge is put, in distances to their 80 % quantile
 _TAIL = 0.3
 
@@ -72,21 +77,17 @@ def calibrate(model: UncertaintyModel, measured: Measured, knobs: Knobs, held_ou
         )
     if unequal := about_scales(measured.mismatch, measured.scales):
         _warn(unequal)
-    known = model.score(measured.data_points)
-    # few latents say little of those to come
-    caution = 0.0 if held_out is None else 0.5
-    if held_out is not None:
-        known, measured = _joined(known, measured, held_out)
-    void = torch.stack([model.score(points) for points in measured.void_points])
+    sample = look(model, measured, knobs.max_condition_number, held_out)
+    known, void = sample.known, sample.void
     if not bool(torch.isfinite(known).all() and torch.isfinite(void).all()):
         raise FitError("the uncertainty model's score must be finite on and off the data; it is NaN or infinite.")
-    floor = fit_floor(measured, knobs.max_condition_number)
     found: list[tuple[float, Gate]] = []
-    for share in (knobs.support_quantile, *(less for less in _LESSER_SHARES if less < knobs.support_quantile)):
+    shares = (knobs.support_quantile, *(less for less in _LESSER_SHARES if less < knobs.support_quantile))
+    for boost, share in product((1.0,) if model.shape() is None else _BOOSTS, shares):
         edge = _edge(known, share)
         for top in _tops(edge, void):
-            gate = _gate(model, measured, knobs, known, edge, floor, top, share)
-            shortfall = _shortfall(gate, measured, known, void, caution)
+            gate = _gate(model, sample, knobs, edge, top, share, boost)
+            shortfall = _shortfall(gate, sample)
             if shortfall <= 0:
                 # the widest rise that passes, and the largest support that has one
                 if knobs.support_quantile - share > _chance(knobs.support_quantile, len(known)):
@@ -101,24 +102,13 @@ def calibrate(model: UncertaintyModel, measured: Measured, knobs: Knobs, held_ou
         edge = _edge(known, knobs.support_quantile)
         beyond = float(torch.quantile(void[VOID_OFFSETS.index(1.0)], 0.5))
         top = edge + max(0.1 * abs(beyond - edge), 1e-6 * abs(edge), 1e-12)
-        return _gate(model, measured, knobs, known, edge, floor, top, knobs.support_quantile)
+        return _gate(model, sample, knobs, edge, top, knobs.support_quantile)
     shortfall, gate = min(found, key=lambda pair: pair[0])
     _warn(
         f"the repaired volume falls somewhere between the data and the void by {shortfall:.2f} more per dimension "
         "than the audit allows; see repaired.audit()."
     )
     return gate
-
-
-def _joined(known: Tensor, measured: Measured, held_out: Tensor) -> tuple[Tensor, Measured]:
-    """Scores and eigenvalues on the data, those of training latents included as far as they were measured."""
-    count = min(len(held_out), measured.training_count)
-    more = replace(
-        measured,
-        data=torch.cat([measured.data, measured.support[:count]]),
-        data_points=torch.cat([measured.data_points, measured.support_points[:count]]),
-    )
-    return torch.cat([known, held_out[:count]]), more
 
 
 def _chance(share: float, count: int) -> float:
@@ -147,17 +137,11 @@ def _tops(edge: float, void: Tensor) -> list[float]:
 
 
 def _gate(
-    model: UncertaintyModel,
-    measured: Measured,
-    knobs: Knobs,
-    known: Tensor,
-    edge: float,
-    floor: Floor,
-    top: float,
-    share: float,
+    model: UncertaintyModel, sample: Sample, knobs: Knobs, edge: float, top: float, share: float, boost: float = 1.0
 ) -> Gate:
     """The gate that rises from score ``edge`` to ``top``, with the least depth that leaves the data alone."""
-    ceiling = knobs.inflation**2 * measured.costliest / _SATURATION
+    measured = sample.measured
+    ceiling = boost * knobs.inflation**2 * measured.costliest / _SATURATION
     ceiling *= _raise(ceiling, measured)
     level = min(measured.costliest, ceiling / 4)
     knee_offset = min(max(measured.spacing, _KNEE_RANGE[0]), _KNEE_RANGE[1])
@@ -165,29 +149,22 @@ def _gate(
     gentle = (top - knee) / math.log(ceiling / level / (1 / _SATURATION - 1))
     # never less steep than the climb above the knee, or the ceiling would not be reached by ``top``
     low, high = (knee - edge) / gentle, _MOST_DEPTH
-    floored = measured.data + floor(measured.data_points)[:, None]
     for _ in range(40):
         depth = 0.5 * (low + high)
-        gate = Gate(model, knee, level, (knee - edge) / depth, gentle, ceiling, floor)
-        if _fidelity_met(floored, gate.weight(known)[0], share):
+        gate = Gate(model, knee, level, (knee - edge) / depth, gentle, ceiling, sample.floor)
+        if _fidelity_met(sample.on_data.change(gate.weight(sample.data_scores)[0]), share):
             high = depth
         else:
             low = depth
-    return Gate(model, knee, level, (knee - edge) / high, gentle, ceiling, floor)
+    return Gate(model, knee, level, (knee - edge) / high, gentle, ceiling, sample.floor)
 
 
-def _fidelity_met(eigenvalues: Tensor, weight: Tensor, share: float) -> bool:
-    change = _log_volume_change(eigenvalues, weight)
+def _fidelity_met(change: Tensor, share: float) -> bool:
+    """Whether volumes on the data changed by (n,) still count as left alone."""
     shares = torch.tensor([0.5, 0.9, share], dtype=change.dtype, device=change.device)
     # a support smaller than 90 % of the data is what was asked for
     shares = shares.clamp_max(share)
     return bool((torch.quantile(change, shares) <= change.new_tensor(_UNCHANGED)).all())
-
-
-def _log_volume_change(eigenvalues: Tensor, weight: Tensor) -> Tensor:
-    """``½ log det(M + wI) / det M`` per dimension, (n,)."""
-    tiny = 1e-300
-    return 0.5 * torch.log1p(weight[:, None] / eigenvalues.clamp_min(tiny)).mean(1)
 
 
 def _raise(ceiling: float, measured: Measured) -> float:
@@ -200,25 +177,19 @@ def _raise(ceiling: float, measured: Measured) -> float:
     return max(1.0, float(largest) / (50.0 * ceiling))
 
 
-def _shortfall(gate: Gate, measured: Measured, known: Tensor, void: Tensor, caution: float) -> float:
+def _shortfall(gate: Gate, sample: Sample) -> float:
     """The largest fall of the median log volume from any shell, data included, to a farther one, less 0.04.
 
     With a ``caution`` of ½ medians are taken a standard error, a rank of ``½ / √n``, too high on the data and too low
     on the shells.
     """
-    weights = gate.weight(void)[0] + torch.stack([gate.floor(points) for points in measured.void_points])
-    on_data = gate.weight(known)[0] + gate.floor(measured.data_points)
-    lower = 0.5 - caution / math.sqrt(measured.void.shape[1])
-    volumes = [_log_volumes(measured.data, on_data).quantile(0.5 + caution / math.sqrt(len(known)))]
-    volumes += [
-        _log_volumes(values, weight).quantile(lower) for values, weight in zip(measured.void, weights, strict=True)
-    ]
+    on_data = sample.on_data(gate.weight(sample.data_scores)[0])
+    medians = [on_data.quantile(0.5 + sample.caution / math.sqrt(len(on_data)))]
+    weights = gate.weight(sample.void_scores)[0]
+    lower = 0.5 - sample.caution / math.sqrt(weights.shape[1])
+    medians += [there(weight).quantile(lower) for there, weight in zip(sample.in_void, weights, strict=True)]
     fall, peak = 0.0, -math.inf
-    for value in map(float, volumes):
+    for value in map(float, medians):
         peak = max(peak, value)
         fall = max(fall, peak - value)
     return fall - 0.04
-
-
-def _log_volumes(eigenvalues: Tensor, weight: Tensor) -> Tensor:
-    return 0.5 * (eigenvalues + weight[:, None]).clamp_min(1e-300).log().mean(1)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arrays import describe
+from .._arrays import Rows, describe
 from ..errors import FitError, InvalidArgumentError, NotFittedError
 from ..matrix_field import DirectedField
 from ..smooth_map import SmoothMap
@@ -16,7 +16,7 @@ from ..support import FEWEST, Support
 from .base import UncertaintyModel
 from .centres import nearest, place_centres, squared_distances
 from .gp_evidence import ENTRIES, Hyperparameters, cholesky, largest_length_scale, maximise, outputs, reduce
-from .gp_shape import CHUNK, KEPT, PosteriorShape, shape_at, squares
+from .gp_shape import CHUNK, KEPT, LeftOut, PosteriorShape, shape_at, squares
 
 #: up to this many latents nothing is approximated
 EXACT_UP_TO = 1000
@@ -149,6 +149,23 @@ class GaussianProcess(UncertaintyModel):
         known = kernel @ self._factor.T
         log_share = ((1 - KEPT) * known.square().sum(1)).log() - 2 * least
         return (-log_share).sqrt(), kernel, known
+
+    def held_out_scores(
+        self, decoder: SmoothMap, latents: Tensor, data: Rows | None = None, *, seed: int = 0
+    ) -> Tensor | None:
+        """Each by all others, without inducing points; with them latents are many, and ``None`` is the answer."""
+        if not self.exact:
+            return None
+        # products that nearly cancel leave no less than rounding
+        return (-self._left_out().shares().clamp_min(1e-15).log()).sqrt()
+
+    def held_out_shapes(self, latents: Tensor) -> Tensor | None:
+        return self._left_out().shapes(len(latents)) if self.exact else None
+
+    def _left_out(self) -> LeftOut:
+        if self._factor is None:
+            raise NotFittedError("this GaussianProcess is not fitted; call fit(decoder, latents) first.")
+        return LeftOut(self._sites, self._factor, self._length_scale, self.hyperparameters.noise)
 
     def shape(self) -> DirectedField:
         """``S``: (B, d) -> (B, d, d), eigenvalues in [1e-6, 1]."""

@@ -109,6 +109,35 @@ def _unknown(known: Tensor) -> Tensor:
     return torch.eye(known.shape[1]).to(known) - (0.5 - 0.5 * KEPT) * (square + square.mT)
 
 
+class LeftOut:
+    """What sites (M, d) of an exact process would have been given, each by all others, the hyperparameters kept.
+
+    Without row n, ``(K + νI)⁻¹`` is its former self less ``c cᵀ / c_n``, c being its column n (the block inverse; as in
+    Rasmussen & Williams 2006, section 5.4.2), so that nothing is fitted again.
+    """
+
+    def __init__(self, sites: Tensor, factor: Tensor, length_scale: float, noise: float):
+        self.sites, self.factor, self.length_scale, self.noise = sites, factor, length_scale, noise
+        kernel = (-0.5 / length_scale**2 * squares(sites, sites).clamp_min(0)).exp()
+        kernel.diagonal().add_(noise)
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(kernel))
+
+    def shares(self) -> Tensor:
+        """``1 - v`` (M,), which rounding may bring to zero or below."""
+        return (1 - KEPT) * (1 + self.noise - self.inverse.diagonal().reciprocal())
+
+    def shapes(self, count: int) -> Tensor:
+        """``S`` (n, d, d) at the first of the sites."""
+        parts = torch.arange(count, device=self.sites.device).split(max(1, CHUNK // self.sites.numel()))
+        return torch.cat([self._shapes(rows) for rows in parts])
+
+    def _shapes(self, rows: Tensor) -> Tensor:
+        delta, kernel, known = _known(self.sites[rows], self.sites, self.factor, self.length_scale)
+        own = self.inverse[rows]
+        lost = ((kernel * own)[:, None] @ delta.mT)[:, 0] / own[torch.arange(len(rows)), rows].sqrt()[:, None]
+        return _unknown(known) + (1 - KEPT) * lost[:, :, None] * lost[:, None]
+
+
 def squares(left: Tensor, right: Tensor) -> Tensor:
     """Squared distances (n, m), twice differentiable, up to rounding.
 

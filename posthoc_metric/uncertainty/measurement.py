@@ -16,6 +16,8 @@ from .scales import mismatch
 #: offsets at which the void is sampled
 VOID_OFFSETS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 100.0, 1000.0)
 _JACOBIAN_BUDGET = 5e8
+#: entries of matrices that are kept, of each kind of points
+_KEPT_ENTRIES = 2**23
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Measured:
     Attributes:
         data, void: ascending eigenvalues, (n, d) and (shells, n, d).
         data_points, void_points: where, (n, d) and (shells, n, d).
+        data_grams, training_grams, void_grams: the metric itself at the first of these points, of the training latents
+            and of each shell's points, (m, d, d) and (shells, m, d, d); in many dimensions not at all of them.
         support_points: training latents and gaps (n, d) whose eigenvalues ``support`` also set the floor.
         training_count: how many of them are training latents; those come first.
         spacing: the 95th percentile of held-out distances to the nearest training latent, in data radii.
@@ -34,11 +38,14 @@ class Measured:
 
     data: Tensor
     data_points: Tensor
+    data_grams: Tensor
     support: Tensor
     support_points: Tensor
     training_count: int
+    training_grams: Tensor
     void: Tensor
     void_points: Tensor
+    void_grams: Tensor
     spacing: float
     scales: Tensor
     mismatch: float
@@ -61,7 +68,8 @@ def measure(decoder: SmoothMap, support: Support, *, seed: int = 0) -> Measured:
     each = max(most // len(VOID_OFFSETS), 24)
     data, training = support.calibration[:most], support.training[:most]
     data_grams = _on_latents(decoder, data, support.calibration_rows)
-    training_values = _eigenvalues(_on_latents(decoder, training, support.training_rows))
+    training_grams = _on_latents(decoder, training, support.training_rows)
+    training_values = _eigenvalues(training_grams)
     # the floor must also hold in the gaps between clusters, where the gate may still be shut
     gaps = support.gaps(most // 4, seed=seed)
     gap_grams, bad = _grams(decoder, gaps)
@@ -79,14 +87,21 @@ def measure(decoder: SmoothMap, support: Support, *, seed: int = 0) -> Measured:
             f"(of {support.radius:.3g}) away from the latents"
         )
     scales = support.calibration.std(0, correction=0)
+    kept = _KEPT_ENTRIES // dim**2 + 1
+    void_values = _eigenvalues(void_grams).view(len(VOID_OFFSETS), each, dim)
+    void_grams = void_grams.view(len(VOID_OFFSETS), each, dim, dim)[:, : kept // len(VOID_OFFSETS) + 1]
+    # copies, so that what is not kept is not held either
     return Measured(
         data=_eigenvalues(data_grams),
         data_points=data,
+        data_grams=data_grams[:kept].clone(),
         support=torch.cat([training_values, _eigenvalues(gap_grams)]),
         support_points=torch.cat([training, gaps]),
         training_count=len(training),
-        void=_eigenvalues(void_grams).view(len(VOID_OFFSETS), each, dim),
+        training_grams=training_grams[:kept].clone(),
+        void=void_values,
         void_points=void,
+        void_grams=void_grams.clone(),
         spacing=support.spread / support.radius,
         scales=scales,
         mismatch=mismatch(data_grams, scales),

@@ -18,8 +18,9 @@ def mismatch(grams: Tensor, spreads: Tensor) -> float:
 
     The median over points of ``√λ_max(G) · s / √λ_max(SGS)``, with ``S`` the spreads on the diagonal and ``s`` their
     root mean square: 1 where the decoder is steepest along an axis of the usual spread, large where it is along one on
-    which the latents scarcely differ, infinite where they do not differ along it at all.  An axis that the decoder ignores says nothing, whatever its spread.  (κ(J)
-    would not do: such an axis hides behind it what the others are like.)
+    which the latents scarcely differ, infinite where it is along those alone on which they do not differ at all.  An
+    axis that the decoder ignores says nothing, whatever its spread.  (κ(J) would not do: such an axis hides behind it
+    what the others are like.)
 
     Args:
         grams: ``JᵀJ`` at some latents (n, d, d).
