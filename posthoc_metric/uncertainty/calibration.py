@@ -185,9 +185,9 @@ def _shortfall(gate: Gate, sample: Sample) -> float:
     """
     on_data = sample.on_data(gate.weight(sample.data_scores)[0])
     medians = [on_data.quantile(0.5 + sample.caution / math.sqrt(len(on_data)))]
-    weights = gate.weight(sample.void_scores)[0]
-    lower = 0.5 - sample.caution / math.sqrt(weights.shape[1])
-    medians += [there(weight).quantile(lower) for there, weight in zip(sample.in_void, weights, strict=True)]
+    for there, scores in zip(sample.in_void, sample.void_scores, strict=True):
+        lower = 0.5 - sample.caution / math.sqrt(len(scores))
+        medians.append(there(gate.weight(scores)[0]).quantile(lower))
     fall, peak = 0.0, -math.inf
     for value in map(float, medians):
         peak = max(peak, value)

@@ -14,7 +14,9 @@ from .measurement import Measured
 from .volumes import Volumes, joined, plain_volumes, shaped_volumes
 
 #: training latents whose shapes are asked for, where few are held out
-_MOST_SHAPES = 200
+_MOST_SHAPES = 100
+#: points of a shell at which a shape that is the identity to this accuracy is taken for that at all others
+_TRIED, _ALIKE = 8, 1e-3
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Sample:
         floor: what these eigenvalues need.
         known, void: scores on the data (n,) and in the void (shells, n).
         on_data, in_void: the volumes at those data and at each shell's points whose scores ``data_scores`` (m,) and
-            ``void_scores`` (shells, m) are; fewer than all where matrices are large.
+            ``void_scores`` (m,) are; fewer than all where matrices are large.
         caution: by how many standard errors medians are taken too high or too low.
     """
 
@@ -37,7 +39,7 @@ class Sample:
     on_data: Volumes
     in_void: tuple[Volumes, ...]
     data_scores: Tensor
-    void_scores: Tensor
+    void_scores: tuple[Tensor, ...]
     caution: float
 
 
@@ -55,7 +57,7 @@ def look(model: UncertaintyModel, measured: Measured, bound: float, held_out: Te
     both = measured if held_out is None else _with_training(measured, held_out)
     floor, scale, shape = fit_floor(both, bound), both.costliest, model.shape()
     in_void = tuple(
-        _volumes(shape, floor, scale, *there)
+        _volumes(_unless_plain(shape, there[0]), floor, scale, *there)
         for there in zip(measured.void_points, measured.void, measured.void_grams, strict=True)
     )
     on_data = _volumes(shape, floor, scale, measured.data_points, measured.data, measured.data_grams)
@@ -80,7 +82,7 @@ def look(model: UncertaintyModel, measured: Measured, bound: float, held_out: Te
         on_data=on_data,
         in_void=in_void,
         data_scores=scores,
-        void_scores=void[:, : len(in_void[0].level)],
+        void_scores=tuple(scores[: len(there.level)] for scores, there in zip(void, in_void, strict=True)),
         # few latents say little of those to come
         caution=0.0 if held_out is None else 0.5,
     )
@@ -94,6 +96,14 @@ def _with_training(measured: Measured, held_out: Tensor) -> Measured:
         data=torch.cat([measured.data, measured.support[:count]]),
         data_points=torch.cat([measured.data_points, measured.support_points[:count]]),
     )
+
+
+def _unless_plain(shape: Callable[[Tensor], Tensor] | None, points: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """The shape, or none where nothing is known: far away, where asking at all points costs as much as anywhere."""
+    if shape is None:
+        return None
+    found = shape(points[:_TRIED])
+    return None if bool((found - torch.eye(found.shape[1]).to(found)).abs().max() < _ALIKE) else shape
 
 
 def _volumes(
