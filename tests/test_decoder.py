@@ -807,6 +807,28 @@ def test_what_jumps_is_refused_whatever_its_scale():
         Decoder(lambda z: torch.round(scaled(1e-6, 0.0, nn.Tanh, torch.float64)(z) * 8) / 8, latent_dim=2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("step", [torch.round, lambda y: (y > 0.5).to(y), lambda y: torch.floor(y + 0.5)])
+def test_what_rounds_the_probe_latents_alike_is_refused_too(step, dtype):
+    """As many a decoder whose outputs are below a half does; the few latents of the probe then see a constant."""
+    for seed in range(4):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 6)).to(dtype)
+        assert net(latents(2000).to(dtype)).abs().max() > 0.5
+        with pytest.raises(DecoderError, match="piecewise constant"):
+            Decoder(lambda z, net=net: step(net(z)), latent_dim=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("far", [30.0, 3e3])
+def test_what_is_flat_at_the_probe_but_continuous_is_taken(far, dtype):
+    # its latents are elsewhere
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 6)).to(dtype)
+    assert "flat at all" in Decoder(lambda z: net((z - far).relu()), latent_dim=2).describe()
+    assert Decoder(lambda z: net(torch.sigmoid(5 * (z - far)).pow(4)), latent_dim=2).output_dim == 6
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda():

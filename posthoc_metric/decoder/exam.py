@@ -20,6 +20,13 @@ from .settle import ROWS
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-5}
 #: rows of which some are left over wherever several are worked on at once, and may be rounded in another way
 _ODD_ROWS = 5
+#: why a decoder that is constant between jumps is refused
+STEPPED = (
+    "the decoder is piecewise constant: its output jumps instead of changing smoothly (rounding, argmax, "
+    "quantisation or reduced precision inside), so that its derivative is zero or meaningless. "
+    "Wrap the layer before that step instead (method=, output=), or a float32 version of the model; if its "
+    "latents are of another scale than one, or far from zero, pass some of them as probe=."
+)
 
 
 @dataclass(frozen=True)
@@ -112,12 +119,7 @@ class Exam:
                 "the decoder ignores its latents: its output is the same at all of them, so that it has no geometry. "
                 "Check latent_dim=, method= and condition=."
             )
-        return (
-            "the decoder is piecewise constant: its output jumps instead of changing smoothly (rounding, argmax, "
-            "quantisation or reduced precision inside), so that its derivative is zero or meaningless. "
-            "Wrap the layer before that step instead (method=, output=), or a float32 version of the model; if its "
-            "latents are of another scale than one, or far from zero, pass some of them as probe=."
-        )
+        return STEPPED
 
     def choose(self, output_shape: tuple[int, ...], row_bytes: int) -> Found:
         notes = []

@@ -12,7 +12,7 @@ from torch import Tensor
 from .._arrays import name_rows
 from ..errors import DecoderError
 from .call import Call
-from .exam import Exam, Found, NotFiniteError
+from .exam import STEPPED, Exam, Found, NotFiniteError
 from .jumps import flat_outputs, stepped_outputs
 from .memory import bytes_per_row
 from .place import Place, given, own_unit, smaller_units, standard
@@ -21,6 +21,9 @@ from .settle import ROWS
 
 #: latents at which single outputs are watched for jumps, beside the first few
 _WIDER_ROWS = 12
+#: scales at which an output that is flat at standard normal latents is tried, and up to which jumps can be told from
+#: steep places, in single and in double precision
+_SCALES, _HALVED = (1e2, 1e4, 1e6, 1e8, 1e10, 1e12), (1e2, 1e4)
 _FLAT = "the output is flat at all standard normal latents: derivatives are unchecked, pass some latents as probe="
 
 
@@ -97,7 +100,12 @@ def _must_vary(exam: Exam, value: Tensor) -> bool:
 
 
 def _may_be_flat(exam: Exam, value: Tensor) -> bool:
-    return _saturated(exam.call, exam.place.few, value) or _steep(exam)
+    scale = _saturated(exam.call, exam.place.few, value)
+    if scale is None:
+        return _steep(exam)
+    if _stepped(exam, scale):
+        raise DecoderError(STEPPED)
+    return True
 
 
 def _chosen(exam: Exam, output_shape: tuple[int, ...], row_bytes: int) -> Found:
@@ -162,13 +170,35 @@ def _with_warning(found: Found, warning: str) -> Found:
     return replace(found, warning=" Also, ".join(text for text in (found.warning, warning) if text))
 
 
-def _saturated(call: Call, z: Tensor, value: Tensor) -> bool:
-    """Whether the output is the same at all of ``z`` (n, d), but not at latents of every larger scale."""
+def _saturated(call: Call, z: Tensor, value: Tensor) -> float | None:
+    """A larger scale at which the output differs, if it is the same at all of ``z`` (n, d) and there is any."""
     if bool((value != value[:1]).any()):
-        return False
+        return None
     with torch.no_grad():
-        wide = (call(scale * z) for scale in (1e2, 1e4, 1e6, 1e8, 1e10, 1e12))
-        return any(bool(torch.isfinite(found).all() and (found != value[:1]).any()) for found in wide)
+        for scale in _SCALES:
+            found = call(scale * z)
+            if bool(torch.isfinite(found).all() and (found != value[:1]).any()):
+                return scale
+    return None
+
+
+def _stepped(exam: Exam, scale: float) -> bool:
+    """Whether an output that is the same at the few latents gets to others by jumps, as one that rounds them alike.
+
+    It is looked at among the wider latents, and from the few to the same ``scale`` times as far out, where the halvings
+    of so long a way come down to a short one.
+    """
+    call, place = exam.reference_call, exam.place
+    ways = [(place.wider, exam.step)]
+    if scale <= _HALVED[call.dtype == torch.float64]:
+        ways.append((torch.cat([place.few, scale * place.few]), scale * exam.step))
+    for way, step in ways:
+        z = way.to(call.dtype)
+        v = exam.v[:1].to(call.dtype).expand(len(z), -1)
+        with torch.no_grad():
+            if stepped_outputs(call, z, flat_outputs(call, z, v, step))[0]:
+                return True
+    return False
 
 
 def _steep(exam: Exam) -> bool:
