@@ -172,3 +172,26 @@ def test_a_lost_direction_has_an_infinite_condition_number():
     assert near.before == math.inf and near.after <= 1e3
     assert "inf ->" in str(found)
     found.plot()
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e3])
+def test_smoothness_is_not_judged_by_a_baseline_that_had_no_residuals_to_fit(shift):
+    """Its peak is then one of rounding: anything between a half and a hundred times that of the repair."""
+    with torch.random.fork_rng():
+        torch.manual_seed(111)
+        net = mlp([3, 32, 32, 20], torch.nn.ELU)
+    latents = torch.randn(400, 3, generator=torch.Generator().manual_seed(211), dtype=torch.float64)
+    decoder = pm.Decoder(lambda z: net(z) + shift, latent_dim=3)
+    data = decoder(latents)
+    found = pm.repair(decoder, latents, data).audit(pairs=0)
+    line = criterion(found, "smoothness")
+    assert line.passed is None and "no residuals" in line.reason and found.passed
+    assert math.isfinite(line.published) and math.isfinite(line.after)
+    # residuals well above the rounding of the data are real, and so are those of one output among many
+    noise = torch.randn(data.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    spread = (1e-1 if shift else 1e-3) * data.std(0).mean()
+    one = torch.zeros(20, dtype=torch.float64)
+    one[3] = 1.0
+    for real in (noise, noise * one):
+        line = criterion(pm.repair(decoder, latents, data + spread * real).audit(pairs=0), "smoothness")
+        assert line.passed is not None and line.bound == line.published

@@ -18,6 +18,10 @@ _LARGEST_EXPONENT = 600.0
 _ENTRIES = 2**23
 _MOST_ROWS = 20_000
 _BLOCK = 2**22
+#: squared residuals are held above this share of the data's variance
+_LEAST = 1e-8
+#: rounding of outputs in single precision
+_SINGLE = 2.0**-22
 
 
 class RBFNoise:
@@ -106,6 +110,7 @@ class PublishedRBF:
         noise: ``σ`` as a :class:`SmoothMap`, after :meth:`fit`.
         steps: updates made by the last fit.
         likelihood: mean negative log likelihood of the residuals an entry, after each of them.
+        exact: whether the residuals are rounding, or below what they are held to: the weights then say nothing.
 
     References:
         Arvanitidis, Hansen, Hauberg: Latent Space Oddity, ICLR 2018, section 4.
@@ -119,6 +124,7 @@ class PublishedRBF:
         self.floor = check_range(floor, "floor", 0.0, float("inf"), "the precision far from the data")
         self._noise: RBFNoise | None = None
         self.fitted = False
+        self.exact = False
         self.steps = 0
         self.likelihood: list[float] = []
 
@@ -151,7 +157,7 @@ class PublishedRBF:
         bandwidths = self._bandwidths(points, placed.points, placed.labels)
         noise = RBFNoise(placed.points, bandwidths, points.new_ones(decoder.output_dim, len(bandwidths)), self.floor)
         features = noise.features(points)
-        moments, total = _moments(decoder, points, data, rows, features)
+        moments, total, self.exact = _moments(decoder, points, data, rows, features)
         weights, self.likelihood = _fit_weights(features, moments, total, self.floor)
         self.steps = len(self.likelihood) - 1
         self._noise = RBFNoise(placed.points, bandwidths, weights.T.contiguous(), self.floor)
@@ -200,23 +206,31 @@ def _choose_rows(count: int, outputs: int, centres: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].sort().values
 
 
-def _moments(decoder: SmoothMap, points: Tensor, data: Any, rows: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-    """``VᵀR`` (K, D) and ``Σ_n R`` (D,) of the squared residuals R, in chunks of rows."""
+def _moments(
+    decoder: SmoothMap, points: Tensor, data: Any, rows: Tensor, features: Tensor
+) -> tuple[Tensor, Tensor, bool]:
+    """``VᵀR`` (K, D) and ``Σ_n R`` (D,) of the squared residuals R, in chunks of rows, and whether R is rounding."""
     step = max(1, _BLOCK // decoder.output_dim)
     sample = torch.as_tensor(data[rows[:: len(rows) // step + 1].numpy()]).to(points).flatten(1)
     variance = sample.var(0, correction=0).mean()
     if bool(variance == 0):
         raise FitError("`data` must differ from row to row; all rows are the same. Check what was passed as `data`.")
+    least = _LEAST * float(variance)
     moments: Any = 0
     total: Any = 0
+    plain = 0.0
     for block in torch.arange(len(rows)).split(step):
         target = torch.as_tensor(data[rows[block].numpy()]).to(points).flatten(1)
-        square = (target - decoder(points[block]).to(points)).square_().clamp_min_(1e-8 * float(variance))
+        square = (target - decoder(points[block]).to(points)).square_()
+        plain += float(square.sum())
+        square.clamp_min_(least)
         moments = moments + features[block].T @ square
         total = total + square.sum(0)
     if not bool(torch.isfinite(total).all()):
         raise FitError("`data` minus the decoder's outputs must be finite; some are not. Remove those rows.")
-    return moments, total
+    # the mean, not a share of the entries: many outputs may be constant beside a few that are really missed
+    rounding = max(least, _SINGLE**2 * float(sample.square().mean()))
+    return moments, total, plain <= rounding * len(rows) * decoder.output_dim
 
 
 def _fit_weights(
