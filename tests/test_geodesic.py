@@ -1,6 +1,7 @@
 """The relaxation solver against closed forms."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def test_a_pair_of_equal_points_has_length_zero():
     assert solution.converged.all() and (solution.length == 0).all()
 
 
-@pytest.mark.parametrize("how", ["torch", "numpy", "detached"])
+@pytest.mark.parametrize("how", ["torch", "numpy", "detached", "partial", "object"])
 def test_a_plain_function_is_enough(how):
     def torch_fn(z):
         return (4 / (1 + z.square().sum(1)) ** 2)[:, None, None] * torch.eye(2, dtype=z.dtype)
@@ -126,7 +127,12 @@ def test_a_plain_function_is_enough(how):
     def detached(z):
         return (4 / (1 + z.detach().square().sum(1)) ** 2)[:, None, None] * torch.eye(2) + 0 * z.sum()
 
-    fn = {"torch": torch_fn, "numpy": numpy_fn, "detached": detached}[how]
+    class Object:
+        def __call__(self, z):
+            return torch_fn(z)
+
+    known = {"torch": torch_fn, "numpy": numpy_fn, "detached": detached, "object": Object()}
+    fn = known.get(how) or functools.partial(torch_fn)
     a, b = points(10, 2), points(10, 2, 1)
     solution = geodesic(fn, a, b)
     assert solution.converged.all()

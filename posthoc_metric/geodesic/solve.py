@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from math import nan
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -117,8 +116,7 @@ def geodesic(
         NumericalError: the metric has a negative eigenvalue at an end.
         WorkerError: processes that ``n_jobs`` asked for die again and again.
     """
-    # a method of a module is a decoder's, and no metric
-    if inspect.isroutine(metric) and not isinstance(getattr(metric, "__self__", None), torch.nn.Module):
+    if _is_plain(metric):
         metric = FunctionMetric(metric, to_points(start, "start")[0].shape[1])
     if not isinstance(metric, Metric):
         raise InvalidArgumentError(
@@ -147,6 +145,13 @@ def geodesic(
         _check_sign(guard(metric.parts()), a, b)
         found = spread_pairs(metric, a, b, latents, chosen, n_jobs)
     return _assemble(metric, a, b, found, chosen.num_points, points.dtype, restore)
+
+
+def _is_plain(metric: Any) -> TypeGuard[Callable[[Any], Any]]:
+    """Whether it is a function from latents to matrices: anything that can be called, but for what is a decoder."""
+    # a method of a module is a decoder's, and no metric
+    module = isinstance(getattr(metric, "__self__", metric), torch.nn.Module)
+    return callable(metric) and not module and not isinstance(metric, (Metric, type)) and not hasattr(metric, "jvp")
 
 
 def _check_sign(parts: MetricParts, start: Tensor, end: Tensor) -> None:
