@@ -136,6 +136,17 @@ def test_alternation_with_bounds_is_lloyd_s_and_solves_for_fewer_distances(monke
     np.testing.assert_allclose(centres, found.cluster_centers_, rtol=0, atol=1e-2)
 
 
+def test_a_cluster_that_loses_its_last_latent_keeps_its_mean():
+    X, space = np.array([[0.0, 1.0], [0.5, 1.0], [0.0, 4.0]]), HalfPlane()
+    found = GeodesicKMeans(2, space, random_state=0).fit(X)
+    one, both = kmeans._Mean(X[2], True, np.array([2]), np.zeros(1)), kmeans._Mean(X[0], True, np.arange(2), np.ones(2))
+    empty = found._mean(X, np.zeros(0, dtype=int), one, 2)
+    assert (empty.point == X[2]).all()
+    # its former distances are not taken for those of latents it no longer has
+    table = found._follow(X, np.array([[0.0, 1.4], [0.5, 1.4], [1.4, 0.0]]), [both, one], [both, empty])
+    assert table[2, 1] == pytest.approx(0, abs=1e-6) and table[:, 0].argmin() == 0
+
+
 def test_a_cluster_s_mean_is_found_with_the_options_it_is_given():
     X, _ = blobs()
     # no step is taken, so the first guess, the average or the nearest of the points to it, is all there is

@@ -205,8 +205,10 @@ class GeodesicKMeans(CentredClusterer):
         return bool((before[0] == now[0]).all())
 
     def _mean(self, X: np.ndarray, members: np.ndarray, before: _Mean, step: int) -> _Mean:
-        if not len(members) or (before.converged and np.array_equal(members, before.members)):
-            return replace(before, members=members)
+        if not len(members):
+            return replace(before, members=members, distances=np.zeros(0))
+        if before.converged and np.array_equal(members, before.members):
+            return before
         if self.metric_ is None:
             return _Mean(X[members].mean(0), True, members, np.zeros(0))
         # a table serves many distances; a mean needs few, and the metric itself converges faster
