@@ -177,16 +177,16 @@ def _worth_relaxing(
 ) -> StartCurves:
     """The start curves to go on with: of pairs (B,) whose line is ``merged`` or not ``asked`` for, not the line.
 
-    That a line is longer than others tells something only of pairs whose lengths are ``sure`` (B,).
+    Which of them are too long for it is told only of pairs whose lengths are ``sure`` (B,).
     """
     count = len(merged)
     best = torch.full((count,), float("inf"), dtype=lines.length.dtype, device=lines.length.device)
     for curves in found:
         best[curves.pair] = torch.minimum(best[curves.pair], curves.length)
-    measured = torch.isfinite(lines.length) & asked
+    measured = torch.isfinite(lines.length) & asked & sure[lines.pair]
     good_enough = torch.zeros(count, dtype=torch.bool, device=best.device)
     good_enough[lines.pair] = measured & (lines.length <= _SAME * best[lines.pair])
-    hopeless = measured & sure[lines.pair] & (lines.length > _HOPELESS * best[lines.pair])
+    hopeless = measured & (lines.length > _HOPELESS * best[lines.pair])
     keep = [lines.take(asked & ~hopeless & ~merged)]
     keep += [curves.take(torch.isfinite(curves.length) & ~good_enough[curves.pair]) for curves in found]
     chosen = StartCurves.join(keep)
