@@ -113,7 +113,8 @@ def test_max_condition_number_bounds_the_condition_on_the_data(make, bound):
     found = pm.repair(wrap(member), member.latents, member.data, max_condition_number=bound)
     held_out = found.geometry.audit[:100]
     before, after = found.decoder_metric.condition_number(held_out), found.condition_number(held_out)
-    assert float(before.quantile(0.9)) > bound
+    # infinities would turn into NaN between two of them
+    assert float(before.quantile(0.9, interpolation="lower")) > bound
     assert float(after.quantile(0.95)) <= 1.05 * bound
 
 
