@@ -39,5 +39,5 @@ def test_curves_that_hang_on_kinks_are_not_called_geodesics(dim, layers, seed, s
     assert float(told.double().mean()) >= 0.9
     assert (excess[done] <= 3 * solution.length_error[done] + 1e-3 * exact[done]).all()
     # what is not called a geodesic says how far it may be from one
-    assert set(solution.status) == {Status.CONVERGED, Status.UNRESOLVED}
+    assert set(solution.status) <= {Status.CONVERGED, Status.UNRESOLVED, Status.STEP_LIMIT}
     assert float((excess <= 3 * solution.length_error + 1e-4 * exact).double().mean()) >= 0.9
