@@ -183,8 +183,7 @@ class Metric(ABC):
         """``κ(J) = sqrt(λ_max / λ_min)`` of ``M(z) = JᵀJ``, (B,); ``inf`` where it is singular."""
         points, restore = to_points(z, "z", self.dim)
         values = self.eigenvalues(points.double())
-        ratio = (values[:, -1] / values[:, 0]).sqrt()
-        return restore(ratio.nan_to_num(nan=float("inf"), posinf=float("inf")).to(points.dtype))
+        return restore(condition_numbers(values).to(points.dtype))
 
     def __sklearn_clone__(self) -> Metric:
         """scikit-learn's ``clone`` keeps the metric itself: metrics are never changed, and decoders are large."""
@@ -270,6 +269,12 @@ class FunctionMetric(Metric):
         matrices = to_matrices(self.fn(points), points, "`fn`")
         check_symmetric(matrices, "`fn`")
         return restore(matrices)
+
+
+def condition_numbers(eigenvalues: Tensor) -> Tensor:
+    """κ(J) (n,) from ascending eigenvalues (n, d) of JᵀJ; ``inf`` where it is singular."""
+    # without its own word for infinity nan_to_num turns that into the largest number there is
+    return (eigenvalues[:, -1] / eigenvalues[:, 0]).sqrt().nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 def _vectors(value: ArrayLike, name: str, points: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..metric import condition_numbers
 from .faithfulness import FAR, Faithfulness
-from .shells import ShellRow, condition_numbers, log_volumes, quantile
+from .shells import ShellRow, log_volumes, quantile
 
 #: the value of a criterion for each metric measured: "decoder", "repaired" and perhaps "rbf-published"
 Values = dict[str, float]

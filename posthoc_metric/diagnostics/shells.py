@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..metric import condition_numbers
 from ..support import Support
 from ..uncertainty.measurement import VOID_OFFSETS
 
@@ -99,12 +100,6 @@ class ShellRow:
 def log_volumes(eigenvalues: Tensor) -> Tensor:
     """``½ log det M / d`` (n,) from ascending eigenvalues (n, d); ``-inf`` where M is singular."""
     return 0.5 * eigenvalues.log().mean(1)
-
-
-def condition_numbers(eigenvalues: Tensor) -> Tensor:
-    """κ(J) (n,) from ascending eigenvalues (n, d) of JᵀJ; ``inf`` where it is singular."""
-    # without its own word for infinity nan_to_num turns that into the largest number there is
-    return (eigenvalues[:, -1] / eigenvalues[:, 0]).sqrt().nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 def statistics(eigenvalues: Tensor, smoothness: Tensor) -> Statistics:

@@ -91,9 +91,11 @@ def make_starts(
                 lines.put_rows(some, line)
     if "graph" in names and support is not None and len(support) > 1:
         rows = (distinct & ~sure).nonzero().flatten()
-        for some in rows.split(PAIRS_AT_ONCE) if len(rows) else ():
-            paths = shortest_paths(_support_graph(cache, parts, support), start[some], end[some])
-            found.append(rounded(paths.corners, paths.lengths, some, START_NAMES.index("graph")))
+        if len(rows):
+            graph = _support_graph(cache, parts, support)
+            for some in rows.split(PAIRS_AT_ONCE):
+                paths = shortest_paths(graph, start[some], end[some])
+                found.append(rounded(paths.corners, paths.lengths, some, START_NAMES.index("graph")))
     asked = ~distinct if "straight" not in names else torch.ones_like(distinct)
     chosen = _worth_relaxing(lines, found, merged, asked, sure)
     # a grid has told the lengths of the pieces already, and without a weight none is much longer than the others
