@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ._arrays import ArrayLike, check_count, check_range, check_seed, describe, to_points
-from .errors import ConvergenceWarning, DecoderError, InvalidArgumentError, NumericalError
+from .errors import ConvergenceWarning, InvalidArgumentError, NumericalError
 from .geodesic import Status
+from .geodesic.guard import GuardedMap
 from .labels import soft_labels
 from .metric import Metric
 from .smooth_map import SmoothMap
@@ -222,19 +223,12 @@ def _decoded(decoder: SmoothMap, curves: Tensor) -> Tensor:
     """Whether the decoder has finite values all along each of the finite curves (P, T, d): (P,)."""
     left, between = _places(torch.linspace(0, 1, _ASKED).to(curves), curves.shape[1])
     dtype = getattr(decoder, "dtype", None) or torch.get_default_dtype()
-    good = torch.ones(len(curves), dtype=torch.bool, device=curves.device)
-    for rows in torch.arange(len(curves)).split(max(1, _ENTRIES // (_ASKED * decoder.output_dim))):
-        some = curves[rows.to(curves.device)]
+    guarded, good = GuardedMap(decoder), []
+    for some in curves.split(max(1, _ENTRIES // (_ASKED * decoder.output_dim))):
         z = (1 - between) * some[:, left] + between * some[:, left + 1]
-        bad = torch.zeros(len(rows) * _ASKED, dtype=torch.bool)
-        try:
-            bad = ~torch.isfinite(decoder(z.flatten(0, 1).to(dtype))).all(1).cpu()
-        except DecoderError as error:
-            if not error.rows:
-                raise
-            bad[list(error.rows)] = True
-        good[rows.to(good.device)] = ~bad.view(len(rows), _ASKED).any(1).to(good.device)
-    return good
+        values = guarded(z.flatten(0, 1).to(dtype))
+        good.append(torch.isfinite(values).view(len(some), values.shape[1] * _ASKED).all(1).to(curves.device))
+    return torch.cat(good)
 
 
 def _places(t: Tensor, count: int) -> tuple[Tensor, Tensor]:
