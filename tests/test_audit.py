@@ -82,6 +82,35 @@ def test_a_support_that_is_too_small_fails(repaired):
     assert criterion(narrow.audit(pairs=0, baseline=False), "fidelity, 90th percentile").passed is False
 
 
+class LosesADirection(torch.nn.Module):
+    """The second latent all but vanishes from the output, except where the first exceeds ``edge``."""
+
+    def __init__(self, edge: float):
+        super().__init__()
+        self.edge = edge
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        scale = 1e-5 + torch.sigmoid(40 * (z[:, :1] - self.edge))
+        return torch.cat([z[:, :1], 1e-3 * torch.sin(z[:, :1]), scale * z[:, 1:]], dim=1)
+
+
+@pytest.mark.parametrize(("edge", "judged"), [(1.5, True), (2.6, False)])
+def test_fidelity_looks_at_more_latents_where_few_are_well_conditioned(edge, judged):
+    latents = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = pm.repair(pm.Decoder(LosesADirection(edge), latent_dim=2), latents)
+    conditions = found.decoder_metric.condition_number(found.geometry.audit)
+    first = int((conditions[:200] <= 1e3).sum())
+    assert 0 < first < (50 if judged else 20)
+    line = criterion(found.audit(pairs=0), "fidelity, median")
+    assert (line.passed is not None) == judged
+    if judged:
+        within = torch.cumsum(conditions <= 1e3, 0)[199::200].tolist()
+        enough = next(index for index, count in enumerate(within) if count >= 50)
+        assert enough > 0 and f"the {within[enough]} of {200 * (enough + 1)}" in line.description
+    else:
+        assert f"at {int((conditions <= 1e3).sum())} of {len(conditions)} latents" in line.reason
+
+
 def test_an_inflation_that_was_not_delivered_fails(repaired):
     weak = changed(repaired, ceiling=repaired.gate.ceiling / 10)
     assert criterion(weak.audit(pairs=0, baseline=False), "inflation").passed is False

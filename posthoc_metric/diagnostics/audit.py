@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._arrays import check_count, check_seed
+from ..metric import condition_numbers
 from ..smooth_map import gram
 from ..uncertainty import PublishedRBF
 from .criteria import Criterion, faithfulness_criteria, fidelity, shell_criteria
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 _MOST_POINTS = 200
 _FEWEST_POINTS = 24
 _BUDGET = 3e8
+#: where the decoder's condition number is beyond the bound at most latents, fidelity is judged by few of them: more
+#: are looked at until so many are within it, at most so many times the points of a shell
+_FEWEST_SOUND, _MOST_SHELLS = 50, 8
 #: steps of the central differences, in units of R.  A decoder in single precision needs the long one; one with kinks
 #: has no derivative across them, and the long one would measure the jump over itself.  Both errors only ever add.
 _DECODER_STEPS = (1e-2, 1e-4)
@@ -115,12 +119,31 @@ def audit(
         on_data = on_data or values
         rows.append(ShellRow(shell, {name: statistics(values[name], rough[name]) for name in added}))
     followed = faithfulness(repaired, pairs, seed=seed) if pairs else None
+    bound = repaired.knobs.max_condition_number
     found = (
-        *fidelity(on_data, repaired.knobs.max_condition_number),
+        *fidelity(_enough_on_data(repaired, on_data, added, bound), bound),
         *shell_criteria(rows, inflation=repaired.knobs.inflation, no_baseline=reason),
         *faithfulness_criteria(followed),
     )
     return Audit(found, tuple(rows), followed, repaired.geometry.radius)
+
+
+def _enough_on_data(
+    repaired: RepairedMetric, values: dict[str, Tensor], added: dict[str, Field], bound: float
+) -> dict[str, Tensor]:
+    """Eigenvalues (m, d) of each metric on the held-out data, at more than those of (n, d) if these say too little."""
+    count = len(values["decoder"])
+    for z in repaired.geometry.audit[count : _MOST_SHELLS * count].split(count):
+        if int((condition_numbers(values["decoder"]) <= bound).sum()) >= _FEWEST_SOUND:
+            break
+        more = _eigenvalues(gram(repaired.decoder, z), z, added)
+        values = {name: torch.cat([found, more[name]]) for name, found in values.items()}
+    return values
+
+
+def _eigenvalues(base: Tensor, z: Tensor, added: dict[str, Field]) -> dict[str, Tensor]:
+    """Ascending eigenvalues (n, d) of the decoder's metric ``base`` with each addition, at z (n, d)."""
+    return {name: torch.linalg.eigvalsh(base + extra(z)).clamp_min(0) for name, extra in added.items()}
 
 
 def _measure(
@@ -130,7 +153,7 @@ def _measure(
     radius = repaired.geometry.radius
     z = shell.points
     base = gram(repaired.decoder, z)
-    values = {name: torch.linalg.eigvalsh(base + extra(z)).clamp_min(0) for name, extra in added.items()}
+    values = _eigenvalues(base, z, added)
     few = z[: max(len(z) // 2, 1)]
     u = directions(few, seed=seed)
     changes = [
