@@ -44,7 +44,7 @@ def estimators():
         GeodesicDistance(n_landmarks=3),
         GeodesicKMedoids(),
         GeodesicKMeans(),
-        GeodesicKMeans(3, mean_options={"tol": 1e-2}),
+        GeodesicKMeans(3, mean_options={"tol": 1e-2}, mean_points=3),
         GeodesicDistance(plane_of, n_landmarks=2, method="solver"),
         GeodesicKMedoids(3, plane_of, method="graph"),
     ]
@@ -140,7 +140,7 @@ def test_a_cluster_that_loses_its_last_latent_keeps_its_mean():
     X, space = np.array([[0.0, 1.0], [0.5, 1.0], [0.0, 4.0]]), HalfPlane()
     found = GeodesicKMeans(2, space, random_state=0).fit(X)
     one, both = kmeans._Mean(X[2], True, np.array([2]), np.zeros(1)), kmeans._Mean(X[0], True, np.arange(2), np.ones(2))
-    empty = found._mean(X, np.zeros(0, dtype=int), one, 2)
+    _, empty = found._means(X, [both.members, np.zeros(0, dtype=int)], [both, one], 2)
     assert (empty.point == X[2]).all()
     # its former distances are not taken for those of latents it no longer has
     table = found._follow(X, np.array([[0.0, 1.4], [0.5, 1.4], [1.4, 0.0]]), [both, one], [both, empty])
@@ -157,6 +157,20 @@ def test_a_cluster_s_mean_is_found_with_the_options_it_is_given():
     for options, words in [(3, "dict"), ({"weights": X[:, 0]}, "weights"), ({"tol": -1}, "tol"), ({"tl": 1}, "tl")]:
         with pytest.raises(InvalidArgumentError, match=words):
             GeodesicKMeans(2, HalfPlane(), mean_options=options).fit(X)
+
+
+def test_a_mean_of_some_latents_is_that_of_those_and_the_same_for_any_workers():
+    X, _ = blobs()
+    means = GeodesicKMeans(2, HalfPlane(), mean_points=5, n_jobs=1, random_state=0).fit(X)
+    again = GeodesicKMeans(2, HalfPlane(), mean_points=5, n_jobs=2, random_state=0).fit(X)
+    assert (again.cluster_centers_ == means.cluster_centers_).all() and all(means.center_status_)
+    one = GeodesicKMeans(1, HalfPlane(), mean_points=1, random_state=0).fit(X)
+    assert np.isclose(X, one.cluster_centers_, atol=1e-5).all(1).any(), "not one of the latents"
+    # five latents add about a fifth of the inertia within their clusters
+    every = GeodesicKMeans(2, HalfPlane(), random_state=0).fit(X)
+    assert every.inertia_ <= means.inertia_ * (1 + 1e-3) and means.inertia_ <= 1.5 * every.inertia_
+    all_of_them = GeodesicKMeans(2, HalfPlane(), mean_points=len(X), random_state=0).fit(X)
+    assert (all_of_them.cluster_centers_ == every.cluster_centers_).all()
 
 
 def test_medoids_are_the_best_of_all():
@@ -214,6 +228,7 @@ def test_bad_input_is_named():
         (GeodesicKMedoids(0), "n_clusters"),
         (GeodesicKMeans(1000), "at most"),
         (GeodesicKMedoids(3, n_init=0), "n_init"),
+        (GeodesicKMeans(3, mean_points=0), "`mean_points`"),
         *((GeodesicKMeans(3, tol=tol), "`tol`") for tol in (np.inf, np.nan, "a", -1.0, None, True)),
         (GeodesicDistance(Sphere(), method="magic"), "method"),
     ]:

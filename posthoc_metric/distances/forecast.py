@@ -18,17 +18,18 @@ PATIENCE = 120.0
 
 _EDGES = "are fewer edges, and longer paths"
 _SAMPLE = "A smaller `sample` is solved sooner, and 0 leaves the error unknown"
+_ALWAYS = "; `n_jobs` spreads it over cores, and `store` keeps what is done"
 #: what makes a stage cheaper, of matrices and of nearest neighbours
 MATRIX = {
-    "pairs": "`method='graph'` takes shortest paths instead, with an error that is estimated",
-    "edges": f"Fewer `neighbours` than the default of 200,000 / nodes {_EDGES}",
-    "sample": _SAMPLE,
-    "refined": "A smaller `refine` leaves more distances as they are on the graph",
+    "pairs": f"`method='graph'` takes shortest paths instead, with an error that is estimated{_ALWAYS}",
+    "edges": f"Fewer `neighbours` than the default of 200,000 / nodes {_EDGES}{_ALWAYS}",
+    "sample": f"{_SAMPLE}{_ALWAYS}",
+    "refined": f"A smaller `refine` leaves more distances as they are on the graph{_ALWAYS}",
 }
 NEAREST = {
-    "edges": f"Fewer `graph_neighbours` {_EDGES}",
-    "sample": _SAMPLE,
-    "refined": "`refine=False` leaves distances as they are on the graph",
+    "edges": f"Fewer `graph_neighbours` {_EDGES}{_ALWAYS}",
+    "sample": f"{_SAMPLE}{_ALWAYS}",
+    "refined": f"`refine=False` leaves distances as they are on the graph{_ALWAYS}",
 }
 
 
@@ -88,8 +89,7 @@ class Forecast(Progress):
             silent, self._silent = self._silent, False
         if silent:
             warnings.warn(
-                f"the stage {self._stage!r} of these distances {how_long}. {self._remedies[self._stage]}; `n_jobs` "
-                "spreads it over cores, and `store` keeps what is done.",
+                f"the stage {self._stage!r} {how_long}. {self._remedies[self._stage]}.",
                 PosthocMetricWarning,
                 stacklevel=2,
             )

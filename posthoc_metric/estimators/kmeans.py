@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..distances.forecast import forecasts
 from ..distances.pairs import SomePairs, solve
 from ..errors import ConvergenceWarning, InvalidArgumentError
 from ..geodesic import frechet_mean
+from ..parallel import run_blocks
 from .base import to_latents
 from .centred import CentredClusterer, check_clusters, check_positive
 
 #: share of a distance by which solved ones may be off
 _SLACK = 2e-3
+#: what makes the means of one alternation cheaper
+_REMEDIES = {
+    "means": "`mean_points` finds each from that many latents of its cluster; `n_jobs` spreads them over cores"
+}
 
 
 @dataclass(frozen=True)
 class _Mean:
-    """A centre (d,), whether it was found, the rows of its cluster (m,) and their distances to it (m,)."""
+    """A centre (d,), whether it was found, the rows it was found from (m,) and their distances to it (m,)."""
 
     point: np.ndarray
     converged: bool
@@ -51,10 +57,14 @@ class GeodesicKMeans(CentredClusterer):
     mean_options : dict or None, default=None
         Options of :func:`posthoc_metric.geodesic.frechet_mean`, by which every mean is found: ``tol``, ``rough_tol``,
         ``max_steps`` and those of its geodesics.  A Euclidean mean needs none.
+    mean_points : int or None, default=None
+        Latents of a cluster, drawn at random once, that its mean is found from; by default all.  Every step to a mean
+        takes a geodesic from each, which under ReLU may be half a second; a mean of m of them adds about 1 / m to the
+        inertia.
     n_jobs : int or None, default=None
-        As in joblib.
+        As in joblib; also over the means.
     random_state : int, RandomState instance or None, default=None
-        Of the sowing, which is that of k-means++.
+        Of the sowing, which is that of k-means++, and of the latents that ``mean_points`` leaves.
 
     Attributes
     ----------
@@ -94,6 +104,7 @@ class GeodesicKMeans(CentredClusterer):
         tol: float = 1e-3,
         method: str = "auto",
         mean_options: Mapping[str, Any] | None = None,
+        mean_points: int | None = None,
         n_jobs: int | None = None,
         random_state: Any = None,
     ):
@@ -103,6 +114,7 @@ class GeodesicKMeans(CentredClusterer):
         self.tol = tol
         self.method = method
         self.mean_options = mean_options
+        self.mean_points = mean_points
         self.n_jobs = n_jobs
         self.random_state = random_state
 
@@ -126,8 +138,13 @@ class GeodesicKMeans(CentredClusterer):
         check_positive(self.max_iter, "max_iter")
         _check_tol(self.tol)
         _check_options(self.mean_options)
+        if self.mean_points is not None:
+            check_positive(self.mean_points, "mean_points")
         self._prepare(X, len(X) * self.n_clusters)
-        chosen, table = self._sow(X, self._random())
+        random = self._random()
+        chosen, table = self._sow(X, random)
+        # one order for all alternations, so that a cluster that stays keeps its mean
+        order = np.arange(len(X)) if self.mean_points is None else random.permutation(len(X))
         means = [_Mean(centre, True, np.zeros(0, dtype=int), np.zeros(0)) for centre in X[chosen].copy()]
         before: tuple[np.ndarray, float] | None = None
         for step in range(1, self.max_iter + 1):
@@ -137,8 +154,9 @@ class GeodesicKMeans(CentredClusterer):
                 break
             before = labels, _inertia(nearest)
             # a latent that is at no distance of any mean has no say where one lies
-            members = [np.flatnonzero((labels == cluster) & np.isfinite(nearest)) for cluster in range(len(means))]
-            moved = [self._mean(X, rows, mean, step) for rows, mean in zip(members, means, strict=True)]
+            part = order[np.isfinite(nearest[order])]
+            members = [np.sort(part[labels[part] == cluster][: self.mean_points]) for cluster in range(len(means))]
+            moved = self._means(X, members, means, step)
             table, means = self._follow(X, table, means, moved), moved
         self.cluster_centers_ = np.stack([mean.point for mean in means])
         self.center_status_ = [mean.converged for mean in means]
@@ -204,20 +222,32 @@ class GeodesicKMeans(CentredClusterer):
         # an infinite inertia cannot fall
         return bool((before[0] == now[0]).all())
 
-    def _mean(self, X: np.ndarray, members: np.ndarray, before: _Mean, step: int) -> _Mean:
-        if not len(members):
-            return replace(before, members=members, distances=np.zeros(0))
-        if before.converged and np.array_equal(members, before.members):
-            return before
-        if self.metric_ is None:
-            return _Mean(X[members].mean(0), True, members, np.zeros(0))
+    def _means(self, X: np.ndarray, members: list[np.ndarray], before: list[_Mean], step: int) -> list[_Mean]:
+        """The means of the rows ``members``, one array for each cluster."""
+        found, rest = list(before), []
+        for cluster, (rows, mean) in enumerate(zip(members, before, strict=True)):
+            if not len(rows):
+                found[cluster] = _Mean(mean.point, mean.converged, rows, np.zeros(0))
+            elif self.metric_ is None:
+                found[cluster] = _Mean(X[rows].mean(0), True, rows, np.zeros(0))
+            elif not (mean.converged and np.array_equal(rows, mean.members)):
+                # what was sown may lie at the rim of its cluster; a mean is near the next
+                rest.append((cluster, rows, mean.point if step > 1 else None))
         # a table serves many distances; a mean needs few, and the metric itself converges faster
-        metric, options = getattr(self.metric_, "exact", self.metric_), dict(self.mean_options or {})
-        if step > 1:
-            # what was sown may lie at the rim of its cluster; a mean is near the next
-            options["start"] = torch.from_numpy(np.array(before.point))
-        found = frechet_mean(metric, torch.from_numpy(X[members]), **options)
-        return _Mean(found.point.numpy(), found.converged, members, found.distances.double().numpy())
+        shared = (getattr(self.metric_, "exact", self.metric_), X, dict(self.mean_options or {}))
+        with forecasts(False, _REMEDIES if step == 1 else {}, self.n_jobs) as watch:
+            for index, mean in run_blocks(_mean, shared, rest, n_jobs=self.n_jobs, progress=watch, stage="means"):
+                found[rest[index][0]] = mean
+        return found
+
+
+def _mean(shared: tuple[Any, np.ndarray, dict[str, Any]], block: tuple[int, np.ndarray, np.ndarray | None]) -> _Mean:
+    """The mean of some rows, looked for from where the one before lies."""
+    metric, X, options = shared
+    _, rows, near = block
+    start = None if near is None else torch.from_numpy(np.array(near))
+    found = frechet_mean(metric, torch.from_numpy(X[rows]), start=start, **options)
+    return _Mean(found.point.numpy(), found.converged, rows, found.distances.double().numpy())
 
 
 def _table(found: np.ndarray) -> np.ndarray:
