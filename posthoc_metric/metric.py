@@ -19,7 +19,7 @@ from torch import Tensor
 from ._arrays import ArrayLike, describe, name_rows, to_points
 from .errors import InvalidArgumentError, NumericalError
 from .matrix_field import CheckedField, check_symmetric, square, to_matrices
-from .smooth_map import SmoothMap, check_smooth_map, gram
+from .smooth_map import SmoothMap, check_smooth_map, gram, told_apart
 
 if TYPE_CHECKING:
     from .geodesic import Solution
@@ -162,8 +162,8 @@ class Metric(ABC):
         matrices = self._field()(points.double())
         if not bool(torch.isfinite(matrices).all()):
             raise NumericalError(
-                "the metric must be finite; it is NaN or infinite at some of the points in `z`. "
-                "Check the decoder's Jacobian there."
+                "the metric must be finite; it is NaN or infinite at some of the points in `z`. Check the decoder's "
+                "Jacobian there, or whether they lie outside of where the metric is defined."
             )
         values = torch.linalg.eigvalsh(matrices)
         negative = values[:, 0] < -1e-6 * values.abs().amax(1)
@@ -242,6 +242,16 @@ class PullbackMetric(StructuredMetric):
         check_smooth_map(decoder)
         super().__init__(MetricParts(embedding=decoder), decoder.latent_dim)
         self.decoder = decoder
+
+    def eigenvalues(self, z: ArrayLike) -> Any:
+        """Squares of the Jacobian's singular values, in ascending order (B, d); zero where rounding hides them.
+
+        Raises:
+            NumericalError: the metric is not finite at a point.
+        """
+        points, restore = to_points(z, "z", self.dim)
+        where = points.double()
+        return restore(told_apart(torch.as_tensor(super().eigenvalues(where)), self.decoder, where).to(points.dtype))
 
 
 class FunctionMetric(Metric):

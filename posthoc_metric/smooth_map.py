@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ._arrays import ArrayLike, to_points
+from ._arrays import ArrayLike, computes_in_single, to_points
 from .errors import InvalidArgumentError
 
 
@@ -83,6 +83,8 @@ def device_of(decoder: SmoothMap) -> torch.device:
 
 
 _MOST_BYTES = 2**28
+#: share of the largest eigenvalue of JᵀJ below which the least is lost in rounding, and that of J, in roundings
+_LOST, _ROUNDINGS = 1e-10, 8
 
 
 def gram(embedding: SmoothMap, z: Tensor) -> Tensor:
@@ -93,6 +95,26 @@ def gram(embedding: SmoothMap, z: Tensor) -> Tensor:
         _, jacobian = embedding.value_and_jacobian(z[start : start + rows])
         found[start : start + rows] = jacobian.mT @ jacobian
     return found
+
+
+def told_apart(values: Tensor, embedding: SmoothMap, z: Tensor) -> Tensor:
+    """Ascending eigenvalues of ``J(z)ᵀ J(z)`` (B, d), those again of which double precision knows little.
+
+    J still tells them, as squares of its singular values; zero where these are no more than its rounding.
+    """
+    lost = (values[:, 0] <= _LOST * values[:, -1]).nonzero().flatten()
+    if not len(lost):
+        return values
+    count, dim = z.shape
+    rows = max(int(_MOST_BYTES / (8 * embedding.output_dim * dim)), 1)
+    rounding = torch.finfo(torch.float32 if computes_in_single(embedding, z) else torch.float64).eps
+    values = values.clone()
+    for some in lost.split(rows):
+        singular = torch.linalg.svdvals(embedding.value_and_jacobian(z[some])[1].to(values))
+        known = singular > _ROUNDINGS * dim**0.5 * rounding * singular[:, :1]
+        values[some] = 0.0
+        values[some, dim - singular.shape[1] :] = torch.where(known, singular.square(), 0.0).flip(1)
+    return values
 
 
 class StackedMap:

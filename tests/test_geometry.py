@@ -63,6 +63,20 @@ def test_curvature_of_a_bad_item_spares_the_others():
     assert torch.isnan(parallel).all()
 
 
+def test_curvature_where_a_direction_is_lost_to_rounding_is_nan():
+    def folded(z):
+        height = torch.sin(z[:, :1]) + z[:, 1:] ** 2
+        return torch.cat([height, height.square()], dim=1)
+
+    def few(z):
+        return torch.sin(z @ torch.tensor([[1.0, 2.0, 0.5], [0.3, -1.0, 1.0]]).T.to(z))
+
+    z = points(12, 2)
+    assert torch.isnan(curvature(pm.PullbackMetric(pm.Decoder(folded, latent_dim=2)), z)).all()
+    lost = pm.PullbackMetric(pm.Decoder(few, latent_dim=3))
+    assert torch.isnan(curvature(lost, points(5, 3), points(5, 3, 1), points(5, 3, 2))).all()
+
+
 def carry_on_the_sphere(space, a, b, v):
     """Parallel transport on the round sphere in the space around it, pulled back by the chart's derivative."""
     jacobian = torch.func.vmap(torch.func.jacrev(lambda x: space.to_ambient(x[None])[0]))
@@ -78,6 +92,20 @@ def test_transport_on_the_sphere(dim):
     found = transport(space, a, b, v, rtol=1e-5)
     assert found.converged.all() and (found.norm_drift < 1e-4).all()
     torch.testing.assert_close(found.vectors, carry_on_the_sphere(space, a, b, v), rtol=5e-3, atol=5e-3)
+
+
+def test_transport_tells_a_rotation_that_no_norm_shows():
+    """Past the missing pole the chart turns a vector fast and leaves its norm alone."""
+    space = Sphere()
+    a, b = torch.tensor([[-0.9469, -1.1872]]).double(), torch.tensor([[1.0564, 1.4574]]).double()
+    v = torch.tensor([[1.0, -0.5]]).double()
+    exact = carry_on_the_sphere(space, a, b, v)
+    for num in (63, 256):
+        found = transport(space, a, b, v, num=num)
+        off = space.norm(b, found.vectors - exact) / space.norm(a, v)
+        assert found.geodesics.converged.all() and off < 1.5 * found.error + 1e-4
+        assert found.converged == (num == 256)
+    assert off < 1e-3
 
 
 def test_transport_keeps_angles_with_the_geodesic_and_with_each_other():
@@ -110,17 +138,19 @@ def test_volume_of_a_cap_and_of_a_hyperbolic_rectangle():
 
 
 def test_volume_samples_are_even_on_the_sphere():
-    space = Sphere()
-    drawn = sample_volume(space, 2000, [-2.0, -2.0], [2.0, 2.0], inside=lambda z: z.norm(dim=1) <= 2, steps=40)
+    space, low, high = Sphere(), torch.tensor([-2.0, -2.0]), torch.tensor([2.0, 2.0])
+    drawn = sample_volume(space, 2000, low, high, inside=lambda z: z.norm(dim=1) <= 2, steps=40)
     # by Archimedes the height of an even point is even, here from the pole at -1 to (r² - 1)/(r² + 1)
-    height = space.to_ambient(drawn.points)[:, 2]
+    height = space.to_ambient(drawn.points)[:, 2].double()
     top = 3 / 5
     share = ((height + 1) / (top + 1)).sort().values
     even = (torch.arange(2000) + 0.5) / 2000
     assert (share - even).abs().max() < 1.63 / math.sqrt(2000)
     assert 0.1 < drawn.acceptance < 1
-    again = sample_volume(space, 2000, [-2.0, -2.0], [2.0, 2.0], inside=lambda z: z.norm(dim=1) <= 2, steps=40)
-    assert torch.equal(drawn.points, again.points)
+    again = sample_volume(space, 2000, low, high, inside=lambda z: z.norm(dim=1) <= 2, steps=40)
+    assert torch.equal(drawn.points, again.points) and drawn.points.dtype == torch.float32
+    in_numpy = sample_volume(space, 3, low.double().numpy(), high.numpy(), steps=2).points
+    assert isinstance(in_numpy, np.ndarray) and in_numpy.dtype == np.float64
 
 
 def test_metropolis_steps_leave_the_volume_measure_alone_where_the_metric_is_no_scalar():
@@ -152,6 +182,13 @@ def test_brownian_motion_spreads_as_its_closed_forms_say():
     start = torch.tensor([[0.0, 1.0]]).double().repeat(4000, 1)
     bent = random_walk(HalfPlane(), start, steps=20, time=0.3)
     assert abs(float(HalfPlane().distance(start, bent[:, -1]).cosh().mean()) - math.exp(0.3)) < 0.04
+
+
+def test_a_walk_passes_the_pole_that_a_chart_lacks():
+    start = torch.zeros(500, 2).double()
+    path = random_walk(Sphere(), start, steps=50, time=2.0)
+    assert torch.isfinite(path).all() and (path.norm(dim=2) > 30).any(), "nobody came near the pole"
+    assert abs(float(Sphere().distance(start, path[:, -1]).cos().mean()) - math.exp(-2)) < 0.08
 
 
 def test_a_walk_stays_inside():

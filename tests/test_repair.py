@@ -106,7 +106,7 @@ def test_a_smaller_support_starts_the_rise_earlier():
     assert edges[0] < edges[-1]
 
 
-@pytest.mark.parametrize("bound", [10.0, 100.0])
+@pytest.mark.parametrize("bound", [1.1, 10.0, 100.0])
 @pytest.mark.parametrize("make", [lambda: vae(10), lambda: gan(64, conv=True)])
 def test_max_condition_number_bounds_the_condition_on_the_data(make, bound):
     member = make()

@@ -81,6 +81,28 @@ def test_clusters_on_a_graph_that_does_not_reach_a_latent():
         assert found.inertia_ == np.inf and np.isfinite(found.cluster_centers_).all()
 
 
+@pytest.mark.parametrize("lost", [0.0, 1e-9])
+def test_what_rounding_hides_of_a_nearly_singular_metric_is_told_by_the_jacobian(lost):
+    """The Gram matrix alone puts condition numbers from 1e8 on anywhere between 5e7 and infinity."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(20, 3, generator=generator, dtype=torch.float64)
+    weight[:, 2] = weight[:, 0] - 2 * weight[:, 1] + lost * weight[:, 2]
+    decoder = Decoder(lambda z: torch.sin(z @ weight.T.to(z)), latent_dim=3)
+    z = torch.randn(200, 3, generator=generator, dtype=torch.float64)
+    metric, jacobian = PullbackMetric(decoder), decoder.jacobian(z)
+    if lost:
+        torch.testing.assert_close(metric.condition_number(z), torch.linalg.cond(jacobian), rtol=1e-4, atol=0)
+        volume = torch.linalg.svdvals(jacobian).log().sum(1)
+        torch.testing.assert_close(metric.log_volume(z), volume, rtol=0, atol=1e-4)
+    else:
+        assert (metric.condition_number(z) == torch.inf).all() and (metric.log_volume(z) == -torch.inf).all()
+        assert (metric.eigenvalues(z)[:, 0] == 0).all() and (metric.eigenvalues(z)[:, 1] > 0).all()
+        found = repair(decoder, z).audit(pairs=0)
+        assert all(row.metrics["decoder"].condition_number_q50 == torch.inf for row in found.shells)
+    wide = PullbackMetric(Decoder(lambda z: torch.sin(z @ weight[:2].T.to(z)), latent_dim=3))
+    assert (wide.condition_number(z) == torch.inf).all()
+
+
 def test_a_singular_metric_has_an_infinite_condition_number():
     flat = LinearDecoder([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
     assert flat.condition_number(torch.zeros(1, 2, dtype=torch.float64)) == torch.inf

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._arrays import check_count, check_seed
 from ..metric import condition_numbers
-from ..smooth_map import gram
+from ..smooth_map import gram, told_apart
 from ..uncertainty import PublishedRBF
 from .criteria import Criterion, faithfulness_criteria, fidelity, shell_criteria
 from .faithfulness import Faithfulness, faithfulness
@@ -122,7 +122,7 @@ def audit(
     bound = repaired.knobs.max_condition_number
     found = (
         *fidelity(_enough_on_data(repaired, on_data, added, bound), bound),
-        *shell_criteria(rows, inflation=repaired.knobs.inflation, no_baseline=reason),
+        *shell_criteria(rows, inflation=repaired.knobs.inflation, condition=bound, no_baseline=reason),
         *faithfulness_criteria(followed),
     )
     return Audit(found, tuple(rows), followed, repaired.geometry.radius)
@@ -136,14 +136,15 @@ def _enough_on_data(
     for z in repaired.geometry.audit[count : _MOST_SHELLS * count].split(count):
         if int((condition_numbers(values["decoder"]) <= bound).sum()) >= _FEWEST_SOUND:
             break
-        more = _eigenvalues(gram(repaired.decoder, z), z, added)
+        more = _eigenvalues(repaired, gram(repaired.decoder, z), z, added)
         values = {name: torch.cat([found, more[name]]) for name, found in values.items()}
     return values
 
 
-def _eigenvalues(base: Tensor, z: Tensor, added: dict[str, Field]) -> dict[str, Tensor]:
+def _eigenvalues(repaired: RepairedMetric, base: Tensor, z: Tensor, added: dict[str, Field]) -> dict[str, Tensor]:
     """Ascending eigenvalues (n, d) of the decoder's metric ``base`` with each addition, at z (n, d)."""
-    return {name: torch.linalg.eigvalsh(base + extra(z)).clamp_min(0) for name, extra in added.items()}
+    found = {name: torch.linalg.eigvalsh(base + extra(z)).clamp_min(0) for name, extra in added.items()}
+    return {**found, "decoder": told_apart(found["decoder"], repaired.decoder, z)}
 
 
 def _measure(
@@ -153,7 +154,7 @@ def _measure(
     radius = repaired.geometry.radius
     z = shell.points
     base = gram(repaired.decoder, z)
-    values = _eigenvalues(base, z, added)
+    values = _eigenvalues(repaired, base, z, added)
     few = z[: max(len(z) // 2, 1)]
     u = directions(few, seed=seed)
     changes = [

@@ -100,12 +100,15 @@ def fidelity(eigenvalues: dict[str, Tensor], bound: float) -> tuple[Criterion, .
     return tuple(at_most(name, what, values, most) for name, values, most in found)
 
 
-def shell_criteria(rows: Sequence[ShellRow], *, inflation: float, no_baseline: str) -> tuple[Criterion, ...]:
+def shell_criteria(
+    rows: Sequence[ShellRow], *, inflation: float, condition: float, no_baseline: str
+) -> tuple[Criterion, ...]:
     """Inflation, persistence, conditioning and smoothness, from the statistics on the shells.
 
     Args:
         rows: held-out data first, then growing offsets, then perhaps the gaps.
         inflation: what the repair was asked for.
+        condition: the largest condition number near the data that it was asked for.
         no_baseline: why the published repair was not measured; empty where it was.
     """
     metrics = list(rows[0].metrics)
@@ -122,6 +125,7 @@ def shell_criteria(rows: Sequence[ShellRow], *, inflation: float, no_baseline: s
     rough = (
         "relative change of the metric over a data radius (95th percentile), worst shell; bound: the published RBF's"
     )
+    nearest = min(condition, CONDITION_ON_DATA)
     kappa = "95th percentile of κ(J), worst of "
     return (
         at_least(
@@ -136,7 +140,7 @@ def shell_criteria(rows: Sequence[ShellRow], *, inflation: float, no_baseline: s
             fall,
             PERSISTENCE,
         ),
-        at_most("conditioning near the data", kappa + "data, gaps and offsets below 1", worst[0], CONDITION_ON_DATA),
+        at_most("conditioning near the data", kappa + "data, gaps and offsets below 1", worst[0], nearest),
         at_most("conditioning in the void", kappa + "the offsets from 1", worst[1], CONDITION_IN_VOID),
         not_judged("smoothness", rough, peak, no_baseline)
         if no_baseline

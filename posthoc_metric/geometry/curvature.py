@@ -28,11 +28,14 @@ def curvature(
         u, v: vectors (B, d), linearly independent; may be left out in two dimensions, where there is one plane only.
         step: latent distance of the differences.  By default a share of how far along each line the metric is about a
             parabola and changes by no more than a third, found for each row from this row alone: a hundredth, or three
-            tenths where the metric is computed in single precision, which leaves three digits or so.
+            tenths where the metric is computed in single precision, which leaves three digits or so.  Where the metric
+            is flat to within rounding it is a share of the size of z or of the metric's support, or of one if that is
+            larger and there is no support: give it if latents are much smaller than one and the metric has features as
+            small, which are stepped over otherwise.
 
     Returns:
-        (B,), in one over the unit of length squared; NaN where the metric is singular or not finite, or u and v are
-        parallel to within rounding.
+        (B,), in one over the unit of length squared; NaN where the metric is singular to within rounding or not finite,
+        or u and v are parallel.
 
     The metric is asked for at ``4 (d + 4) + 1`` points for each row, and to find the steps at two or four more for each
     trial on each of ``d + 4`` lines: about five trials on an axis, one or two on a line of the vectors, and never more
@@ -84,7 +87,7 @@ def curvature(
         uu, uv, vv = (christoffel_first(a, b, first) for a, b in ((left, left), (left, right), (right, right)))
         raised, info = torch.linalg.solve_ex(jet.tensor, torch.stack([uv, vv], dim=2))
         numerator = second + (uv * raised[..., 0]).sum(1) - (uu * raised[..., 1]).sum(1)
-        m = jet.tensor
+        m, flat = jet.tensor, flat | jet.singular
         area = _pair(m, left, left) * _pair(m, right, right) - _pair(m, left, right).square()
         found = torch.where((info == 0) & (area > 0) & ~flat, numerator / area, float("nan"))
     return restore(found.to(points.dtype))

@@ -14,6 +14,8 @@ _FIRST = (1 / 12, -2 / 3, 0.0, 2 / 3, -1 / 12)
 _SECOND = (-1 / 12, 4 / 3, -5 / 2, 4 / 3, -1 / 12)
 _AT = (-2, -1, 0, 1, 2)
 
+#: roundings of a matrix with a unit diagonal, for each of its rows, that an eigenvalue must exceed
+_SINGULAR = 64
 #: step of a difference over the reach of its line: truncation grows with its fourth power, rounding falls with its
 #: square, so that the best is about the sixth root of the precision, double and single
 _SHARES = 0.01, 0.3
@@ -57,6 +59,15 @@ class Jet:
     def axes(self) -> Tensor:
         """Directions of the coordinates, (B, d, d)."""
         return torch.eye(self.z.shape[1]).to(self.z).expand(len(self.z), -1, -1)
+
+    @property
+    def singular(self) -> Tensor:
+        """Where the metric has an eigenvalue that is no more than rounding, in units of each coordinate's own (B,)."""
+        size = self.tensor.diagonal(dim1=1, dim2=2).sqrt()
+        known = torch.isfinite(self.tensor).flatten(1).all(1) & (size > 0).all(1)
+        own = torch.where(known[:, None], size, 1.0)
+        unit = torch.where(known[:, None, None], self.tensor / (own[:, :, None] * own[:, None]), 0.0)
+        return ~known | (torch.linalg.eigvalsh(unit)[:, 0] <= _SINGULAR * size.shape[1] * torch.finfo(size.dtype).eps)
 
     def even(self, offset: Tensor) -> Tensor:
         """``offset`` (B, d) in whole units of the last place of z, so that differences lie evenly far from the origin.

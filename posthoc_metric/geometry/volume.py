@@ -77,7 +77,7 @@ class VolumeSample:
     """Draws from the volume measure.
 
     Attributes:
-        points: (n, d).
+        points: (n, d), in the kind and dtype of ``low``.
         acceptance: share of proposals accepted, over all steps.
     """
 
@@ -97,7 +97,7 @@ def sample_volume(
 ) -> VolumeSample:
     """Draw points with density ``sqrt(det M)`` on a box, or on the part of it where ``inside`` is true.
 
-    Every point is the end of a chain of its own, started by importance resampling from quasi-random points of the box.
+    Every point is the end of a chain of its own, started by importance resampling from random points of the box.
     A step proposes ``z + h M(z)^(-1/2) ξ``, half of the time, or else a uniform point of the box, and is accepted by
     Metropolis & Hastings' rule, which leaves the density exactly invariant (Girolami & Calderhead 2011).
 
@@ -145,7 +145,8 @@ def sample_volume(
         accept = chance.log() < log_ratio
         accepted += int(accept.sum())
         here = here.replace(accept, there)
-    return VolumeSample(here.z, accepted / (steps * count))
+    first, restore = to_tensor(low, "low")
+    return VolumeSample(restore(here.z.to(first.dtype)), accepted / (steps * count))
 
 
 class _State:
@@ -189,9 +190,12 @@ def _density(metric: Metric, z: Tensor, inside: Inside | None) -> Tensor:
     counts = admitted(inside, z)
     found = z.new_zeros(len(z))
     for part in counts.nonzero().flatten().split(_CHUNK):
-        found[part] = torch.as_tensor(metric.log_volume(z[part])).to(z).exp()
+        try:
+            found[part] = torch.as_tensor(metric.log_volume(z[part])).to(z).exp()
+        except NumericalError as error:
+            raise NumericalError(f"{error} What of the box should not count is left out by `inside`.") from None
     if not bool(torch.isfinite(found).all()):
-        raise NumericalError("the metric must be finite in the region; it is not. Leave that part out by `inside`.")
+        raise NumericalError("the volume must be finite in the region; it is not. Leave that part out by `inside`.")
     return found
 
 

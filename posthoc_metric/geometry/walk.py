@@ -6,13 +6,18 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .._arrays import ArrayLike, check_count, check_range, check_seed, to_points
 from ..errors import NumericalError
+from ..geodesic import shoot
 from ..geodesic.acceleration import Acceleration
 from ..matrix_field import to_matrices
 from ..metric import Metric
 from .region import Inside, admitted, check_inside
+
+#: largest share of a step that its second order may be, and the accuracy of steps that are integrated
+_SMALL, _RTOL = 0.25, 1e-4
 
 
 def random_walk(
@@ -28,14 +33,15 @@ def random_walk(
 
     A step is a Gaussian tangent vector of covariance ``(time / steps) M⁻¹`` followed along its geodesic to second
     order, ``z + v + ½ a(z, v)``, which converges to Brownian motion as exact geodesics do (Jørgensen 1975; Schwarz,
-    Herrmann, Sturm & Wardetzky 2023).
+    Herrmann, Sturm & Wardetzky 2023).  Where the second order is no small part of the step it is integrated instead.
 
     Args:
         metric: any positive definite metric.
         start: (B, d).
         steps: of the walk; more follow the manifold more closely.
         time: t, in units of length squared: in flat space the mean squared distance run is ``d t``.
-        inside: z (B, d) float64 tensor -> mask (B,), where the walk may go; a step that leaves it is not taken.
+        inside: z (B, d) float64 tensor -> mask (B,), where the walk may go; a step that leaves it is not taken, nor is
+            one whose geodesic does not arrive.
         seed: of the noise.
 
     Returns:
@@ -62,8 +68,18 @@ def random_walk(
                 )
             noise = size * torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z)
             v = torch.linalg.solve_triangular(factor.mT, noise[..., None], upper=True)[..., 0]
-            moved = z + v + 0.5 * accelerate(z, v)[0]
+            bend = 0.5 * accelerate(z, v)[0]
+            moved = z + v + bend
+            long = (~(_norm(factor, bend) <= _SMALL * _norm(factor, v))).nonzero().flatten()
+            if len(long):
+                shot = shoot(metric, z[long], v[long], rtol=_RTOL)
+                moved[long] = shot.points.masked_fill(~shot.converged[:, None], torch.nan)
             stay = ~(torch.isfinite(moved).all(1) & admitted(inside, moved))
             z = torch.where(stay[:, None], z, moved)
             path.append(z)
     return restore(torch.stack(path, dim=1).to(points.dtype))
+
+
+def _norm(factor: Tensor, v: Tensor) -> Tensor:
+    """Riemannian norms (B,) of vectors (B, d) where the metric has the lower Cholesky factors (B, d, d)."""
+    return (factor.mT @ v[..., None])[..., 0].norm(dim=1)

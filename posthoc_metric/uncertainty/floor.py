@@ -104,7 +104,8 @@ def fit_floor(measured: Measured, bound: float, *, seed: int = 0) -> Floor:
     points = torch.cat([measured.data_points, measured.support_points, *(measured.void_points[i] for i in near)])
     values = torch.cat([measured.data, measured.support, *(measured.void[i] for i in near)])
     largest = values[:, -1].clamp_min(1e-12 * float(values[:, -1].max()))
-    square = (_MARGIN * bound) ** 2
+    # of a bound near one no share is left, and nothing would be added at all
+    square = max(_MARGIN * bound, bound**0.5) ** 2
     needed = ((values[:, -1] - square * values[:, 0]) / (square - 1)).clamp_min(0)
     most = _MOST_CENTRES if points.shape[1] <= _FEW_DIMENSIONS else _MOST_BEYOND
     found = place_centres(points, min(most, max(len(points) // 3, 1)), seed=seed)
