@@ -4,7 +4,7 @@ Public names, in the order of the pipeline.
 """
 
 from .checkpoint import load_decoder
-from .decoder import Decoder
+from .decoder import Decoder, fisher_rao
 from .geodesic import Solution, Status, geodesic
 from .invert import invert
 from .loading import load
@@ -25,6 +25,7 @@ __all__ = [
     "Solution",
     "Status",
     "UncertaintyModel",
+    "fisher_rao",
     "geodesic",
     "geodesic_mixup",
     "invert",

@@ -2,6 +2,7 @@
 
 from .core import Decoder
 from .fingerprint import same_fingerprint
+from .fisher_rao import fisher_rao
 from .work import Work
 
-__all__ = ["Decoder", "Work", "same_fingerprint"]
+__all__ = ["Decoder", "Work", "fisher_rao", "same_fingerprint"]

@@ -1,0 +1,107 @@
+"""Decoders of distributions by the Fisher-Rao metric: coordinates in which it is the Euclidean one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Bernoulli,
+    Binomial,
+    Categorical,
+    Distribution,
+    Exponential,
+    Gamma,
+    Geometric,
+    Independent,
+    Multinomial,
+    NegativeBinomial,
+    OneHotCategorical,
+    Poisson,
+)
+
+from ..errors import InvalidArgumentError
+
+#: logits beyond are as good as certain; their exponentials stay in single precision's range
+_CERTAIN = 80.0
+#: rates below are as good as none; a root has no derivative at zero
+_NONE = 1e-30
+
+
+def fisher_rao(distribution: Any) -> Tensor:
+    """Coordinates of a distribution in which the Fisher information metric is Euclidean.
+
+    ``pm.Decoder(model, output=pm.fisher_rao)`` measures a step in latent space by how well what is decoded before and
+    after it can be told apart, ``JᵀJ = Σ_x p(x|z) ∇log p ∇log pᵀ``, and not by how far the mean moves (Arvanitidis et
+    al. 2022).  Where the model returns parameters, make the distribution first::
+
+        pm.Decoder(model, output=lambda logits: pm.fisher_rao(Categorical(logits=logits, validate_args=False)))
+
+    ==============================================  =================================================
+    Bernoulli; Binomial of n                        ``2 arcsin √p``; times √n
+    Categorical, OneHotCategorical; Multinomial     ``2 √p`` of every class; times √n
+    Poisson                                         ``2 √rate``
+    NegativeBinomial of dispersion r; Geometric     ``2 √r arcsinh √(mean / r)``; r = 1
+    Exponential; Gamma of concentration a           ``log rate``; times √a
+    ==============================================  =================================================
+
+    They are the variance-stabilising transforms (Rao 1945; Anscombe 1948), taken from logits where there are any, so
+    that probabilities that round to 0 or 1 keep a derivative.  n, r and a are taken as constants, the same for every
+    latent.  Data are compared in these coordinates too: give :func:`posthoc_metric.repair` none, or the coordinates of
+    the data, such as ``2 √x`` of counts or twice one-hot rows.
+
+    Args:
+        distribution: one of these, of batch shape (B, ...), perhaps within ``Independent``; or a negative binomial by
+            ``mu`` and ``theta``, as scvi-tools has it.
+
+    Returns:
+        (B, ...), with an axis of classes last where there are classes.
+
+    Raises:
+        InvalidArgumentError: another distribution, as a normal one, whose mean and scale have no such coordinates.
+    """
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    for kind, coordinates in _COORDINATES.items():
+        if isinstance(distribution, kind):
+            return coordinates(distribution)
+    mu, theta = getattr(distribution, "mu", None), getattr(distribution, "theta", None)
+    if type(distribution).__name__ == "NegativeBinomial" and isinstance(mu, Tensor) and isinstance(theta, Tensor):
+        return _of_counts(mu.clamp_min(_NONE).log() - theta.detach().log(), theta)
+    known = ", ".join(kind.__name__ for kind in _COORDINATES)
+    raise InvalidArgumentError(
+        f"`distribution` must be one of {known}; got {type(distribution).__name__}. Others, such as a normal one of "
+        "varying scale, have no Euclidean coordinates. With a scale that does not vary, pass "
+        "`output=lambda d: d.loc / scale` to the decoder; or take the parameters that matter."
+    )
+
+
+def _of_probability(logits: Tensor) -> Tensor:
+    return 2 * (logits.clamp(-_CERTAIN, _CERTAIN) / 2).exp().atan()
+
+
+def _of_classes(log_probabilities: Tensor) -> Tensor:
+    return 2 * (log_probabilities / 2).exp()
+
+
+def _of_counts(log_ratio: Tensor, dispersion: Tensor | float) -> Tensor:
+    """From the logarithm of mean / r, and r."""
+    size = dispersion.detach().sqrt() if isinstance(dispersion, Tensor) else math.sqrt(dispersion)
+    return 2 * size * torch.asinh((log_ratio.clamp(-_CERTAIN, _CERTAIN) / 2).exp())
+
+
+_COORDINATES: dict[type[Distribution], Callable[[Any], Tensor]] = {
+    Bernoulli: lambda d: _of_probability(d.logits),
+    Binomial: lambda d: d.total_count.sqrt() * _of_probability(d.logits),
+    Categorical: lambda d: _of_classes(d.logits),
+    OneHotCategorical: lambda d: _of_classes(d.logits),
+    Multinomial: lambda d: math.sqrt(d.total_count) * _of_classes(d.logits),
+    Poisson: lambda d: 2 * d.rate.clamp_min(_NONE).sqrt(),
+    NegativeBinomial: lambda d: _of_counts(d.logits, d.total_count),
+    Geometric: lambda d: _of_counts(-d.logits, 1.0),
+    Exponential: lambda d: d.rate.clamp_min(_NONE).log(),
+    Gamma: lambda d: d.concentration.detach().sqrt() * d.rate.clamp_min(_NONE).log(),
+}
