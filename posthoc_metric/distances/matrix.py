@@ -17,6 +17,7 @@ from . import shortest
 from .forecast import MATRIX, forecasts
 from .graph import build_distance_graph, default_neighbours
 from .job import as_points, below, check_metric, check_solver, fingerprint, make_nodes, warn
+from .mapped import make_array
 from .pairs import AllPairs, Pairs, SomePairs, draw, solve, solved_shapes
 from .report import DistanceReport, ErrorEstimate, compare, stages_of
 from .store import Results, open_results
@@ -79,6 +80,7 @@ def distances(
         InvalidArgumentError: a wrong width, rows that are not finite, an unknown option or method, a bad range, or a
             ``store`` that holds another computation.
         OutputError: the store cannot be written to.
+        CheckpointError: the store's files are damaged.
         WorkerError: workers keep dying.
 
     Warns:
@@ -282,7 +284,7 @@ def _empty(job: _Job) -> np.ndarray:
     """The matrix to be filled: in memory, or beside the store's blocks."""
     if job.store is None:
         return np.zeros(job.shape)
-    return np.lib.format.open_memmap(Path(job.store) / "distances.npy", "w+", np.float64, job.shape)
+    return make_array(Path(job.store) / "distances.npy", np.float64, job.shape)
 
 
 def _largest(lengths: np.ndarray, errors: np.ndarray) -> float:

@@ -58,7 +58,7 @@ def neighbours(
         ``scipy.sparse.csr_matrix`` (N, N) of float64, each row's entries in order of distance; and the report.
 
     Raises:
-        InvalidArgumentError, OutputError, WorkerError: as in :func:`distances`.
+        InvalidArgumentError, OutputError, CheckpointError, WorkerError: as in :func:`distances`.
 
     Warns:
         ConvergenceWarning, PosthocMetricWarning: as in :func:`distances`.

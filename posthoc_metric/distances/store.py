@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError, InvalidArgumentError, OutputError
+from ..errors import InvalidArgumentError, OutputError, PosthocMetricError
+from .mapped import cannot_write, damaged, make_array, open_array
 
 #: for every array a list of (index, values)
 Placements = Mapping[str, Iterable[tuple[Any, np.ndarray]]]
@@ -58,41 +59,40 @@ class Store(Results):
     def __init__(self, folder: str | Path, plan: Mapping[str, Any], shapes: Shapes):
         self.folder = Path(folder)
         self._lock: Any = None
+        self._plan = self.folder / "plan.json"
+        self._ledger = self.folder / "done.txt"
+        wanted = json.loads(json.dumps(dict(plan)))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._acquire()
-            known = self._read_plan()
-            wanted = json.loads(json.dumps(dict(plan)))
-            if known is None:
+            if self._plan.exists():
+                self._compare(self._read_plan(), wanted)
                 self.arrays = {
-                    name: np.lib.format.open_memmap(self._file(name), "w+", np.dtype(dtype), shape)
-                    for name, (shape, dtype) in shapes.items()
+                    name: open_array(self._file(name), dtype, shape) for name, (shape, dtype) in shapes.items()
                 }
-                self._write_plan(wanted)
+                self.done = self._read_ledger()
             else:
-                self._compare(known, wanted)
-                self.arrays = {name: np.lib.format.open_memmap(self._file(name), "r+") for name in shapes}
-            self.done = self._read_ledger()
+                self._begin(wanted, shapes)
+        except PosthocMetricError:
+            self.close()
+            raise
         except OSError as error:
             self.close()
-            if isinstance(error, OutputError):
-                raise
-            raise OutputError(f"`store` cannot be written in {str(self.folder)!r}: {error}. Choose another.") from None
-        except (ValueError, EOFError) as error:
-            self.close()
-            if isinstance(error, InvalidArgumentError):
-                raise
-            raise CheckpointError(f"`store` is damaged in {str(self.folder)!r} ({error}); delete the folder.") from None
+            raise cannot_write(self.folder, error) from None
 
     def write(self, block: int, placements: Placements) -> None:
         super().write(block, placements)
-        for name in placements:
-            self.arrays[name].flush()  # type: ignore[attr-defined]
         content = f"{block}"
         line = f"{content} {zlib.crc32(content.encode()):08x}\n".encode()
-        with open(self.folder / "done.txt", "ab", buffering=0) as ledger:
-            ledger.write(line)
-            os.fsync(ledger.fileno())
+        try:
+            for name in placements:
+                self.arrays[name].flush()  # type: ignore[attr-defined]
+            with open(self._ledger, "ab") as ledger:
+                ledger.write(line)
+                ledger.flush()
+                os.fsync(ledger.fileno())
+        except OSError as error:
+            raise cannot_write(self.folder, error) from None
         self.done.add(block)
 
     def close(self) -> None:
@@ -116,18 +116,36 @@ class Store(Results):
                 f"`store` is in use: another process is writing to {str(self.folder)!r}. Wait for it."
             ) from None
 
-    def _read_plan(self) -> dict[str, Any] | None:
-        with suppress(FileNotFoundError):
-            return json.loads((self.folder / "plan.json").read_text(encoding="utf-8"))
-        return None
-
-    def _write_plan(self, plan: Mapping[str, Any]) -> None:
+    def _begin(self, plan: Mapping[str, Any], shapes: Shapes) -> None:
+        """New arrays, then the plan, so that where there is a plan there are arrays; or nothing at all."""
+        if self._ledger.exists():
+            # the plan is there before the first block is done
+            raise damaged(self._plan, f"is missing, although {self._ledger.name!r} says what was done")
         draft = self.folder / ".plan.json"
-        with open(draft, "w", encoding="utf-8") as file:
-            json.dump(plan, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self.folder / "plan.json")
+        self.arrays, self.done = {}, set()
+        try:
+            for name, (shape, dtype) in shapes.items():
+                self.arrays[name] = make_array(self._file(name), dtype, shape)
+            with open(draft, "w", encoding="utf-8") as file:
+                json.dump(plan, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(self._plan)
+        except BaseException:
+            self.arrays = {}
+            for path in (draft, *map(self._file, shapes)):
+                with suppress(OSError):
+                    path.unlink()
+            raise
+
+    def _read_plan(self) -> Mapping[str, Any]:
+        try:
+            plan = json.loads(self._plan.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise damaged(self._plan, f"is no JSON ({error})") from None
+        if not isinstance(plan, dict):
+            raise damaged(self._plan, f"holds a {type(plan).__name__}, not a dictionary")
+        return plan
 
     def _compare(self, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         different = sorted(key for key in {*known, *wanted} if not _same(known.get(key), wanted.get(key)))
@@ -138,10 +156,9 @@ class Store(Results):
             )
 
     def _read_ledger(self) -> set[int]:
-        path = self.folder / "done.txt"
         done: set[int] = set()
         whole = 0
-        content = path.read_bytes() if path.exists() else b""
+        content = self._ledger.read_bytes() if self._ledger.exists() else b""
         for line in content.splitlines(keepends=True):
             number, _, check = line.decode("ascii", "replace").strip().partition(" ")
             if not line.endswith(b"\n") or check != f"{zlib.crc32(number.encode()):08x}":
@@ -149,7 +166,7 @@ class Store(Results):
             done.add(int(number))
             whole += len(line)
         if whole < len(content):
-            os.truncate(path, whole)
+            os.truncate(self._ledger, whole)
         return done
 
 

@@ -1,0 +1,218 @@
+"""The store when the disk is full, and when its files are not as they were left: an error that says so, never zeros."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from posthoc_metric.distances import distances, mapped, neighbours
+from posthoc_metric.distances.store import Store
+from posthoc_metric.errors import CheckpointError, OutputError
+from posthoc_metric.spaces import Sphere
+
+from test_spaces import points  # isort: skip
+
+SHAPES = {"x": ((10, 3), np.float64), "y": ((7,), np.int8)}
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+def full(*_):
+    raise FULL
+
+
+def solved(store):
+    return distances(Sphere(), points(14, 2, scale=0.3), store=store)
+
+
+def on_graph(store):
+    return distances(Sphere(), points(40, 2, scale=0.5), method="graph", neighbours=30, sample=0, store=store)
+
+
+def nearest(store):
+    return neighbours(Sphere(), points(20, 2, scale=0.3), 2, sample=0, refine=True, store=store)
+
+
+def values(result):
+    return np.array(result if isinstance(result, np.ndarray) else result.data)
+
+
+needs_fallocate = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
+
+
+class TestFullDisk:
+    @needs_fallocate
+    def test_space_is_taken_before_the_first_block(self, tmp_path):
+        shape = (1000, 1000)
+        array = mapped.make_array(tmp_path / "x.npy", np.float64, shape)
+        assert array.shape == shape and array.dtype == np.float64 and not array.any()
+        assert (tmp_path / "x.npy").stat().st_blocks * 512 >= array.nbytes
+        array[3] = 1
+        array.flush()
+        assert np.array_equal(np.load(tmp_path / "x.npy"), array)
+
+    @needs_fallocate
+    def test_a_sparse_copy_gets_its_space_back(self, tmp_path):
+        np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float64, (1000, 1000))
+        before = (tmp_path / "x.npy").stat()
+        if before.st_blocks * 512 >= before.st_size:
+            pytest.skip("this file system keeps no sparse files")
+        array = mapped.open_array(tmp_path / "x.npy", np.float64, (1000, 1000))
+        assert (tmp_path / "x.npy").stat().st_blocks * 512 >= array.nbytes
+
+    @pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL, None])
+    def test_zeros_are_written_where_space_cannot_be_reserved(self, tmp_path, monkeypatch, code):
+        def unsupported(*_):
+            raise OSError(code, "not here")
+
+        monkeypatch.setattr(mapped, "_CHUNK", 1000)
+        if code is None:
+            monkeypatch.delattr(os, "posix_fallocate", raising=False)
+        else:
+            monkeypatch.setattr(os, "posix_fallocate", unsupported, raising=False)
+        array = mapped.make_array(tmp_path / "x.npy", np.float64, (70, 11))
+        array[:] = 2
+        array.flush()
+        again = mapped.open_array(tmp_path / "x.npy", np.float64, (70, 11))
+        assert (again == 2).all() and again.shape == (70, 11)
+
+    @pytest.mark.parametrize("work", [solved, on_graph, nearest])
+    def test_no_room_for_the_arrays(self, tmp_path, monkeypatch, work):
+        monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+        with pytest.raises(OutputError, match="`store` cannot be written.*No space left on device.*Make room"):
+            work(tmp_path / "s")
+        assert not [*tmp_path.rglob("*.npy"), *tmp_path.rglob("*.json")]
+        monkeypatch.undo()
+        work(tmp_path / "s")
+
+    def test_no_room_for_the_matrix(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(
+            "posthoc_metric.distances.matrix.make_array",
+            lambda path, *rest: (
+                monkeypatch.setattr(os, "posix_fallocate", full, raising=False),
+                mapped.make_array(path, *rest),
+            )[1],
+        )
+        with pytest.raises(OutputError, match="No space left on device"):
+            solved(tmp_path)
+        assert not (tmp_path / "distances.npy").exists()
+
+    def test_no_room_for_the_second_array_leaves_nothing_of_the_first(self, tmp_path, monkeypatch):
+        make = mapped.make_array
+        monkeypatch.setattr(
+            "posthoc_metric.distances.store.make_array", lambda path, *r: full() if path.stem == "y" else make(path, *r)
+        )
+        with pytest.raises(OutputError, match="No space left"):
+            Store(tmp_path, {}, SHAPES)
+        assert not [*tmp_path.glob("*.npy"), *tmp_path.glob("*.json")]
+
+    @pytest.mark.parametrize("what", ["fsync", "flush"])
+    def test_no_room_for_a_block(self, tmp_path, monkeypatch, what):
+        store = Store(tmp_path, {}, SHAPES)
+        store.write(0, {"x": [(0, np.ones(3))]})
+        monkeypatch.setattr(*((os, "fsync", full) if what == "fsync" else (np.memmap, "flush", full)))
+        with pytest.raises(OutputError, match="`store` cannot be written.*No space left"):
+            store.write(1, {"x": [(1, np.ones(3))]})
+        assert store.done == {0}
+        store.close()
+
+    def test_a_disk_that_is_full_in_truth(self, tmp_path):
+        if not sys.platform.startswith("linux") or os.geteuid() or not shutil.which("mount"):
+            pytest.skip("needs the right to mount a file system")
+        place = tmp_path / "small"
+        place.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)]
+        if subprocess.run(mount, capture_output=True).returncode:
+            pytest.skip("needs the right to mount a file system")
+        script = (
+            "import sys, torch\n"
+            "from posthoc_metric.distances import distances\n"
+            "from posthoc_metric.errors import OutputError\n"
+            "from posthoc_metric.spaces import Sphere\n"
+            "try:\n"
+            "    distances(Sphere(), 0.3 * torch.randn(300, 2), method='graph', store=sys.argv[1])\n"
+            "except OutputError as error:\n"
+            "    print(error)\n"
+        )
+        try:
+            ran = subprocess.run([sys.executable, "-c", script, str(place / "s")], capture_output=True, text=True)
+        finally:
+            subprocess.run(["umount", str(place)], check=True)
+        assert ran.returncode == 0 and "No space left on device" in ran.stdout, ran
+
+
+def cut_short(path):
+    os.truncate(path, path.stat().st_size * 2 // 3)
+
+
+DAMAGE = {
+    "lengths cut short": (solved, "pairs/lengths.npy", cut_short, "bytes where"),
+    "codes cut to nothing": (solved, "pairs/codes.npy", lambda path: os.truncate(path, 0), "does not begin"),
+    "rows cut short": (on_graph, "rows/distances.npy", cut_short, "bytes where"),
+    "neighbours cut short": (on_graph, "graph/neighbours/indices.npy", cut_short, "bytes where"),
+    "nearest cut short": (nearest, "nearest/nodes.npy", cut_short, "bytes where"),
+    "an array deleted": (solved, "pairs/errors.npy", os.remove, "is missing"),
+    "a plan deleted": (solved, "pairs/plan.json", os.remove, "is missing, although 'done.txt'"),
+    "the plan of rows deleted": (on_graph, "rows/plan.json", os.remove, "is missing, although 'done.txt'"),
+    "a list for a plan": (solved, "pairs/plan.json", lambda path: path.write_text("[1, 2]"), "holds a list"),
+    "half a plan": (solved, "pairs/plan.json", cut_short, "is no JSON"),
+    "an empty plan": (solved, "pairs/plan.json", lambda path: path.write_text(""), "is no JSON"),
+    "bytes for a plan": (solved, "pairs/plan.json", lambda path: path.write_bytes(b"\xff\xfe\x00"), "is no JSON"),
+    "another shape": (solved, "pairs/lengths.npy", lambda path: np.save(path, np.zeros(90)), r"shape \(90,\) where"),
+    "another dtype": (
+        solved,
+        "pairs/lengths.npy",
+        lambda path: np.save(path, np.zeros(91, np.float32)),
+        "float32 of shape.* where float64",
+    ),
+    "edges of another shape": (
+        on_graph,
+        "graph/neighbours/indices.npy",
+        lambda path: np.save(path, np.zeros((3, 2), np.int32)),
+        r"shape \(3, 2\) where",
+    ),
+    "columns first": (
+        on_graph,
+        "rows/distances.npy",
+        lambda path: np.save(path, np.asfortranarray(np.load(path))),
+        "by columns where",
+    ),
+}
+
+
+class TestDamage:
+    @pytest.mark.parametrize("name", DAMAGE)
+    def test_a_damaged_store_is_named_and_can_be_begun_anew(self, tmp_path, name):
+        work, file, damage, words = DAMAGE[name]
+        store = tmp_path / "s"
+        whole = values(work(store))
+        path = store / file
+        damage(path)
+        with pytest.raises(CheckpointError, match=f"`store` is damaged: .*{path.name}' .*{words}.*Delete the folder"):
+            work(store)
+        shutil.rmtree(path.parent)
+        assert np.array_equal(values(work(store)), whole)
+
+    def test_a_fresh_start_has_nothing_done(self, tmp_path):
+        store = Store(tmp_path, {"what": 1}, SHAPES)
+        # as a process does that is killed before the plan is written
+        store.close()
+        (tmp_path / "plan.json").unlink()
+        again = Store(tmp_path, {"what": 2}, SHAPES)
+        assert again.done == set() and json.loads((tmp_path / "plan.json").read_text()) == {"what": 2}
+        again.close()
+
+    def test_a_store_without_a_plan_can_be_used_once_it_is_deleted(self, tmp_path):
+        store = Store(tmp_path, {}, SHAPES)
+        store.write(0, {"x": [(0, np.ones(3))]})
+        store.close()
+        (tmp_path / "plan.json").unlink()
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match="plan.json' is missing"):
+                Store(tmp_path, {}, SHAPES)
+        # nothing was made anew beside what is done
+        assert np.load(tmp_path / "x.npy")[0].all()
