@@ -241,6 +241,14 @@ def test_another_computation_s_store_is_refused(tmp_path):
         distances(Sphere(), points(5, 2), store=tmp_path / "d", rtol=1e-3)
 
 
+@pytest.mark.parametrize("count", [36, 40, 50])
+def test_a_graph_of_another_support_is_another_computation(tmp_path, count):
+    options = {"method": "graph", "neighbours": 30, "sample": 0, "store": tmp_path}
+    distances(Sphere(), points(40, 2), support=points(40, 2, 1), **options)
+    with pytest.raises(InvalidArgumentError, match="another computation.*nodes differ"):
+        distances(Sphere(), points(40, 2), support=points(count, 2, 2), **options)
+
+
 def test_two_writers_and_damaged_files_are_refused(tmp_path):
     pytest.importorskip("fcntl", reason="file locks need a POSIX system")
     first = Store(tmp_path, {}, SHAPES)

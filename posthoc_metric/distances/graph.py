@@ -23,6 +23,7 @@ from ..geodesic.guard import guard
 from ..metric import Metric
 from ..parallel import Progress, cut, run_blocks
 from .edges import segment_lengths
+from .job import digest
 from .shortest import ROW_BLOCK, rows
 from .store import open_results
 
@@ -116,7 +117,8 @@ def build_distance_graph(
     search = NearestNeighbors(n_neighbors=min(k, len(array))).fit(array)
     if len(array) == 1:
         return DistanceGraph(points, csr_matrix((1, 1)), search, 1, 1.0, None)
-    plan = {**(plan or {}), "neighbours": k}
+    # nodes are not only the points that are asked for, but the support too
+    plan = {**(plan or {}), "neighbours": k, "nodes": digest(points)}
     edges = _edges(search, array, k, n_jobs, store, plan, progress)
     unit = _spacing(array, edges)
     regions = make_regions(array, far_edges_each(k))

@@ -96,17 +96,18 @@ def fingerprint(metric: Metric, a: Tensor, b: Tensor | None, solver: dict[str, A
     with torch.no_grad():
         values = guard(metric.parts()).tensor(probe).double().flatten().tolist()
     return {
-        "a": _digest(a),
-        "b": None if b is None else _digest(b),
+        "a": digest(a),
+        "b": None if b is None else digest(b),
         # NaN is never equal to itself
         "metric": [None if value != value else value for value in values],
-        # a support is an array, and what it changes is in the graph's own files
+        # a support is an array, and what it changes are the nodes, which the graph's own plans name
         "solver": {name: repr(value) for name, value in sorted(solver.items()) if name != "support"},
         **facts,
     }
 
 
-def _digest(points: Tensor) -> str:
+def digest(points: Tensor) -> str:
+    """What tells an array of points from any other."""
     array = np.ascontiguousarray(points.cpu().numpy())
     return hashlib.sha256(str(array.shape).encode() + array.tobytes()).hexdigest()
 
