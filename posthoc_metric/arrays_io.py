@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import pickle
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .checkpoint.torch_files import load_plain
 from .errors import CheckpointError, InvalidArgumentError, MissingExtraError, PosthocMetricError
 
 #: what a table holds where a value is missing, in lower case
@@ -69,12 +72,35 @@ def _npz(path: Path, name: str, key: str | None) -> np.ndarray:
 
 
 def _pt(path: Path, name: str, key: str | None) -> np.ndarray:
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = load_plain(path)
+    except pickle.UnpicklingError as error:
+        # torch advises to run what the file holds, in escape codes; what it names is all that helps
+        object_named = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
+        if object_named is None:
+            raise ValueError("torch.save did not write it, or it was damaged") from None
+        raise CheckpointError(
+            f"`{name}` must be arrays alone; {str(path)!r} holds Python objects ({object_named[1]}), which cannot "
+            "be read without running code in the file. Save the arrays alone, with torch.save or numpy.save."
+        ) from None
     if isinstance(content, dict):
-        content = content[_chosen([str(k) for k in content], path, name, key)]
+        # a key is written as text, whatever it is
+        names = [str(k) for k in content]
+        chosen = _chosen(names, path, name, key)
+        if names.count(chosen) > 1:
+            raise InvalidArgumentError(
+                f"`{name}`: {str(path)!r} holds several arrays that are called {chosen}, such as the number and the "
+                "text. Save them under other names."
+            )
+        content = list(content.values())[names.index(chosen)]
+    if isinstance(content, np.ndarray):
+        return content
     if not isinstance(content, torch.Tensor):
         raise ValueError(f"it holds a {type(content).__name__}, not a tensor")
-    return content.detach().numpy()
+    if content.is_floating_point() and content.dtype not in (torch.float16, torch.float32, torch.float64):
+        # NumPy has no such type; float32 holds all its values
+        content = content.float()
+    return content.detach().resolve_conj().numpy()
 
 
 def _csv(path: Path, name: str, key: str | None) -> np.ndarray:

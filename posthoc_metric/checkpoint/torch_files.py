@@ -18,6 +18,18 @@ from . import vet
 from .sniff import Container
 
 
+def load_plain(path: pathlib.Path, plain: Sequence[Any] = ()) -> Any:
+    """What a ``torch.save`` file holds, if that is tensors, NumPy arrays, containers of them and plain data.
+
+    Raises:
+        pickle.UnpicklingError: it holds other Python objects, none of which was made, or is damaged; torch raises
+            more where it is damaged.
+    """
+    with torch.serialization.safe_globals([*_plain_data(), *plain]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def read_torch(container: Container, trust: bool, plain: Sequence[Any] = ()) -> Any:
     """What a ``torch.save`` file holds: tensors, containers of them and plain data, unless ``trust``.
 
@@ -30,14 +42,12 @@ def read_torch(container: Container, trust: bool, plain: Sequence[Any] = ()) -> 
     """
     path = container.path
     try:
-        with torch.serialization.safe_globals([*_plain_data(), *plain]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        return load_plain(path, plain)
+    except pickle.UnpicklingError:
         if not trust:
             raise UnsafeFileError(
                 f"{path} looks like {container.looks_like} that holds Python objects beside tensors"
-                f"{_unknown(path, error)}: reading them runs code in the file. Save the state dict alone, with "
+                f"{_unknown(path, plain)}: reading them runs code in the file. Save the state dict alone, with "
                 "torch.save(model.state_dict(), ...) or safetensors, and pass factory=; or pass trust=True if you "
                 "trust where the file comes from."
             ) from None
@@ -59,6 +69,7 @@ def _plain_data() -> list[Any]:
     numpy: Any = np
     multiarray = numpy._core.multiarray if hasattr(np, "_core") else numpy.core.multiarray
     dtypes = [type(np.dtype(code)) for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")]
+    dtypes += [type(np.dtype(code)) for code in ("c8", "c16")]
     dtypes += [type(np.dtype("O")), type(np.dtype("U1")), type(np.dtype("S1"))]
     arrays: list[Any] = [multiarray.scalar, multiarray._reconstruct, np.ndarray, np.dtype, *dtypes]
     # the same functions under the module names of other NumPy versions
@@ -74,9 +85,10 @@ def _plain_dict(*_: Any) -> dict[Any, Any]:
     return {}
 
 
-def _unknown(path: pathlib.Path, error: Exception) -> str:
+def _unknown(path: pathlib.Path, plain: Sequence[Any]) -> str:
     try:
-        names = list(torch.serialization.get_unsafe_globals_in_checkpoint(path))[:3]
+        with torch.serialization.safe_globals([*_plain_data(), *plain]):
+            names = list(torch.serialization.get_unsafe_globals_in_checkpoint(path))[:3]
     except Exception:  # only for the message; a damaged or older file has no such list
         names = []
     return f" ({', '.join(names)})" if names else ""
