@@ -16,6 +16,11 @@ _COPY_BYTES = 2**30
 
 def check_values(value: Tensor) -> None:
     """Refuse outputs that are no finite real numbers, or none at all."""
+    if value.is_complex():
+        raise DecoderError(
+            f"the decoder must return real numbers; it returns {value.dtype}. Wrap a function of it that returns real "
+            "ones: torch.view_as_real(...) keeps everything, abs() or angle() a part."
+        )
     if not value.is_floating_point():
         raise DecoderError(
             f"the decoder returns {value.dtype}, so that it is piecewise constant and has no derivative. "
