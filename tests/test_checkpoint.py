@@ -203,6 +203,26 @@ def test_a_deeper_network_in_the_file_is_refused_unless_said(tmp_path):
     assert load_decoder(tmp_path / "m.pt", factory=half, strict=False).output_dim == 6
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_strict_is_advised_only_where_it_helps(tmp_path, strict):
+    deep = nn.Sequential(*half(), nn.Tanh(), nn.Linear(6, 6))
+    torch.save({**half().state_dict(), "9.weight": torch.ones(2)}, tmp_path / "m.pt")
+    for factory, words in ((lambda: deep, "2 missing.*, 1 unexpected"), (lambda: half(hidden=9), "another shape")):
+        with pytest.raises(CheckpointError, match=words) as caught:
+            load_decoder(tmp_path / "m.pt", factory=factory, strict=strict)
+        assert "pass strict=False" not in str(caught.value)
+        assert ("makes up for none that are missing" in str(caught.value)) == (not strict and "missing" in words)
+
+
+def test_counts_of_batches_and_wrappers_are_no_reason(tmp_path):
+    normed = nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1d(6))
+    state = {n.replace("0.", "0.module."): t for n, t in normed.state_dict().items() if "tracked" not in n}
+    torch.save({**state, "9.weight": torch.ones(2)}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="with 1 unexpected .*or pass strict=False"):
+        load_decoder(tmp_path / "m.pt", factory=lambda: normed)
+    assert load_decoder(tmp_path / "m.pt", factory=lambda: normed, strict=False).output_dim == 6
+
+
 def test_weights_without_a_class_ask_for_one(tmp_path, vae):
     torch.save({"state_dict": vae.state_dict()}, tmp_path / "m.pt")
     with pytest.raises(CheckpointError, match="8 tensors under 'state_dict'.*factory="):

@@ -117,7 +117,7 @@ def fill(
         for fit in _by_loading(module, wanted, states, prefix, strict):
             _keep(fits, fit)
     if not fits:
-        raise CheckpointError(_why_not(wanted, states, prefix, path))
+        raise CheckpointError(_why_not(wanted, states, prefix, strict, path))
     best = _choose(fits, path)
     tensors = best.tensors
     precisions = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
@@ -191,12 +191,17 @@ def _prefixes(wanted: Mapping[str, Tensor], state: State) -> list[str]:
 def _fit(wanted: Mapping[str, Tensor], state: State, prefix: str, strict: bool) -> State | None:
     """The tensors for each name of the module, or ``None``; wrappers inside the names are looked through."""
     for names in _namings(state, prefix):
-        missing = [n for n in wanted if n not in names and not n.endswith("num_batches_tracked")]
+        missing = _missing(wanted, names)
         extra = [n for n in names if strict and n not in wanted and not _is_other_part(n)]
         shapes_agree = all(names[n].shape == _shape(wanted[n]) for n in wanted if n in names)
         if not missing and not extra and shapes_agree:
             return State({n: names[n] for n in wanted if n in names}, names._metadata)
     return None
+
+
+def _missing(wanted: Mapping[str, Tensor], names: State) -> list[str]:
+    """What the module cannot go without; older files have no counts of batches."""
+    return [n for n in wanted if n not in names and not n.endswith("num_batches_tracked")]
 
 
 def _namings(state: State, prefix: str) -> Iterator[State]:
@@ -229,18 +234,21 @@ def _choose(fits: list[_Fit], path: Any) -> _Fit:
     raise CheckpointError(f"several sets of weights in {path} fit the module: {choices}. Choose with key= or prefix=.")
 
 
-def _why_not(wanted: Mapping[str, Tensor], states: Mapping[str, State], prefix: str | None, path: Any) -> str:
+def _why_not(
+    wanted: Mapping[str, Tensor], states: Mapping[str, State], prefix: str | None, strict: bool, path: Any
+) -> str:
     """Names and shapes of the nearest candidate, so that the wrong class or size is seen at once."""
     candidates = [
-        _Fit(name, found, state.behind(found))
+        _Fit(name, found, tensors)
         for name, state in states.items()
         for found in ([prefix] if prefix is not None else [*_prefixes(wanted, state), "", *_heads(state)])
+        for tensors in _namings(state, found)
     ]
     if not candidates:
         return f"{path} holds no weights by name. Pass key= where they are nested deeply."
     nearest = max(candidates, key=lambda fit: _likeness(wanted, fit.tensors))
     inner = nearest.tensors
-    missing = [n for n in wanted if n not in inner]
+    missing = _missing(wanted, inner)
     extra = [n for n in inner if n not in wanted]
     shapes = [
         f"{n} is {tuple(inner[n].shape)} and the module's {tuple(wanted[n].shape)}"
@@ -250,10 +258,14 @@ def _why_not(wanted: Mapping[str, Tensor], states: Mapping[str, State], prefix: 
     parts = [f"{len(missing)} missing ({', '.join(missing[:3])})" if missing else ""]
     parts.append(f"{len(extra)} unexpected ({', '.join(extra[:3])})" if extra else "")
     parts.append(f"{len(shapes)} of another shape ({'; '.join(shapes[:2])})" if shapes else "")
+    advice = "Check the class and factory_kwargs=, or name key= and prefix=."
+    if extra and not missing and not shapes:
+        advice = f"{advice[:-1]}, or pass strict=False to leave unexpected ones out."
+    elif missing and not strict:
+        advice += " strict=False leaves unexpected ones out, and makes up for none that are missing."
     return (
         f"the weights in {path} do not fit the module that `factory` makes: nearest is {nearest}, with "
-        f"{', '.join(part for part in parts if part)}. Check the class and factory_kwargs=, name key= and prefix=, or "
-        "pass strict=False to leave unexpected ones out."
+        f"{', '.join(part for part in parts if part)}. {advice}"
     )
 
 
