@@ -27,7 +27,7 @@ from ..repair import repair
 _SAMPLE = 64
 #: rows of a matrix that are worked on at once
 _TILE = 256
-_ADVICE = "Use method='solver', or a precomputed matrix of posthoc_metric.distances, where `neighbours` can be raised."
+_ADVICE = "Use method='solver', or a precomputed matrix of metric.distances(...), where `neighbours` can be raised."
 
 
 class EstimatorNotFittedError(NotFittedError, exceptions.NotFittedError):

@@ -28,7 +28,7 @@ class GeodesicDistance(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Geodes
         How many training points distances are measured to: chosen one after another, each the farthest from those
         before in Euclidean distance, from a random first one. None takes all, in their order.
     method : {"auto", "solver", "graph"}, default="auto"
-        As in :func:`posthoc_metric.distances`.
+        As in :func:`posthoc_metric.distances.distances`.
     n_jobs : int or None, default=None
         As in joblib.
     random_state : int, RandomState instance or None, default=None

@@ -53,10 +53,10 @@ class GeodesicKMeans(CentredClusterer):
     tol : float, default=1e-3
         Relative decrease of the inertia at which the alternation ends.
     method : {"auto", "solver", "graph"}, default="auto"
-        As in :func:`posthoc_metric.distances`.
+        As in :func:`posthoc_metric.distances.distances`.
     mean_options : dict or None, default=None
-        Options of :func:`posthoc_metric.geodesic.frechet_mean`, by which every mean is found: ``tol``, ``rough_tol``,
-        ``max_steps`` and those of its geodesics.  A Euclidean mean needs none.
+        Options of ``frechet_mean`` (``from posthoc_metric.geodesic import frechet_mean``), by which every mean is
+        found: ``tol``, ``rough_tol``, ``max_steps`` and those of its geodesics.  A Euclidean mean needs none.
     mean_points : int or None, default=None
         Latents of a cluster, drawn at random once, that its mean is found from; by default all.  Every step to a mean
         takes a geodesic from each, which under ReLU may be half a second; a mean of m of them adds about 1 / m to the
@@ -73,7 +73,7 @@ class GeodesicKMeans(CentredClusterer):
     cluster_centers_ : ndarray of shape (n_clusters, n_features_in_)
         The means.
     center_status_ : list of bool
-        Whether each mean was found to the tolerance of :func:`posthoc_metric.geodesic.frechet_mean`.
+        Whether each mean was found to the tolerance of ``frechet_mean``.
     labels_ : ndarray of shape (n_samples,)
         Cluster of each training latent.
     inertia_ : float

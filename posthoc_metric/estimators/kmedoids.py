@@ -30,7 +30,7 @@ class GeodesicKMedoids(CentredClusterer):
     max_iter : int, default=100
         Alternations of one sowing at most.
     method : {"auto", "solver", "graph"}, default="auto"
-        As in :func:`posthoc_metric.distances`.
+        As in :func:`posthoc_metric.distances.distances`.
     n_jobs : int or None, default=None
         As in joblib.
     random_state : int, RandomState instance or None, default=None

@@ -27,7 +27,7 @@ _SAME = 0.01
 
 @dataclass
 class Facts(Batch):
-    """What is known of P curves; see :class:`~posthoc_metric.geodesic.Solution`.  ``status`` indexes ``STATUSES``."""
+    """What is known of P curves; see :class:`~posthoc_metric.Solution`.  ``status`` indexes ``STATUSES``."""
 
     length: Tensor
     energy: Tensor

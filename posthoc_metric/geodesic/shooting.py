@@ -71,7 +71,7 @@ def shoot(metric: Metric, z: ArrayLike, v: ArrayLike, *, rtol: float = 1e-8, max
     """Integrate the geodesics that leave ``z`` with velocities ``v`` for unit time.
 
     Where the straight way leads across kinks of a decoder, as under ReLU, a geodesic is refracted at each of them, by
-    rules in :mod:`~posthoc_metric.geodesic.kinks`; steps of equal size are doubled until the end changes by no more
+    rules in :mod:`~.kinks`; steps of equal size are doubled until the end changes by no more
     than 1e-4 of the way run.
 
     Args:
