@@ -196,25 +196,25 @@ class Metric(ABC):
         return geodesic(self, start, end, **options)
 
     def exp(self, z: ArrayLike, v: ArrayLike, **options: Any) -> Any:
-        """Exponential map; see :func:`posthoc_metric.geodesic.exp`."""
+        """Exponential map; see ``exp`` (``from posthoc_metric.geodesic import exp``)."""
         from .geodesic import exp
 
         return exp(self, z, v, **options)
 
     def log(self, z0: ArrayLike, z1: ArrayLike, **options: Any) -> Any:
-        """Logarithmic map; see :func:`posthoc_metric.geodesic.log`."""
+        """Logarithmic map; see ``log`` (``from posthoc_metric.geodesic import log``)."""
         from .geodesic import log
 
         return log(self, z0, z1, **options)
 
     def mean(self, points: ArrayLike, **options: Any) -> Any:
-        """Fréchet mean; see :func:`posthoc_metric.geodesic.mean`."""
+        """Fréchet mean; see ``mean`` (``from posthoc_metric.geodesic import mean``)."""
         from .geodesic import mean
 
         return mean(self, points, **options)
 
     def distances(self, a: ArrayLike, b: ArrayLike | None = None, **options: Any) -> Any:
-        """Matrix of geodesic distances; see :func:`posthoc_metric.distances`."""
+        """Matrix of geodesic distances; see :func:`posthoc_metric.distances.distances`."""
         from .distances import distances
 
         return distances(self, a, b, **options)
