@@ -9,9 +9,8 @@ import pytest
 import torch
 
 import posthoc_metric as pm
-from posthoc_metric.errors import InvalidArgumentError, OutputError
+from posthoc_metric.errors import InvalidArgumentError
 from posthoc_metric.examples import digits, digits_vae
-from posthoc_metric.output import check_folder, jsonable, staged_folder, to_json, write_file
 from posthoc_metric.report import pair_statistics, write_report, writer
 from posthoc_metric.report.page import readable
 
@@ -190,44 +189,6 @@ def test_more_than_two_dimensions_are_said_to_be_cut(tmp_path):
     write_report(tmp_path / "out", repaired, *solutions, repaired.audit(points=24, pairs=2))
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "The picture shows the plane through latents" in text and "3-dimensional space" in text
-
-
-class TestOutput:
-    def test_a_folder_appears_whole(self, tmp_path):
-        with staged_folder(tmp_path / "a" / "b") as draft:
-            (draft / "file").write_text("x")
-            assert not (tmp_path / "a" / "b").exists()
-        assert (tmp_path / "a" / "b" / "file").read_text() == "x"
-        assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
-
-    def test_a_file_in_the_way_is_named(self, tmp_path):
-        (tmp_path / "out").write_text("mine")
-        with pytest.raises(OutputError, match="is a file"), staged_folder(tmp_path / "out"):
-            pass
-        with pytest.raises(OutputError, match="cannot write to `out`"):
-            check_folder(tmp_path / "out" / "below")
-        assert (tmp_path / "out").read_text() == "mine"
-
-    def test_checking_a_folder_leaves_nothing(self, tmp_path):
-        check_folder(tmp_path / "a" / "b")
-        assert list(tmp_path.iterdir()) == []
-
-    def test_a_full_disk_is_one_clear_error(self, tmp_path):
-        with pytest.raises(OutputError, match="No space left"), staged_folder(tmp_path / "out"):
-            raise OSError(28, "No space left on device")
-        assert list(tmp_path.iterdir()) == []
-
-    def test_a_single_file_is_replaced_whole(self, tmp_path):
-        write_file(tmp_path / "x", b"new")
-        assert (tmp_path / "x").read_bytes() == b"new"
-        with pytest.raises(OutputError, match="Check that the folder"):
-            write_file(tmp_path / "missing" / "x", b"new")
-        assert [path.name for path in tmp_path.iterdir()] == ["x"]
-
-    def test_json_has_no_nan(self):
-        values = {"a": float("nan"), "b": [float("inf"), -float("inf")], "c": (1, 0.5, True, None, "x")}
-        assert jsonable(values) == {"a": None, "b": ["Infinity", "-Infinity"], "c": [1, 0.5, True, None, "x"]}
-        assert json.loads(to_json(values)) == jsonable(values)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from .shared import (
     Data,
     OpenDecoder,
     Repaired,
-    check_file,
+    check_result,
     image_sides,
     open_repaired,
     packed,
@@ -125,7 +125,7 @@ def audit(
 
     With --data the published RBF repair is measured as well, which the smoothness is held to.
     """
-    check_file(out)
+    check_result(out)
     with stages(2) as bar:
         bar.next("opening the decoder and the metric")
         metric = open_repaired(open_decoder, repaired, data)
@@ -156,7 +156,7 @@ def geodesic(
         raise InvalidArgumentError(
             f"`--from` and `--to` must be given equally often; got {len(start)} and {len(end)}. Repeat one of them."
         )
-    check_file(out, ".npz")
+    check_result(out, ".npz")
     with stages(2) as bar:
         bar.next("opening the decoder and the metric")
         metric = open_repaired(open_decoder, repaired)
@@ -214,7 +214,7 @@ def distances(
     as_json: AsJson = False,
 ) -> None:
     """Write the matrix of geodesic distances between points; exit code 1 if some are missing or not converged."""
-    check_file(out, ".npy")
+    check_result(out, ".npy")
     metric = open_repaired(open_decoder, repaired)
     chosen = metric.geometry.latents if points is None else read_named(points, "points")
     matrix, facts = metric.distances(

@@ -6,7 +6,7 @@ import functools
 import inspect
 import io
 import json
-import tempfile
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..checkpoint import load_decoder
 from ..decoder import Decoder
 from ..errors import InvalidArgumentError, OutputError, PosthocMetricError
 from ..loading import load
+from ..output import check_file
 from ..repair import RepairedMetric
 from ..saving import latent_columns
 from .terminal import clear_errors
@@ -202,24 +203,18 @@ def image_sides(text: str) -> tuple[int, ...]:
         raise InvalidArgumentError(f"`--image-shape` must read like 28x28 or 64x64x3; got {text!r}.") from None
 
 
-def check_file(out: Path | None, ending: str = "") -> None:
-    """See that :func:`~posthoc_metric.output.write_file` will be able to write, before long work begins.
+def check_result(out: Path | None, ending: str = "") -> None:
+    """See that a result can be written to ``out``, before long work begins.
 
     Raises:
-        OutputError: it will not.
+        OutputError: it cannot.
         InvalidArgumentError: the name does not end as what is written into it should.
     """
     if out is None:
         return
-    if out.is_dir():
+    if os.path.isdir(out):
         raise OutputError(f"`out` must be a file to write; {str(out)!r} is a folder. Add a name to it.")
-    try:
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"`out`: cannot write {str(out)!r}: {error.strerror}. Check that the folder is there and can be written to."
-        ) from None
+    check_file(out)
     if ending and out.suffix.lower() != ending:
         raise InvalidArgumentError(
             f"`--out` must end in {ending}, which is what will be in it; got {str(out)!r}. Name it "
