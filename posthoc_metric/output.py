@@ -184,6 +184,6 @@ def jsonable(value: Any) -> Any:
     return value
 
 
-def to_json(value: Any) -> str:
-    """Strict JSON, indented."""
-    return json.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+def to_json(value: Any, *, ascii_only: bool = False) -> str:
+    """Strict JSON, indented; with other characters than those of ASCII as JSON escapes them if ``ascii_only``."""
+    return json.dumps(jsonable(value), indent=2, ensure_ascii=ascii_only, allow_nan=False) + "\n"

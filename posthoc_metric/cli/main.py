@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import signal
+import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import Annotated, Any
@@ -11,8 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
+from ..errors import OutputError
 from .commands import audit, describe, distances, geodesic, repair, report
 from .demo import demo
+from .streams import standard_streams
+from .terminal import MISTAKE, show_error
 
 _EPILOG = (
     "Exit codes: 0 done; 1 done, but with a result that is not good, as each command's help says; 2 a mistake; "
@@ -59,7 +63,12 @@ for _command in COMMANDS:
 def main() -> None:
     """Run the command line; ``posthoc_metric_command`` is the entry point, which catches Ctrl-C during imports too."""
     signal.signal(signal.SIGTERM, _interrupt)
-    app()
+    try:
+        with standard_streams():
+            app()
+    except OutputError as error:  # of the help, or of what was still to be written at the end
+        show_error(error)
+        sys.exit(MISTAKE)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

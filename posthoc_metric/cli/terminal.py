@@ -69,11 +69,15 @@ def clear_errors() -> Iterator[None]:
             warnings.showwarning = show  # type: ignore[assignment]
             yield
     except PosthocMetricError as error:
-        notes().print(f"[bold red]Error:[/] {escape(as_options(str(error)))}")
+        show_error(error)
         raise typer.Exit(MISTAKE) from None
     except KeyboardInterrupt:
         notes().print("Stopped. Nothing half-written was left behind.")
         raise typer.Exit(INTERRUPTED) from None
+
+
+def show_error(error: PosthocMetricError) -> None:
+    notes().print(f"[bold red]Error:[/] {escape(as_options(str(error)))}")
 
 
 def as_options(message: str) -> str:
@@ -134,7 +138,12 @@ def stages(total: int) -> Iterator[Stages]:
 
 def show_json(value: Any) -> None:
     """One JSON object on standard output and nothing else."""
-    sys.stdout.write(to_json(value))
+    text = to_json(value)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        text = to_json(value, ascii_only=True)
+    sys.stdout.write(text)
 
 
 def show_audit(audit: Audit) -> None:
