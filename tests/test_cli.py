@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,8 +23,10 @@ from posthoc_metric.cli import demo as demo_module
 from posthoc_metric.cli.main import COMMANDS, app
 from posthoc_metric.cli.shared import points_of
 from posthoc_metric.cli.terminal import as_options, clear_errors
+from posthoc_metric.distances.forecast import MATRIX
 from posthoc_metric.errors import CheckpointError, InvalidArgumentError, MissingExtraError
 from posthoc_metric.examples import digits, digits_vae
+from posthoc_metric.geodesic.status import Status
 
 REPORT_FILES = {"report.html", "audit.json", "geodesics.npz", "maps.png", "geodesics.png", "profile.png", "audit.png"}
 
@@ -311,11 +314,19 @@ class TestMistakes:
             ("Take output='probs'.", "Take --output probs."),
             ("pass a function of the result.", "pass a function of the result (in Python only)."),
             ("or use method='solver'.", "or use --by solver."),
+            ("and `store` keeps what is done", "and `store` (in Python only) keeps what is done"),
+            ("`refine=False` leaves", "`refine=False` (in Python only) leaves"),
             ("wrap it: Decoder(m, method='g', output='px').", "wrap it: Decoder(m, method='g', output='px')."),
         ],
     )
     def test_arguments_of_python_are_named_by_their_options(self, message, said):
         assert as_options(message) == said
+
+    @pytest.mark.parametrize("advice", [*MATRIX.values(), *(status.value for status in Status)])
+    def test_no_advice_is_for_an_option_that_no_command_has(self, advice):
+        """Of what long stages and geodesics advise; what a solution holds is no option."""
+        for name, marked in re.findall(r"`([^`]+)`( \(in Python only\))?", as_options(advice)):
+            assert marked or name.startswith("--") or name in ("length", "length_error", "rough_rtol", "mesh")
 
     def test_data_of_another_length(self, place):
         text = mistake("audit", place / "out", *absolute(place), "--data", place / "latents.npy")

@@ -30,7 +30,7 @@ from .shared import (
     points_of,
     with_decoder,
 )
-from .terminal import NEGATIVE, plain, results, show_audit, show_json, show_table, stages
+from .terminal import NEGATIVE, as_options, plain, results, show_audit, show_json, show_table, stages
 
 
 class Uncertainty(str, Enum):
@@ -174,7 +174,7 @@ def geodesic(
             "length": float(solution.length[i]),
             "length_error": float(solution.length_error[i]),
             "status": solution.status[i].name,
-            "advice": solution.status[i].value,
+            "advice": as_options(solution.status[i].value),
         }
         for i in range(len(start))
     ]

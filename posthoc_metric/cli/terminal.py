@@ -31,13 +31,18 @@ _OPTIONS = {
 #: options by arguments of other names, which messages name alone
 _NAMED = {"a": "--points", "points": "--points", "start": "--from", "end": "--to", "n_jobs": "--jobs"}
 #: arguments that no command has an option for
-_PYTHON_ONLY = ("condition", "latent_shape", "strict", "probe", "max_bytes", "calibrate", "neighbours")
-#: a line of Python, which stays as it is; or an argument with or without a value; or another thing only Python has
+_PYTHON_ONLY = (
+    *("condition", "latent_shape", "strict", "probe", "max_bytes"),  # of decoders
+    *("support", "max_steps", "max_spans", "rtol"),  # of geodesics
+    *("calibrate", "neighbours", "graph_neighbours", "sample", "refine", "store"),  # of distances
+)
+#: a line of Python, which stays as it is; or an argument with or without a value, or named alone; or another thing only
+#: Python has
 _ARGUMENT = re.compile(
     r"\w\([^()]*\w=[^()]*\)"
     rf"|`?\b(?P<name>{'|'.join((*_OPTIONS, *_PYTHON_ONLY))})="
     r"(?P<value>True|False|'[\w.]+')?`?(?=[\s,;.)]|$)"
-    rf"|`(?P<named>{'|'.join(_NAMED)})`"
+    rf"|`(?P<named>{'|'.join((*_NAMED, *_PYTHON_ONLY))})`"
     r"|a function of the result"
 )
 
@@ -89,8 +94,10 @@ def as_options(message: str) -> str:
 
 
 def _as_option(found: re.Match[str]) -> str:
-    if found["named"]:
+    if found["named"] in _NAMED:
         return f"`{_NAMED[found['named']]}`"
+    if found["named"]:
+        return f"{found[0]} (in Python only)"
     name, value = found["name"], (found["value"] or "").strip("'")
     if name is None:
         return f"{found[0]} (in Python only)" if found[0].startswith("a function") else found[0]
