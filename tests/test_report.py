@@ -166,7 +166,7 @@ class TestFiles:
         assert list(tmp_path.iterdir()) == []
 
     def test_a_wrong_image_shape_is_refused_before_anything_is_written(self, job, tmp_path):
-        for shape in ((8, 9), (64,), (4, 4, 4)):
+        for shape in ((8, 9), (64,), (4, 4, 4), (-8, -8)):
             with pytest.raises(InvalidArgumentError, match="`image_shape` must be"):
                 write_report(tmp_path / "out", *job, image_shape=shape)
         assert list(tmp_path.iterdir()) == []

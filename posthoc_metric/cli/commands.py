@@ -15,7 +15,7 @@ from ..arrays_io import read_named
 from ..errors import InvalidArgumentError
 from ..output import check_folder, staged_folder, to_json, write_file
 from ..repair import repair as fit_repair
-from ..report import write_report
+from ..report import check_image_shape, write_report
 from ..report.page import readable
 from .shared import (
     POINT,
@@ -259,6 +259,7 @@ def report(
     with stages(5) as bar:
         bar.next("opening the decoder and the metric")
         metric = open_repaired(open_decoder, repaired, data)
+        check_image_shape(shape, metric.decoder.output_dim)
         latents = metric.geometry.latents
         count = min(pairs, len(latents) // 2)
         order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(seed)).to(latents.device)

@@ -29,7 +29,14 @@ _OPTIONS = {
     "trust": "--trust",
 }
 #: options by arguments of other names, which messages name alone
-_NAMED = {"a": "--points", "points": "--points", "start": "--from", "end": "--to", "n_jobs": "--jobs"}
+_NAMED = {
+    "a": "--points",
+    "points": "--points",
+    "start": "--from",
+    "end": "--to",
+    "n_jobs": "--jobs",
+    "image_shape": "--image-shape",
+}
 #: arguments that no command has an option for
 _PYTHON_ONLY = (
     *("condition", "latent_shape", "strict", "probe", "max_bytes"),  # of decoders

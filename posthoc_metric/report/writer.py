@@ -56,7 +56,8 @@ def write_report(
         InvalidArgumentError: ``image_shape`` does not fit the decoder, or the solutions differ in their pairs.
         OutputError: the folder cannot be written to; it is then as it was.
     """
-    _check(repaired, before, after, image_shape)
+    check_image_shape(image_shape, repaired.decoder.output_dim)
+    _check_pairs(before, after)
     facts = jsonable(
         {
             **audit.as_dict(),
@@ -79,19 +80,27 @@ def write_report(
     return facts
 
 
-def _check(repaired: RepairedMetric, before: Solution, after: Solution, image_shape: tuple[int, ...] | None) -> None:
+def check_image_shape(image_shape: tuple[int, ...] | None, output_dim: int) -> None:
+    """See that outputs of so many numbers can be shown as images of that shape, before long work begins.
+
+    Raises:
+        InvalidArgumentError: they cannot.
+    """
+    if image_shape is None:
+        return
+    colours = len(image_shape) == 2 or (len(image_shape) == 3 and image_shape[2] == 3)
+    if not colours or min(image_shape) < 1 or int(np.prod(image_shape)) != output_dim:
+        raise InvalidArgumentError(
+            f"`image_shape` must be (h, w) or (h, w, 3) with {output_dim} entries, the decoder's "
+            f"outputs; got {describe(image_shape)}. Leave it out if the outputs are no images."
+        )
+
+
+def _check_pairs(before: Solution, after: Solution) -> None:
     if tuple(before.points.shape[::2]) != tuple(after.points.shape[::2]):
         raise InvalidArgumentError(
             f"`before` and `after` must join the same pairs; got curves of shape {tuple(before.points.shape)} and "
             f"{tuple(after.points.shape)}. Solve both for the same start and end."
-        )
-    if image_shape is None:
-        return
-    colours = len(image_shape) == 2 or (len(image_shape) == 3 and image_shape[2] == 3)
-    if not colours or int(np.prod(image_shape)) != repaired.decoder.output_dim:
-        raise InvalidArgumentError(
-            f"`image_shape` must be (h, w) or (h, w, 3) with {repaired.decoder.output_dim} entries, the decoder's "
-            f"outputs; got {describe(image_shape)}. Leave it out if the outputs are no images."
         )
 
 
