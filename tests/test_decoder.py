@@ -277,6 +277,17 @@ def test_a_distribution_without_a_mean_says_what_to_take(wrap, words):
         Decoder(Returning(wrap), latent_dim=2)
 
 
+@pytest.mark.parametrize(
+    "convert", [lambda net, z: net.to(z.device), lambda net, z: net.to(z.dtype), lambda net, z: net.cpu()]
+)
+def test_a_call_that_moves_its_own_module_is_refused_before_torch_crashes(convert):
+    net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 3))
+    with pytest.raises(DecoderError, match=r"leave its modules as they are.*module\(z.to"):
+        Decoder(lambda z: convert(net, z)(z), latent_dim=2)
+    net.to(torch.float64)
+    Decoder(lambda z: net(z.to(net[0].weight.dtype)), latent_dim=2)
+
+
 def test_what_is_advised_for_a_distribution_without_a_mean_works():
     model = Returning(lambda x: distributions.Categorical(logits=x.view(-1, 2, 3)))
     assert Decoder(model, latent_dim=2, output="probs").output_shape == (2, 3)

@@ -16,7 +16,7 @@ from .exam import STEPPED, Exam, Found, NotFiniteError
 from .jumps import flat_outputs, stepped_outputs
 from .memory import bytes_per_row
 from .place import Place, given, own_unit, smaller_units, standard
-from .promises import check_rows_apart, check_same_twice, check_values, in_float64
+from .promises import ModulesLeftAlone, check_rows_apart, check_same_twice, check_values, in_float64
 from .settle import ROWS
 
 #: latents at which single outputs are watched for jumps, beside the first few
@@ -64,7 +64,8 @@ def _probed(call: Call, latent_dim: int, place: Place, unless: Callable[[Exam, T
     """What is found at ``place``; a decoder that is flat there is refused ``unless`` that says otherwise."""
     z = place.few
     with torch.no_grad():
-        value, row_bytes = bytes_per_row(call, z)
+        with ModulesLeftAlone(call):
+            value, row_bytes = bytes_per_row(call, z)
         output_shape = tuple(call.shaped(z[:2]).shape[1:])
         check_values(value)
         scale = check_same_twice(call, z, value)

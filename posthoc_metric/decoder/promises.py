@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from .._arrays import bad_rows, name_rows
 from ..errors import DecoderError
@@ -12,6 +15,8 @@ from .conditions import several_rows
 
 #: parameters beyond this are not copied to float64 for the check
 _COPY_BYTES = 2**30
+#: what ``parameter.data = ...`` is to a mode
+_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 def check_values(value: Tensor) -> None:
@@ -108,6 +113,27 @@ def _check_places(call: Call, z: Tensor, value: Tensor, allowed: Tensor) -> None
             f"by {float(change):.2g}. It holds something for each row, such as its condition: take what belongs to one "
             "row, give it with condition=, and wrap the model once for each."
         )
+
+
+class ModulesLeftAlone(TorchFunctionMode):
+    """Refuses calls that convert or move their modules, as ``module.to(z.device)(z)`` does, even where nothing changes.
+
+    Weights that are set anew while they are differentiated by ``torch.func`` are lost, and torch crashes.
+    """
+
+    def __init__(self, call: Call):
+        super().__init__()
+        self._weights = {id(weight) for root in call.roots for weight in root.parameters()}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # every look-up makes another wrapper of it
+        if func == _SET_DATA and id(args[0]) in self._weights:
+            raise DecoderError(
+                "the decoder must leave its modules as they are; when it is called it sets their weights anew, as "
+                "`module.to(z.device)(z)` does. Do that once before it is wrapped, and convert the latents instead: "
+                "`module(z.to(weight.dtype))`."
+            )
+        return func(*args, **(kwargs or {}))
 
 
 def in_float64(call: Call, z: Tensor, value: Tensor, unit: float = 1.0) -> Call | None:
