@@ -94,7 +94,13 @@ def write_file(path: str | Path, content: bytes) -> None:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)
         os.chmod(draft, 0o666 & ~_umask())
-        os.replace(draft, target)
+        try:
+            os.replace(draft, target)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            # a file that is mounted by itself can only be written into
+            target.write_bytes(content)
     except OSError as error:
         raise _unwritable(path, error) from None
     finally:

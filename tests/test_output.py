@@ -144,6 +144,15 @@ class TestFiles:
             assert (tmp_path / name).is_symlink()
         assert files(tmp_path) == {"real": "link", "link": "link", "new": "dangling", "dangling": "dangling"}
 
+    def test_a_file_that_is_mounted_by_itself_is_written_into(self, tmp_path, monkeypatch):
+        def busy(source, target):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+        (tmp_path / "x").write_bytes(b"the old one, longer")
+        monkeypatch.setattr(os, "replace", busy)
+        write_file(tmp_path / "x", b"new")
+        assert files(tmp_path) == {"x": "new"}
+
     def test_a_pipe_is_written_to(self, tmp_path):
         pipe, got = tmp_path / "pipe", []
         os.mkfifo(pipe)
