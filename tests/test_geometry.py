@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from family import vae
 from test_spaces import points, upper
 
 import posthoc_metric as pm
@@ -189,6 +190,19 @@ def test_a_walk_passes_the_pole_that_a_chart_lacks():
     path = random_walk(Sphere(), start, steps=50, time=2.0)
     assert torch.isfinite(path).all() and (path.norm(dim=2) > 30).any(), "nobody came near the pole"
     assert abs(float(Sphere().distance(start, path[:, -1]).cos().mean()) - math.exp(-2)) < 0.08
+
+
+def test_a_walk_does_not_jump_over_the_wall_of_a_repair():
+    member = vae(2)
+    repaired = pm.repair(pm.Decoder(member.decoder, latent_dim=2), member.latents, member.data)
+    path = random_walk(repaired, member.latents[:100].double(), steps=30, time=4.0)
+    assert torch.isfinite(path).all() and (path[:, -1] != path[:, 0]).any(1).all()
+    assert repaired.geometry.offset(path.flatten(0, 1)).max() < 1
+
+
+def test_a_walk_stays_where_there_is_a_metric():
+    path = random_walk(HalfPlane(), torch.tensor([[0.0, 1.0]]).double().repeat(200, 1), steps=10, time=20.0)
+    assert torch.isfinite(path).all() and (path[..., 1] > 0).all()
 
 
 def test_a_walk_stays_inside():

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from .._arrays import ArrayLike, check_count, check_range, check_seed, to_points
 from ..errors import NumericalError
-from ..geodesic import shoot
 from ..geodesic.acceleration import Acceleration
-from ..matrix_field import to_matrices
+from ..geodesic.guard import guard
 from ..metric import Metric
 from .region import Inside, admitted, check_inside
 
-#: largest share of a step that its second order may be, and the accuracy of steps that are integrated
-_SMALL, _RTOL = 0.25, 1e-4
+#: largest share by which a velocity may turn or its norm may change on a step, and the most that one is divided into
+_SMALL, _MOST_STEPS = 0.25, 200
 
 
 def random_walk(
@@ -33,7 +32,8 @@ def random_walk(
 
     A step is a Gaussian tangent vector of covariance ``(time / steps) M⁻¹`` followed along its geodesic to second
     order, ``z + v + ½ a(z, v)``, which converges to Brownian motion as exact geodesics do (Jørgensen 1975; Schwarz,
-    Herrmann, Sturm & Wardetzky 2023).  Where the second order is no small part of the step it is integrated instead.
+    Herrmann, Sturm & Wardetzky 2023).  A step on which the velocity turns much, or would change its Riemannian norm,
+    which geodesics keep, is followed in smaller ones.
 
     Args:
         metric: any positive definite metric.
@@ -58,9 +58,10 @@ def random_walk(
     z = points.double().clone()
     path = [z]
     with torch.no_grad():
-        accelerate = Acceleration(metric.parts(), z if metric.support is None else metric.support.to(z)[:512])
+        stride = _Stride(metric, z)
+        matrices = stride.matrices(z)
         for _ in range(steps):
-            factor, info = torch.linalg.cholesky_ex(to_matrices(metric.tensor(z), z, "`tensor(z)`"))
+            factor, info = torch.linalg.cholesky_ex(matrices)
             if bool((info != 0).any()):
                 raise NumericalError(
                     f"the metric must be positive definite along the walk; it is not at {z[info != 0][0].tolist()}. "
@@ -68,18 +69,70 @@ def random_walk(
                 )
             noise = size * torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z)
             v = torch.linalg.solve_triangular(factor.mT, noise[..., None], upper=True)[..., 0]
-            bend = 0.5 * accelerate(z, v)[0]
-            moved = z + v + bend
-            long = (~(_norm(factor, bend) <= _SMALL * _norm(factor, v))).nonzero().flatten()
-            if len(long):
-                shot = shoot(metric, z[long], v[long], rtol=_RTOL)
-                moved[long] = shot.points.masked_fill(~shot.converged[:, None], torch.nan)
+            moved, there = stride(z, v, noise.norm(dim=1))
             stay = ~(torch.isfinite(moved).all(1) & admitted(inside, moved))
             z = torch.where(stay[:, None], z, moved)
+            matrices = torch.where(stay[:, None, None], matrices, there)
             path.append(z)
     return restore(torch.stack(path, dim=1).to(points.dtype))
 
 
-def _norm(factor: Tensor, v: Tensor) -> Tensor:
-    """Riemannian norms (B,) of vectors (B, d) where the metric has the lower Cholesky factors (B, d, d)."""
-    return (factor.mT @ v[..., None])[..., 0].norm(dim=1)
+class _Stride:
+    """Where geodesics are at time one, to second order, or in smaller steps where that is too coarse."""
+
+    def __init__(self, metric: Metric, z: Tensor):
+        self._parts = guard(metric.parts())
+        self._accelerate = Acceleration(self._parts, z if metric.support is None else metric.support.to(z)[:512])
+
+    def matrices(self, z: Tensor) -> Tensor:
+        """M (B, d, d) at finite points z (B, d); NaN where it has no value."""
+        return self._parts.tensor(z)
+
+    def __call__(self, z: Tensor, v: Tensor, speed: Tensor) -> tuple[Tensor, Tensor]:
+        """Their ends (B, d) and M there (B, d, d), for velocities v of Riemannian norm ``speed`` (B,).
+
+        NaN where one takes too many steps.
+        """
+        a, _ = self._accelerate(z, v)
+        end, matrices, good = self._tried(z, z + v + 0.5 * a, v + a, speed)
+        good &= 0.5 * a.norm(dim=1) <= _SMALL * v.norm(dim=1)
+        rows = (~good).nonzero().flatten()
+        if len(rows):
+            end[rows] = self._followed(z[rows], v[rows], a[rows], speed[rows])
+            arrived = torch.isfinite(end[rows]).all(1)
+            matrices[rows[arrived]] = self.matrices(end[rows[arrived]])
+        return end, matrices
+
+    def _followed(self, z: Tensor, v: Tensor, a: Tensor, speed: Tensor) -> Tensor:
+        """By the midpoint rule, in steps on which the velocity neither turns much nor loses its norm."""
+        end, left = torch.full_like(z, torch.nan), torch.ones_like(speed)
+        row, h = torch.arange(len(z), device=z.device), torch.ones_like(speed)
+        for _ in range(_MOST_STEPS):
+            h = torch.minimum(torch.minimum(h, left), _SMALL * v.norm(dim=1) / a.norm(dim=1).clamp_min(1e-300))
+            step = h[:, None]
+            middle = v + 0.5 * step * a
+            turned, _ = self._accelerate(z + 0.5 * step * v, middle)
+            there, faster = z + step * middle, v + step * turned
+            there, matrices, good = self._tried(z, there, faster, speed)
+            kept = (speed / _norm(matrices, faster))[:, None]
+            z, v = torch.where(good[:, None], there, z), torch.where(good[:, None], faster * kept, v)
+            left, h = torch.where(good, left - h, left), torch.where(good, 2 * h, h / 4)
+            arrived = good & (left <= 0)
+            end[row[arrived]] = z[arrived]
+            row, z, v, left, h, speed = (x[~arrived] for x in (row, z, v, left, h, speed))
+            if not len(row):
+                break
+            a, _ = self._accelerate(z, v)
+        return end
+
+    def _tried(self, z: Tensor, there: Tensor, v: Tensor, speed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Points ``there`` (B, d), M there (B, d, d), and whether v is about as long there as it was (B,)."""
+        known = torch.isfinite(there).all(1) & torch.isfinite(v).all(1)
+        there = torch.where(known[:, None], there, z)
+        matrices = self.matrices(there)
+        return there, matrices, known & ((_norm(matrices, v) - speed).abs() <= _SMALL * speed)
+
+
+def _norm(matrices: Tensor, v: Tensor) -> Tensor:
+    """Riemannian norms (B,) of vectors (B, d) under M (B, d, d)."""
+    return torch.einsum("bi,bij,bj->b", v, matrices, v).clamp_min(0).sqrt()
