@@ -6,7 +6,7 @@ from torch import distributions as td
 
 import posthoc_metric as pm
 from posthoc_metric.decoder import fisher_rao
-from posthoc_metric.errors import InvalidArgumentError
+from posthoc_metric.errors import DecoderError
 
 DISPERSION = torch.tensor([0.5, 3.0, 40.0], dtype=torch.float64)
 COUNTS = torch.arange(4000, dtype=torch.float64)
@@ -113,6 +113,42 @@ def test_geodesics_of_two_classes_are_arcs():
     torch.testing.assert_close(found.length, 2 * torch.acos((p * q).sqrt().sum(1)), rtol=1e-4, atol=0)
 
 
-def test_a_normal_distribution_is_refused_with_what_to_do():
-    with pytest.raises(InvalidArgumentError, match=r"got Normal.*d\.loc / scale"):
-        fisher_rao(td.Normal(torch.zeros(2), torch.ones(2)))
+def test_a_rate_that_rounds_to_nothing_far_away_does_not_stop_the_decoder():
+    """Torch's distributions check their parameters by default, and refuse a rate of zero."""
+    net = network(8)
+    rate = lambda z: torch.nn.functional.softplus(1e3 * net(z))  # noqa: E731
+    decoder = pm.Decoder(lambda z: td.Exponential(rate(z)), output=fisher_rao, latent_dim=2)
+    z = 1e3 * torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    assert (rate(z) == 0).any() and torch.isfinite(decoder(z)).all() and torch.isfinite(decoder.jacobian(z)).all()
+    with pytest.raises(ValueError, match="rate"):
+        td.Exponential(rate(z))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: td.NegativeBinomial(x.exp(), logits=x),
+        lambda x: NegativeBinomial(x.exp(), (2 * x).exp()),
+        lambda x: td.Gamma(x.exp(), x.exp()),
+        lambda x: td.Binomial((3 * x).exp(), logits=x, validate_args=False),
+        lambda x: td.Chi2(x.exp()),
+    ],
+)
+def test_what_must_be_constant_and_is_decoded_is_refused(make):
+    net = network()
+    with pytest.raises(DecoderError, match="must be the same for every latent.*take its mean"):
+        pm.Decoder(lambda z: make(net(z)), output=fisher_rao, latent_dim=2)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda x: td.Normal(x, 1.0), r"got Normal.*d\.loc / scale"),
+        (lambda x: {"px": td.Poisson(x.exp())}, r"torch distribution; got .*r\['px'\]"),
+        (lambda x: x, r"torch distribution; got .*Categorical\(logits=x\)"),
+    ],
+)
+def test_what_has_no_such_coordinates_is_refused_with_what_to_do(make, words):
+    net = network()
+    with pytest.raises(DecoderError, match=words):
+        pm.Decoder(lambda z: make(net(z)), output=fisher_rao, latent_dim=2)

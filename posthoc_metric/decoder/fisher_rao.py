@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,12 +22,15 @@ from torch.distributions import (
     Poisson,
 )
 
-from ..errors import InvalidArgumentError
+from .._arrays import describe
+from ..errors import DecoderError
 
 #: logits beyond are as good as certain; their exponentials stay in single precision's range
 _CERTAIN = 80.0
 #: rates below are as good as none; a root has no derivative at zero
 _NONE = 1e-30
+#: relative difference of numbers that are the same but for rounding
+_ALIKE = 1e-5
 
 
 def fisher_rao(distribution: Any) -> Tensor:
@@ -49,9 +51,9 @@ def fisher_rao(distribution: Any) -> Tensor:
     ==============================================  =================================================
 
     They are the variance-stabilising transforms (Rao 1945; Anscombe 1948), taken from logits where there are any, so
-    that probabilities that round to 0 or 1 keep a derivative.  n, r and a are taken as constants, the same for every
-    latent.  Data are compared in these coordinates too: give :func:`posthoc_metric.repair` none, or the coordinates of
-    the data, such as ``2 √x`` of counts or twice one-hot rows.
+    that probabilities that round to 0 or 1 keep a derivative.  n, r and a must be the same for every latent: where they
+    are decoded, too, there are no such coordinates.  Data are compared in these coordinates: give
+    :func:`posthoc_metric.repair` none, or those of the data, such as ``2 √x`` of counts or twice one-hot rows.
 
     Args:
         distribution: one of these, of batch shape (B, ...), perhaps within ``Independent``; or a negative binomial by
@@ -61,8 +63,14 @@ def fisher_rao(distribution: Any) -> Tensor:
         (B, ...), with an axis of classes last where there are classes.
 
     Raises:
-        InvalidArgumentError: another distribution, as a normal one, whose mean and scale have no such coordinates.
+        DecoderError: no distribution, or one that has no such coordinates, as a normal one of varying scale.
     """
+    if not isinstance(distribution, Distribution):
+        raise DecoderError(
+            f"`distribution` must be a torch distribution; got {describe(distribution)}. Name the part that is one, "
+            "`output=lambda r: pm.fisher_rao(r['px'])`, or make it of what the decoder returns, `output=lambda x: "
+            "pm.fisher_rao(Categorical(logits=x))`."
+        )
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
     for kind, coordinates in _COORDINATES.items():
@@ -70,12 +78,12 @@ def fisher_rao(distribution: Any) -> Tensor:
             return coordinates(distribution)
     mu, theta = getattr(distribution, "mu", None), getattr(distribution, "theta", None)
     if type(distribution).__name__ == "NegativeBinomial" and isinstance(mu, Tensor) and isinstance(theta, Tensor):
-        return _of_counts(mu.clamp_min(_NONE).log() - theta.detach().log(), theta)
+        return _of_counts(mu.clamp_min(_NONE).log() - theta.log(), theta.expand_as(mu))
     known = ", ".join(kind.__name__ for kind in _COORDINATES)
-    raise InvalidArgumentError(
+    raise DecoderError(
         f"`distribution` must be one of {known}; got {type(distribution).__name__}. Others, such as a normal one of "
         "varying scale, have no Euclidean coordinates. With a scale that does not vary, pass "
-        "`output=lambda d: d.loc / scale` to the decoder; or take the parameters that matter."
+        "`output=lambda d: d.loc / scale`; or take the parameters that matter."
     )
 
 
@@ -87,21 +95,40 @@ def _of_classes(log_probabilities: Tensor) -> Tensor:
     return 2 * (log_probabilities / 2).exp()
 
 
-def _of_counts(log_ratio: Tensor, dispersion: Tensor | float) -> Tensor:
+def _of_counts(log_ratio: Tensor, dispersion: Tensor) -> Tensor:
     """From the logarithm of mean / r, and r."""
-    size = dispersion.detach().sqrt() if isinstance(dispersion, Tensor) else math.sqrt(dispersion)
-    return 2 * size * torch.asinh((log_ratio.clamp(-_CERTAIN, _CERTAIN) / 2).exp())
+    return 2 * _root(dispersion, "dispersion") * torch.asinh((log_ratio.clamp(-_CERTAIN, _CERTAIN) / 2).exp())
+
+
+def _root(constant: Tensor, name: str) -> Tensor:
+    """``√constant`` (B, ...), of what must be the same in every row.
+
+    Raises:
+        DecoderError: it is not.
+    """
+    # what was expanded over the rows is the same in memory
+    if constant.ndim and len(constant) > 1 and constant.stride(0) != 0:
+        try:
+            varies = bool(((constant - constant[:1]).abs() > _ALIKE * constant.abs()).any())
+        except RuntimeError:
+            varies = False  # under a transform such as vmap, which a plain call came before
+        if varies:
+            raise DecoderError(
+                f"the {name} must be the same for every latent, so that the Fisher-Rao metric has Euclidean "
+                "coordinates; it differs from row to row. Give the distribution a constant one, or take its mean."
+            )
+    return constant.sqrt()
 
 
 _COORDINATES: dict[type[Distribution], Callable[[Any], Tensor]] = {
     Bernoulli: lambda d: _of_probability(d.logits),
-    Binomial: lambda d: d.total_count.sqrt() * _of_probability(d.logits),
+    Binomial: lambda d: _root(d.total_count, "number of trials") * _of_probability(d.logits),
     Categorical: lambda d: _of_classes(d.logits),
     OneHotCategorical: lambda d: _of_classes(d.logits),
-    Multinomial: lambda d: math.sqrt(d.total_count) * _of_classes(d.logits),
+    Multinomial: lambda d: d.total_count**0.5 * _of_classes(d.logits),
     Poisson: lambda d: 2 * d.rate.clamp_min(_NONE).sqrt(),
     NegativeBinomial: lambda d: _of_counts(d.logits, d.total_count),
-    Geometric: lambda d: _of_counts(-d.logits, 1.0),
+    Geometric: lambda d: _of_counts(-d.logits, torch.ones(())),
     Exponential: lambda d: d.rate.clamp_min(_NONE).log(),
-    Gamma: lambda d: d.concentration.detach().sqrt() * d.rate.clamp_min(_NONE).log(),
+    Gamma: lambda d: _root(d.concentration, "concentration") * d.rate.clamp_min(_NONE).log(),
 }

@@ -1,4 +1,8 @@
-"""Eval mode for the time of a call, and the caller's mode afterwards."""
+"""Eval mode for the time of a call, and the caller's mode afterwards.
+
+Distributions do not check their parameters meanwhile: far from the data rates round to zero and probabilities to one,
+which torch refuses by default, from the inside of a decoder whose mean or logits would do.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,32 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.distributions import Distribution
+
+
+class _Unchecked:
+    """Takes away the default of checking distributions while at least one thread is inside any decoder."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = True
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = Distribution._validate_args
+                Distribution.set_default_validate_args(False)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                Distribution.set_default_validate_args(self._before)
+
+
+_unchecked = _Unchecked()
 
 
 class EvalMode:
@@ -28,7 +58,8 @@ class EvalMode:
                     self._trained.append(module)
                     module.training = False
         try:
-            yield
+            with _unchecked:
+                yield
         finally:
             with self._lock:
                 self._inside -= 1
