@@ -25,6 +25,7 @@ from .smooth_map import SmoothMap, StackedMap, check_smooth_map, device_of
 from .support import Support
 from .uncertainty import PublishedRBF, UncertaintyModel, make_model, model_name
 from .uncertainty.calibration import Knobs, calibrate
+from .uncertainty.contract import check_contract, check_held_out
 from .uncertainty.gate import Gate, ShapedField
 from .uncertainty.measurement import measure
 
@@ -178,7 +179,7 @@ def repair(
         InvalidArgumentError: an argument has a wrong shape, length or range.
         DecoderError: the decoder's output or derivative is not finite at some of the latents; ``rows`` says which.
         FitError: they are not finite between or around the latents, the derivative is zero on them, or the model
-            cannot be fitted.
+            cannot be fitted or, asked at a few points, breaks the contract of an UncertaintyModel.
 
     Warns:
         CalibrationWarning: ``data`` match the decoder's output no better than by chance, or are far larger; or the
@@ -219,9 +220,11 @@ def repair(
         model.fit(decoder, geometry.training, rows, seed=seed)
     gate = None
     if isinstance(model, UncertaintyModel):
+        check_contract(model, geometry)
         held_out = None
         if not ready and len(geometry.calibration) < _FEW_HELD_OUT:
             held_out = model.held_out_scores(decoder, geometry.training, rows, seed=seed)
+            check_held_out(model, held_out, len(geometry.training))
         gate = calibrate(model, measure(decoder, geometry, seed=seed), knobs, held_out)
     return RepairedMetric(decoder, model, gate, geometry, knobs, rows)
 

@@ -18,7 +18,8 @@ class UncertaintyModel(ABC):
     A model answers with a *score*, not with a variance in any unit: a smooth scalar that grows as
     less is known.  The calibration of :func:`posthoc_metric.repair` maps scores to a metric, so
     a monotone change of the score changes nothing but the shape of the transition.
-    Models see float64 latents and answer in float64.
+    Models see float64 latents and answer in float64.  Once a model is fitted, :func:`posthoc_metric.repair` asks it at
+    a few points whether it keeps to what is said here.
 
     Attributes:
         fitted: whether :func:`posthoc_metric.repair` may use the model as it is; :meth:`fit` sets it.
