@@ -40,8 +40,8 @@ class Support:
         seed: of the split and of nothing else.
 
     Attributes:
-        training, calibration, audit: disjoint subsets of the latents, (n, d) each.  Models see the first,
-            knobs are set on the second, and what is claimed is measured on the third.
+        training, calibration, audit: disjoint subsets of the latents, (n, d) each, and no latent has copies in two.
+            Models see the first, knobs are set on the second, and what is claimed is measured on the third.
         mean: (d,); radius: R, the root-mean-square distance to the mean; that without the farthest 1 % of the latents
             where they more than double it: a latent gone astray is no measure of the others.
 
@@ -56,6 +56,8 @@ class Support:
                 "Encode more data, or draw more samples from the prior."
             )
         order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(seed)).to(latents.device)
+        held = min(max(int(_HELD_OUT * len(latents)), 1), _MOST_HELD_OUT)
+        order, self._cuts = _copies_together(latents.detach()[order], order, (held, 2 * held))
         # one float64 copy, in the order of the split, of which the subsets are views
         self._ordered = latents.detach()[order].double()
         self._order = order
@@ -67,7 +69,6 @@ class Support:
                 "`latents` must differ from one another; all rows are equal. Was one latent repeated, "
                 "or has the encoder collapsed?"
             )
-        self._held = min(max(int(_HELD_OUT * len(latents)), 1), _MOST_HELD_OUT)
 
     @property
     def dim(self) -> int:
@@ -85,25 +86,25 @@ class Support:
 
     @property
     def audit(self) -> Tensor:
-        return self._ordered[: self._held]
+        return self._ordered[: self._cuts[0]]
 
     @property
     def calibration(self) -> Tensor:
-        return self._ordered[self._held : 2 * self._held]
+        return self._ordered[self._cuts[0] : self._cuts[1]]
 
     @property
     def training(self) -> Tensor:
-        return self._ordered[2 * self._held :]
+        return self._ordered[self._cuts[1] :]
 
     @property
     def calibration_rows(self) -> Tensor:
         """Which of the caller's rows the calibration latents are, (n,)."""
-        return self._order[self._held : 2 * self._held]
+        return self._order[self._cuts[0] : self._cuts[1]]
 
     @property
     def training_rows(self) -> Tensor:
         """Which of the caller's rows the training latents are, (n,)."""
-        return self._order[2 * self._held :]
+        return self._order[self._cuts[1] :]
 
     @cached_property
     def _frame(self) -> Tensor:
@@ -175,6 +176,39 @@ class Support:
         length = (first - second).norm(dim=1)
         middle = 0.5 * (first + second)[length > length.median()]
         return middle[self.offset(middle) > 0][:count]
+
+
+def _copies_together(latents: Tensor, order: Tensor, cuts: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+    """An order (N,) of latents (N, d) that has copies of one side by side, and cuts that part none of them.
+
+    Copies of training latents, held out, would be taken for known wherever others lie.
+    """
+    if len(torch.unique(_hashes(latents))) == len(latents):
+        return order, cuts
+    _, group, counts = torch.unique(latents + 0.0, dim=0, return_inverse=True, return_counts=True)
+    if len(counts) < FEWEST:
+        return order, cuts
+    # groups in the order of their first members
+    place = torch.full_like(counts, len(latents)).scatter_reduce_(
+        0, group, torch.arange(len(latents), device=group.device), "amin"
+    )
+    together = torch.argsort(place[group], stable=True)
+    ends = torch.cumsum(counts[torch.argsort(place)], 0)
+    first, second = (int(ends[torch.searchsorted(ends, cut)]) for cut in cuts)
+    if not cuts[0] <= first < second <= len(latents) // 2:
+        return order, cuts
+    return order[together], (first, second)
+
+
+def _hashes(latents: Tensor) -> Tensor:
+    """Numbers (N,) that are equal for equal latents (N, d), and for hardly any others."""
+    found = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
+    factors = torch.randint(2**62, (latents.shape[1],), generator=torch.Generator().manual_seed(0)).tolist()
+    for column, factor in zip(latents.unbind(1), factors, strict=True):
+        bits = (column.double() + 0.0).view(torch.int64)  # with one zero only
+        # the high bits of short numbers, too, are to reach the low ones
+        found += (bits ^ (bits >> 29)) * (2 * factor + 1)
+    return found
 
 
 def _radius(latents: Tensor) -> float:

@@ -100,3 +100,32 @@ def test_latents_that_but_for_one_are_equal_have_a_radius():
     latents = torch.ones(50, 2)
     latents[7] = 2.0
     assert Support(latents).radius > 0
+
+
+@pytest.mark.parametrize("copies", [1, 2, 5])
+def test_no_latent_has_copies_in_two_of_the_shares(copies):
+    """Copies of training latents, held out, would be taken for known wherever other latents lie."""
+    distinct = torch.randn(120, 3, generator=torch.Generator().manual_seed(0))
+    latents = torch.cat([distinct, -0.0 * distinct[:1], distinct.repeat(copies - 1, 1)])
+    support = Support(latents)
+    shares = [support.training, support.calibration, support.audit]
+    assert sum(map(len, shares)) == len(latents)
+    assert torch.equal(support.latents, latents.double())
+    assert torch.equal(latents[support.calibration_rows].double(), support.calibration)
+    assert torch.equal(latents[support.training_rows].double(), support.training)
+    kinds = [{tuple(row) for row in share.tolist()} for share in shares]
+    assert not (kinds[0] & kinds[1] or kinds[0] & kinds[2] or kinds[1] & kinds[2])
+    assert all(0.14 <= len(share) / len(latents) <= 0.17 for share in shares[1:])
+    again = Support(latents)
+    assert torch.equal(again.audit, support.audit)
+
+
+def test_too_few_distinct_latents_are_split_as_they_are():
+    support = Support(torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).repeat(20, 1))
+    assert [len(share) for share in (support.training, support.calibration, support.audit)] == [70, 15, 15]
+
+
+def test_latents_without_copies_are_split_by_the_seed_alone():
+    latents = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(Support(latents, seed=3).training, latents[order[60:]].double())
