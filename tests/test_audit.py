@@ -106,7 +106,7 @@ def test_fidelity_looks_at_more_latents_where_few_are_well_conditioned(edge, jud
     if judged:
         within = torch.cumsum(conditions <= 1e3, 0)[199::200].tolist()
         enough = next(index for index, count in enumerate(within) if count >= 50)
-        assert enough > 0 and f"the {within[enough]} of {200 * (enough + 1)}" in line.description
+        assert enough > 0 and f" {within[enough]} of {200 * (enough + 1)} " in line.description
     else:
         assert f"at {int((conditions <= 1e3).sum())} of {len(conditions)} latents" in line.reason
 

@@ -86,8 +86,9 @@ def fidelity(eigenvalues: dict[str, Tensor], bound: float) -> tuple[Criterion, .
     """
     sound = condition_numbers(eigenvalues["decoder"]) <= bound
     count, within = len(sound), int(sound.sum())
-    what = "|log volume - the decoder's| per dimension on held-out data"
-    what += "" if within == count else f", the {within} of {count} with κ(J) within the bound before"
+    of = "" if within == count else f" {within} of"
+    what = f"|log volume - the decoder's| per dimension on{of} {count} held-out latents"
+    what += "" if within == count else ", those with κ(J) within the bound before"
     own = log_volumes(eigenvalues["decoder"])[sound]
     change = {name: (log_volumes(values)[sound] - own).abs() for name, values in eigenvalues.items()}
     asked = {"fidelity, median": (0.5, FIDELITY_MEDIAN), "fidelity, 90th percentile": (0.9, FIDELITY_Q90)}
