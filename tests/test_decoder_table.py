@@ -49,10 +49,10 @@ class Recurrent(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, norm=False):
+    def __init__(self, norm=None):
         super().__init__()
         self.up = nn.Linear(3, 6 * 8)
-        self.norm = nn.GroupNorm(2, 8) if norm else None
+        self.norm = norm
         self.project = nn.Linear(8, 24)
 
     def forward(self, z):
@@ -193,7 +193,8 @@ WORKS = {
     "GRU": (lambda: Recurrent(nn.GRU), ""),
     "RNN": (lambda: Recurrent(nn.RNN), ""),
     "attention": (Attention, "math attention"),
-    "attention with group norm": (lambda: Attention(norm=True), "contiguous inputs"),
+    "attention with group norm": (lambda: Attention(nn.GroupNorm(2, 8)), "math attention"),
+    "attention with plain group norm": (lambda: Attention(nn.GroupNorm(2, 8, affine=False)), "contiguous inputs"),
     "transformer": (Transformer, "math attention"),
     "gradient checkpointing": (Checkpointed, "forward-mode"),
     "no_grad inside": (lambda: NoGrad(torch.no_grad), "d forward columns"),

@@ -127,7 +127,7 @@ class Exam:
             notes.append("checked against finite differences in float32: no float64 copy can be made of it")
         for way in ("forward", "per row", "double backward"):
             for direct in (True, False) if way == "forward" else (False,):
-                found = self._with_kernels(Route(forward=way, kernels=("direct linear maps",) if direct else ()))
+                found = self._with_kernels(Route(forward=way, kernels=("direct tangents",) if direct else ()))
                 if found is not None:
                     route = self._with_columns(found[0])
                     route = self._with_reverse(route, found[1])

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+
+from .tangents import DirectTangents
 
 
 class _ContiguousInputs(TorchFunctionMode):
@@ -23,32 +24,6 @@ class _ContiguousInputs(TorchFunctionMode):
             copy = torch.contiguous_format
             args = tuple(a.clone(memory_format=copy) if isinstance(a, Tensor) else a for a in args)
         return func(*args, **(kwargs or {}))
-
-
-class _DirectLinearMaps(TorchFunctionMode):
-    """Pushes tangents through layers that are linear in their input by the layer itself.
-
-    Forward-mode AD gives a constant weight and bias a symbolic zero tangent, and every sum with one goes
-    through a shape computation in Python: 0.2 ms a layer, which on small batches is most of the time, and 2 s
-    for the imports of the first.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in _LINEAR_MAPS or kwargs or len(args) < 2:
-            return func(*args, **(kwargs or {}))
-        x, weight, *rest = args
-        primal, tangent = forward_ad.unpack_dual(x, level=0)
-        bias = rest[0] if rest else None
-        varies = any(forward_ad.unpack_dual(t, level=0).tangent is not None for t in (weight, bias) if t is not None)
-        if tangent is None or varies:
-            return func(*args)
-        without_bias = (None, *rest[1:])
-        return forward_ad.make_dual(func(primal, weight, *rest), func(tangent, weight, *without_bias), level=0)
-
-
-_LINEAR_MAPS = frozenset(
-    getattr(functional, name) for name in ("linear", *(f"conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)))
-)
 
 
 class _ExplicitDistances(TorchFunctionMode):
@@ -92,7 +67,7 @@ def _without_mkldnn() -> Iterator[None]:
 
 #: by the name that `describe` gives it
 KERNELS: dict[str, Callable[[], Any]] = {
-    "direct linear maps": _DirectLinearMaps,
+    "direct tangents": DirectTangents,
     "math attention": _math_attention,
     "no mkldnn": _without_mkldnn,
     "contiguous inputs": _ContiguousInputs,

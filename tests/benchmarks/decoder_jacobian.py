@@ -46,10 +46,22 @@ def mlp(dim: int, width: int, out: int) -> nn.Module:
     ).requires_grad_(False)
 
 
+def normed(dim: int, width: int, out: int) -> nn.Module:
+    layers = nn.Sequential(
+        nn.Linear(dim, width), nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, out), nn.BatchNorm1d(out)
+    )
+    return layers.eval().requires_grad_(False)
+
+
 def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    cases = [("2 -> 64", mlp(2, 64, 64), 2), ("2 -> 784", mlp(2, 128, 784), 2), ("20 -> 784", mlp(20, 256, 784), 20)]
+    cases = [
+        ("2 -> 64", mlp(2, 64, 64), 2),
+        ("2 -> 784", mlp(2, 128, 784), 2),
+        ("2 -> 784, norms", normed(2, 128, 784), 2),
+        ("20 -> 784", mlp(20, 256, 784), 20),
+    ]
     for name, module, dim in cases:
         start = time.perf_counter()
         decoder = Decoder(module)
