@@ -71,6 +71,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "root mean square": _of(nn.RMSNorm(CHANNELS)),
     "root mean square with its own eps": _of(nn.RMSNorm(CHANNELS, eps=0.1)),
     "instance norm": _of(nn.InstanceNorm1d(3, affine=True), 3, 2),
+    "plain instance norm": _of(nn.InstanceNorm2d(1), 1, 3, 2),
+    "instance norm by fixed means": _of(nn.InstanceNorm1d(3, affine=True, track_running_stats=True), 3, 2),
     "leaky": _of(nn.PReLU()),
     "leaky by channel": _of(nn.PReLU(3), 3, 2),
 }
@@ -93,7 +95,7 @@ def test_values_and_derivatives_are_those_of_torch(function: Callable[[Tensor], 
         torch.testing.assert_close(pushed, right, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", [*RULED, "root mean square"])
+@pytest.mark.parametrize("name", [*RULED, "root mean square", "instance norm"])
 def test_rules_take_the_place_of_torch(name: str, points: Tensor, monkeypatch: pytest.MonkeyPatch):
     asked = []
     for func, rule in tangents._RULES.items():

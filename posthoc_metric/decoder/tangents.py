@@ -129,6 +129,15 @@ def _group_norm(done: _Done) -> Tensor | None:
     return pushed.view(x.shape) * _by_channel(done.options["weight"], x)
 
 
+def _instance_norm(done: _Done) -> Tensor | None:
+    """By the means and variances of every row's own channels."""
+    if len(done.args) != 1 or not done.options.get("use_input_stats") or "eps" not in done.options:
+        return None
+    (x,), weight = done.args, done.options.get("weight")
+    pushed = _normalised(x.flatten(2), done.tangent.flatten(2), done.options["eps"]).view(x.shape)
+    return pushed if weight is None else pushed * _by_channel(weight, x)
+
+
 def _rms_norm(done: _Done) -> Tensor | None:
     if not done.scales() or len(done.args) != 2:
         return None
@@ -172,6 +181,7 @@ _RULES: dict[Any, Rule] = {
     **dict.fromkeys((Tensor.div, Tensor.divide, Tensor.true_divide, Tensor.__rdiv__), _quotient),
     functional.batch_norm: _batch_norm,
     functional.group_norm: _group_norm,
+    functional.instance_norm: _instance_norm,
     functional.layer_norm: _layer_norm,
     functional.rms_norm: _rms_norm,
     torch.prelu: _leaky,
