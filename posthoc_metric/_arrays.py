@@ -230,12 +230,21 @@ class Rows:
     Args:
         data: (N, ...) tensor, array or memory map; trailing axes are flattened.
         order: which rows, in which order; all by default.
+        observe: what a block of rows (n, ...) becomes, (n, width), given what these are called in messages (n,).
+        width: of rows that went through ``observe``.
 
     Raises:
         InvalidArgumentError: it is no dense array of real numbers; once rows are read, one of them is not finite.
     """
 
-    def __init__(self, data: Any, order: torch.Tensor | None = None):
+    def __init__(
+        self,
+        data: Any,
+        order: torch.Tensor | None = None,
+        *,
+        observe: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        width: int = 0,
+    ):
         if not isinstance(data, (torch.Tensor, np.ndarray)) or isinstance(data, np.ma.MaskedArray):
             data = _native(data, "data")
         elif isinstance(data, torch.Tensor):
@@ -247,7 +256,9 @@ class Rows:
             raise InvalidArgumentError(f"`data` must have shape (N, D) or (N, ...); got {describe(data)}.")
         self._data = data
         self._order = torch.arange(len(data)) if order is None else order.cpu()
-        self.shape = (len(self._order), int(np.prod(data.shape[1:])))
+        self._observe = observe
+        self.raw_shape = tuple(data.shape[1:])
+        self.shape = (len(self._order), width if observe is not None else math.prod(self.raw_shape))
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -262,15 +273,17 @@ class Rows:
             ascending = torch.argsort(chosen)
             found = torch.empty(len(chosen), *self._data.shape[1:], dtype=torch.float64)
             found[ascending] = torch.from_numpy(np.asarray(self._data[chosen[ascending].numpy()], dtype=np.float64))
-        found = found.flatten(1) if found.is_floating_point() else found.flatten(1).double()
-        finite = torch.isfinite(found).all(dim=1)
+        if not found.is_floating_point():
+            found = found.double()
+        flat = found.reshape(len(found), math.prod(self.raw_shape))
+        finite = torch.isfinite(flat).all(dim=1)
         if not bool(finite.all()):
             bad = ", ".join(map(str, chosen[~finite.cpu()][:5].tolist()))
             raise InvalidArgumentError(
                 f"`data` must be finite; among its rows {bad} are NaN or infinite. Remove them, and their latents."
             )
-        return found
+        return flat if self._observe is None else self._observe(found, chosen)
 
     def subset(self, order: torch.Tensor) -> Rows:
         """The rows ``order`` of these rows, still unread."""
-        return Rows(self._data, self._order[order.cpu()])
+        return Rows(self._data, self._order[order.cpu()], observe=self._observe, width=self.shape[1])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ._arrays import Rows
+from .decoder.observation import observer_of
 from .errors import InvalidArgumentError, PosthocMetricError
 from .smooth_map import SmoothMap
 
@@ -19,21 +20,36 @@ _CHANCE = 2.0
 _LARGER, _OFF_ZERO = 32.0, 0.3
 
 
-def check_data(decoder: SmoothMap, data: Any, latents: Tensor) -> tuple[Rows, str]:
-    """The data's rows, and a warning where they do not seem to be what ``latents`` encode; empty where they do."""
-    rows = Rows(data)
-    if len(rows) != len(latents):
+def data_rows(decoder: SmoothMap, data: Any, count: int) -> Rows:
+    """The rows of data, ``count`` of them, in the coordinates of the decoder's output.
+
+    Raises:
+        InvalidArgumentError: they are too few or too many, or of another width.
+    """
+    observer = observer_of(decoder)
+    rows = Rows(data, observe=observer, width=decoder.output_dim)
+    if len(rows) != count:
         raise InvalidArgumentError(
-            f"`data` must have one row for each of the {len(latents)} latents; got {len(rows)} rows. "
+            f"`data` must have one row for each of the {count} latents; got {len(rows)} rows. "
             "Pass the data that were encoded, in the same order, or no data at all."
         )
+    if observer is not None:
+        observer.check(rows.raw_shape)
     if rows.shape[1] != decoder.output_dim:
         raise InvalidArgumentError(
             f"`data` must have {decoder.output_dim} values a row, as the decoder's output; got {rows.shape[1]}. "
             "Bring the data into the form that the decoder reconstructs."
         )
+    return rows
+
+
+def check_data(decoder: SmoothMap, data: Any, latents: Tensor) -> tuple[Rows, str]:
+    """The data's rows, and a warning where they do not seem to be what ``latents`` encode; empty where they do."""
+    rows = data_rows(decoder, data, len(latents))
     count = min(len(rows), _COMPARED, max(_FEWEST_COMPARED, _ENTRIES // decoder.output_dim))
     some = torch.linspace(0, len(rows) - 1, count).round().long()
+    if observer_of(decoder) is not None:
+        rows[some]  # whatever they are needed for
     try:
         outputs = decoder(latents[some.to(latents.device)]).cpu().double()
         return rows, _doubt(outputs, rows[some].cpu().double())

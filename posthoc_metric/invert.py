@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._arrays import ArrayLike, check_range, check_seed, describe, is_integer, to_points, to_tensor
+from .decoder.observation import observer_of
 from .errors import DecoderError, InvalidArgumentError
 from .inversion import Inversion, InversionStatus
 from .smooth_map import SmoothMap, check_smooth_map
@@ -42,7 +43,8 @@ def invert(
 
     Args:
         decoder: a :class:`~posthoc_metric.Decoder`, or anything with its methods.
-        data: (B, D) or (B, ...), in the form that the decoder gives.
+        data: (B, D) or (B, ...), in the form that the decoder gives; observations, where its output is that of
+            :func:`~posthoc_metric.fisher_rao`.
         prior: latents (S, d) that starts are drawn from; by default standard normal samples.
         starts: how many starts are compared with every row.
         tries: how many of them are refined, at most, for a row that is not yet reproduced.
@@ -65,6 +67,10 @@ def invert(
     starts, tries, max_steps = int(starts), int(tries), int(max_steps)
     tolerance = check_range(tolerance, "tolerance", 0.0, 1.0, "the relative residual of a reproduced row")
     rows, restore = to_tensor(data, "data")
+    observer = observer_of(decoder)
+    if observer is not None and rows.ndim:
+        observer.check(tuple(rows.shape[1:]))
+        rows = observer(rows, torch.arange(len(rows)))
     if rows.ndim < 2:
         raise InvalidArgumentError(f"`data` must have shape (B, D) or (B, ...); got {describe(data)}. Add an axis.")
     rows, _ = to_points(rows.flatten(1), "data")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ._arrays import ArrayLike, check_count, check_range, check_seed, describe, to_points
+from .decoder.observation import observer_of
 from .errors import ConvergenceWarning, InvalidArgumentError, NumericalError
 from .geodesic import Status
 from .geodesic.guard import GuardedMap
@@ -70,7 +71,8 @@ class GeodesicMixup:
         """A batch of which ``share`` of the rows, drawn at random, are replaced by path samples.
 
         Args:
-            x: (B, ...) floating point, whose trailing axes hold D numbers.
+            x: (B, ...) floating point, whose trailing axes hold D numbers; observations (B, ...), where the decoder's
+                output is that of :func:`~posthoc_metric.fisher_rao`, which come out in its coordinates (B, D).
             y: class indices (B,) or soft labels (B, C).
 
         Returns:
@@ -80,6 +82,10 @@ class GeodesicMixup:
         Raises:
             InvalidArgumentError: ``x`` is not floating point, its rows do not hold D numbers, or ``y`` does not fit it.
         """
+        observer = observer_of(self.decoder)
+        if observer is not None and isinstance(x, Tensor) and x.ndim:
+            observer.check(tuple(x.shape[1:]))
+            x = observer(x.to(getattr(self.decoder, "dtype", torch.float64)), torch.arange(len(x)))
         if not isinstance(x, Tensor) or x.ndim < 2 or prod(x.shape[1:]) != self.decoder.output_dim:
             raise InvalidArgumentError(
                 f"`x` must be a batch whose rows hold {self.decoder.output_dim} numbers, as the decoder's output does; "

@@ -163,7 +163,9 @@ def repair(
         decoder: a :class:`~posthoc_metric.Decoder`, or anything with its methods.
         latents: (N, d), what the encoder gives for the training data, or samples of a GAN's prior; at least 20.
         data: (N, D) or (N, ...), what the latents encode, row by row; a tensor, an array or a memory map, of which
-            only the rows needed are read. Without it the latents alone say where the support is.
+            only the rows needed are read. Where the decoder's output is that of :func:`~posthoc_metric.fisher_rao`,
+            observations: counts, classes as numbers or one-hot rows; they are brought into its coordinates as they are
+            read. Without it the latents alone say where the support is.
         uncertainty: ``"rbf"``; ``"gp"``; ``"rbf-published"``, the uncalibrated baseline (needs ``data``); or an
             :class:`~posthoc_metric.UncertaintyModel` of your own, which is fitted unless its ``fitted`` is true.
         inflation: a unit latent step in the void (offset ≥ 1) costs at least this many times the costliest unit step on
@@ -176,7 +178,7 @@ def repair(
         seed: of the held-out split, of k-means and of everything else that is drawn.
 
     Raises:
-        InvalidArgumentError: an argument has a wrong shape, length or range.
+        InvalidArgumentError: an argument has a wrong shape, length or range, or ``data`` are no observations.
         DecoderError: the decoder's output or derivative is not finite at some of the latents; ``rows`` says which.
         FitError: they are not finite between or around the latents, the derivative is zero on them, or the model
             cannot be fitted or, asked at a few points, breaks the contract of an UncertaintyModel.

@@ -328,9 +328,12 @@ class TestMistakes:
         for name, marked in re.findall(r"`([^`]+)`( \(in Python only\))?", as_options(advice)):
             assert marked or name.startswith("--") or name in ("length", "length_error", "rough_rtol", "mesh")
 
-    def test_data_of_another_length(self, place):
+    def test_data_of_another_length(self, place, tmp_path):
         text = mistake("audit", place / "out", *absolute(place), "--data", place / "latents.npy")
-        assert "`data` must have shape (400, 64); got (400, 2)" in text or "(400, 64)" in text
+        assert "`data` must have 64 values a row, as the decoder's output; got 2" in text
+        np.save(tmp_path / "few.npy", np.zeros((3, 64)))
+        text = mistake("audit", place / "out", *absolute(place), "--data", tmp_path / "few.npy")
+        assert "`data` must have one row for each of the 400 latents; got 3 rows" in text
 
     def test_another_decoder(self, place, tmp_path):
         torch.save({name: 2 * value for name, value in digits_vae()[0].state_dict().items()}, tmp_path / "d.pt")

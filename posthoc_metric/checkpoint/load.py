@@ -48,6 +48,7 @@ def load_decoder(
     output: int | str | Callable[[Any], Any] | None = None,
     condition: Any = None,
     latent_shape: tuple[int, ...] | None = None,
+    observe: Callable[[Any], Any] | None = None,
 ) -> Decoder:
     """A decoder from a file or folder, whose content says what it is.
 
@@ -68,7 +69,7 @@ def load_decoder(
         prefix: what stands before the module's names in the file, such as ``"model.decoder."``; by default looked for.
         strict: refuse weights that the module has no place for, other than those of an encoder and the like.
         trust: the file comes from someone you trust: code in it may run.
-        latent_dim, method, output, condition, latent_shape: as for :class:`~posthoc_metric.Decoder`.
+        latent_dim, method, output, condition, latent_shape, observe: as for :class:`~posthoc_metric.Decoder`.
 
     Raises:
         CheckpointError: the path holds nothing this library reads, is damaged, or does not fit the module.
@@ -99,7 +100,7 @@ def load_decoder(
         options = {name: told.get(name) if value is None else value for name, value in options.items()}
     else:
         model, notes = _from_weights(container, factory, factory_kwargs, key, prefix, strict, trust)
-    decoder = Decoder(model, **options)
+    decoder = Decoder(model, **options, observe=observe)
     return decoder.remember(f"read from {container.path.name}, {container.looks_like}", *notes)
 
 

@@ -17,10 +17,11 @@ import torch
 import typer
 from torch import Tensor
 
-from .._arrays import Rows
 from ..arrays_io import read_named
+from ..belonging import data_rows
 from ..checkpoint import load_decoder
-from ..decoder import Decoder
+from ..decoder import Decoder, fisher_rao
+from ..decoder.outputs import entry
 from ..errors import InvalidArgumentError, OutputError, PosthocMetricError
 from ..loading import load
 from ..output import check_file
@@ -73,6 +74,14 @@ def _open(
         str | None,
         typer.Option(help="Which part of what it returns: a tuple's index, a key or a name.", rich_help_panel=_PANEL),
     ] = None,
+    fisher: Annotated[
+        bool,
+        typer.Option(
+            "--fisher-rao",
+            help="Measure how well the distributions that it returns can be told apart; --data are observations then.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = False,
     latent_dim: Annotated[
         int | None, typer.Option(min=1, help="Latent dimension, if not found alone.", rich_help_panel=_PANEL)
     ] = None,
@@ -86,10 +95,16 @@ def _open(
     given: dict[str, Any] = {"key": key, "prefix": prefix, "method": method, "latent_dim": latent_dim}
     if output is not None:
         given["output"] = int(output) if output.lstrip("-").isdigit() else output
+    if fisher:
+        given["output"] = functools.partial(_told_apart, given.get("output"))
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if factory_args is not None:
         options["factory_kwargs"] = _json_object(factory_args)
     return load_decoder(checkpoint, factory=factory, trust=trust, **options)
+
+
+def _told_apart(output: int | str | None, result: Any) -> Tensor:
+    return fisher_rao(result if output is None else entry(result, output))
 
 
 def with_decoder(command: Callable[..., None]) -> Callable[..., None]:
@@ -150,13 +165,7 @@ def open_repaired(open_decoder: OpenDecoder, path: Path, data: str | None = None
     file = path / "repaired.safetensors" if path.is_dir() else path
     repaired = load(file, open_decoder(latent_columns(file)))
     if data is not None:
-        rows = Rows(read_named(data, "data"))
-        expected = (len(repaired.geometry.latents), repaired.decoder.output_dim)
-        if rows.shape != expected:
-            raise InvalidArgumentError(
-                f"`data` must have shape {expected}, the latents' rows and the decoder's outputs; got {rows.shape}. "
-                "Pass the data that the metric was repaired with."
-            )
+        rows = data_rows(repaired.decoder, read_named(data, "data"), len(repaired.geometry.latents))
         repaired.data = rows.subset(repaired.geometry.training_rows)
     return repaired
 

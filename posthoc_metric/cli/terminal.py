@@ -39,7 +39,7 @@ _NAMED = {
 }
 #: arguments that no command has an option for
 _PYTHON_ONLY = (
-    *("condition", "latent_shape", "strict", "probe", "max_bytes"),  # of decoders
+    *("condition", "latent_shape", "strict", "observe", "probe", "max_bytes"),  # of decoders
     *("support", "max_steps", "max_spans", "rtol"),  # of geodesics
     *("calibrate", "neighbours", "graph_neighbours", "sample", "refine", "store"),  # of distances
 )

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike, is_integer, to_points
+from .._arrays import ArrayLike, describe, is_integer, to_points
 from ..errors import BatchWarning, DerivativeWarning, InvalidArgumentError
 from ..machine import working_memory
 from .derivatives import reverse_later
 from .fingerprint import sketch
 from .frozen import EvalMode
+from .observation import Given, Observer
 from .probe import Found, doubled
 from .probe import probe as run_probe
 from .promises import finite
@@ -49,6 +50,9 @@ class Decoder:
             where a model does not take single numbers as (B,) it is tried with (B, 1).
         latent_shape: the shape of one latent as the model wants it, such as ``(100, 1, 1)``; its numbers
             multiply to ``latent_dim``.
+        observe: what brings rows of raw data (B, ...) into the output's coordinates (B, D), where data are given with
+            this decoder; a function of tensors.  By default data are compared with the output as they are, and with
+            that of :func:`~posthoc_metric.fisher_rao` as observations of its distributions.
         probe: latents (B, d) to probe at, where standard normal ones are not typical.
         max_bytes: the memory that one chunk of rows may take inside the decoder, approximately; by default 1/32 of
             the machine's, and no more than 256 MiB.
@@ -57,6 +61,7 @@ class Decoder:
         latent_dim, output_dim: d and D.
         output_shape: the shape of one output before it was flattened.
         dtype, device: what the model computes in.
+        observer: what brings data into the output's coordinates; ``None`` where they are compared as they are.
 
     Raises:
         InvalidArgumentError: an option is malformed, or ``latent_dim`` cannot be inferred.
@@ -77,6 +82,7 @@ class Decoder:
         output: int | str | Callable[[Any], Any] | None = None,
         condition: Any = None,
         latent_shape: tuple[int, ...] | None = None,
+        observe: Callable[[Tensor], Tensor] | None = None,
         probe: ArrayLike | None = None,
         max_bytes: int | None = None,
     ):
@@ -86,6 +92,8 @@ class Decoder:
             max_bytes = working_memory() // 2
         if not is_integer(max_bytes) or max_bytes < 1:
             raise InvalidArgumentError(f"`max_bytes` must be a positive number of bytes; got {max_bytes!r}.")
+        if observe is not None and not callable(observe):
+            raise InvalidArgumentError(f"`observe` must be a function of rows of data; got {describe(observe)}.")
         settled = settle(
             model,
             latent_dim=latent_dim,
@@ -106,6 +114,7 @@ class Decoder:
         self.output_dim = int(torch.Size(found.output_shape).numel())
         self.dtype = found.call.dtype
         self.device = found.call.device
+        self.observer: Observer | None = found.observer if observe is None else Given(observe, self.output_dim)
         self._counters = Counters()
         if settled.warning:
             warnings.warn(settled.warning, BatchWarning, stacklevel=2)

@@ -12,6 +12,7 @@ from ..errors import DecoderError
 from . import kernels
 from .call import Call
 from .finite import best_difference
+from .observation import Observer
 from .place import Place
 from .routes import Route
 from .settle import ROWS
@@ -43,6 +44,7 @@ class Found:
         warning: what a :class:`DerivativeWarning` says, if anything.
         place: where it was probed.
         saturated: the output is flat there, so that derivatives are unchecked.
+        observer: what brings data to the output, where they are not compared as they are.
     """
 
     call: Call
@@ -54,6 +56,7 @@ class Found:
     place: Place
     warning: str = ""
     saturated: bool = False
+    observer: Observer | None = None
 
     @property
     def output_dim(self) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -31,6 +33,19 @@ _CERTAIN = 80.0
 _NONE = 1e-30
 #: relative difference of numbers that are the same but for rounding
 _ALIKE = 1e-5
+_Calls = list[tuple[Distribution, Tensor]]
+_NOTED: ContextVar[_Calls | None] = ContextVar("noted calls of fisher_rao", default=None)
+
+
+@contextmanager
+def noting() -> Iterator[_Calls]:
+    """A list of the distributions and coordinates of every call of :func:`fisher_rao` inside the block."""
+    calls: _Calls = []
+    token = _NOTED.set(calls)
+    try:
+        yield calls
+    finally:
+        _NOTED.reset(token)
 
 
 def fisher_rao(distribution: Any) -> Tensor:
@@ -52,8 +67,16 @@ def fisher_rao(distribution: Any) -> Tensor:
 
     They are the variance-stabilising transforms (Rao 1945; Anscombe 1948), taken from logits where there are any, so
     that probabilities that round to 0 or 1 keep a derivative.  n, r and a must be the same for every latent: where they
-    are decoded, too, there are no such coordinates.  Data are compared in these coordinates: give
-    :func:`posthoc_metric.repair` none, or those of the data, such as ``2 √x`` of counts or twice one-hot rows.
+    are decoded, too, there are no such coordinates.
+
+    The data that go with such a decoder are observations, as they are: counts, classes as numbers or one-hot rows,
+    binary pixels.  :func:`posthoc_metric.repair` and :func:`posthoc_metric.invert` bring them into the same
+    coordinates, each to those of the distribution whose mean it is, so a count x to ``2 √x``; what cannot be an
+    observation is refused.  Data that are something else, as counts scaled to a common total, go through the
+    decoder's ``observe=``::
+
+        observe = lambda x: pm.fisher_rao(Poisson(1e4 * x / x.sum(1, keepdim=True)))
+        pm.Decoder(model, output=pm.fisher_rao, observe=observe)
 
     Args:
         distribution: one of these, of batch shape (B, ...), perhaps within ``Independent``; or a negative binomial by
@@ -73,6 +96,15 @@ def fisher_rao(distribution: Any) -> Tensor:
         )
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
+    found = _coordinates(distribution)
+    # a compiled model's calls are not Python's to note
+    calls = None if torch.compiler.is_compiling() else _NOTED.get()
+    if calls is not None:
+        calls.append((distribution, found))
+    return found
+
+
+def _coordinates(distribution: Distribution) -> Tensor:
     for kind, coordinates in _COORDINATES.items():
         if isinstance(distribution, kind):
             return coordinates(distribution)

@@ -35,13 +35,18 @@ def pick(result: Any, output: Output) -> Tensor:
         DecoderError: there is no such entry, or there are several tensors and ``output`` is ``None``.
     """
     if output is not None:
-        return _only_tensor(_entry(result, output))
+        return _only_tensor(entry(result, output))
     if isinstance(result, Distribution):
         return _mean(result, bare=True)
     return _only_tensor(result)
 
 
-def _entry(result: Any, output: Any) -> Any:
+def entry(result: Any, output: Any) -> Any:
+    """The part of ``result`` that ``output`` names.
+
+    Raises:
+        DecoderError: there is none.
+    """
     if callable(output):
         return output(result)
     if isinstance(output, str):

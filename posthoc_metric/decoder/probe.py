@@ -13,8 +13,10 @@ from .._arrays import name_rows
 from ..errors import DecoderError
 from .call import Call
 from .exam import STEPPED, Exam, Found, NotFiniteError
+from .fisher_rao import noting
 from .jumps import flat_outputs, stepped_outputs
 from .memory import bytes_per_row
+from .observation import observation
 from .place import Place, given, own_unit, smaller_units, standard
 from .promises import ModulesLeftAlone, check_rows_apart, check_same_twice, check_values, in_float64
 from .settle import ROWS
@@ -66,7 +68,9 @@ def _probed(call: Call, latent_dim: int, place: Place, unless: Callable[[Exam, T
     with torch.no_grad():
         with ModulesLeftAlone(call):
             value, row_bytes = bytes_per_row(call, z)
-        output_shape = tuple(call.shaped(z[:2]).shape[1:])
+        with noting() as calls:
+            shaped = call.shaped(z[:2])
+        output_shape, observer = tuple(shaped.shape[1:]), observation(calls, shaped)
         check_values(value)
         scale = check_same_twice(call, z, value)
         check_rows_apart(call, z, value, scale, place.others, place.unit)
@@ -80,9 +84,9 @@ def _probed(call: Call, latent_dim: int, place: Place, unless: Callable[[Exam, T
         raise DecoderError(flatness)
     if flatness:
         # its latents live elsewhere: whoever knows where probes again
-        found = _chosen(exam, output_shape, row_bytes)
+        found = replace(_chosen(exam, output_shape, row_bytes), observer=observer)
         return replace(found, notes=(_FLAT,), warning="", saturated=True), exam
-    found = _chosen(exam, output_shape, row_bytes)
+    found = replace(_chosen(exam, output_shape, row_bytes), observer=observer)
     return _with_warning(found, _about_jumps(*_jumping(exam), found.output_dim)), exam
 
 

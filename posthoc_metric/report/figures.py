@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .. import plots
+from ..decoder.observation import Observation, observer_of
 from ..diagnostics import Audit, share_off_data
 from .pairs import straight_lines
 
@@ -49,7 +50,8 @@ def pictures(
 
     Args:
         before, after: geodesics of the decoder's own and of the repaired metric between the same pairs.
-        image_shape: (h, w) or (h, w, 3) where the decoder's outputs are images with values in [0, 1].
+        image_shape: (h, w) or (h, w, 3) where the decoder's outputs are images with values in [0, 1], or coordinates
+            of distributions whose means are.
     """
     if repaired.dim >= 2:
         yield maps(repaired)
@@ -132,6 +134,7 @@ def geodesics(repaired: RepairedMetric, before: Solution, after: Solution) -> Pi
 def frames(repaired: RepairedMetric, before: Solution, after: Solution, image_shape: tuple[int, ...]) -> Picture:
     """Decoded frames along the straight line and both geodesics, for the pairs that the decoder led astray most."""
     geometry, decoder = repaired.geometry, repaired.decoder
+    observer = observer_of(decoder)
     finite = torch.nonzero(_finite(before) & _finite(after)).flatten()
     astray = share_off_data(_sampled(before, finite), geometry)
     chosen = finite[astray.argsort(descending=True, stable=True)[:_FRAME_PAIRS]]
@@ -146,7 +149,10 @@ def frames(repaired: RepairedMetric, before: Solution, after: Solution, image_sh
     for index, block in enumerate(blocks):
         grid = block.subplots(len(rows), _FRAMES, squeeze=False)
         for axes, (name, curves) in zip(grid, rows.items(), strict=True):
-            images = _tensor(decoder(curves[index])).reshape(_FRAMES, *image_shape).cpu().numpy()
+            values = _tensor(decoder(curves[index]))
+            if isinstance(observer, Observation):
+                values = observer.mean(values)
+            images = values.reshape(_FRAMES, *image_shape).cpu().numpy()
             off_data = (geometry.offset(curves[index]) > 0).tolist()
             plots.draw_frames(axes, images, label=name, off_data=off_data)
         block.suptitle(f"pair {int(chosen[index])}", size=9, color=plots.MUTED, x=0.01, ha="left")

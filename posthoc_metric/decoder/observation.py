@@ -1,0 +1,305 @@
+"""Raw observations in the coordinates of a decoder's output: counts beside ``2 √rate``, classes beside ``2 √p``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Bernoulli,
+    Binomial,
+    Categorical,
+    Distribution,
+    Exponential,
+    Gamma,
+    Geometric,
+    Multinomial,
+    NegativeBinomial,
+    OneHotCategorical,
+    Poisson,
+)
+
+from ..errors import DecoderError, InvalidArgumentError
+
+#: rounding of probabilities that add up to one in single precision
+_ROUNDING = 1e-3
+_INSTEAD = (
+    "Data are brought into the coordinates of fisher_rao by themselves. If they are in these coordinates already, or "
+    "are something else, wrap the decoder with observe=, a function of rows of data that gives coordinates, such as "
+    "`observe=lambda x: x`."
+)
+
+
+class Observer(Protocol):
+    """Brings rows of raw data into the coordinates of a decoder's output."""
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise where rows of this shape cannot be brought there."""
+
+    def __call__(self, data: Tensor, rows: Tensor) -> Tensor:
+        """Floating-point data (n, ...) as coordinates (n, D); ``rows`` (n,) are their names in messages."""
+
+
+def observer_of(decoder: Any) -> Observer | None:
+    """What brings data to the output of a smooth map; ``None`` where they are compared as they are."""
+    found: Observer | None = getattr(decoder, "observer", None)
+    return found
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How observations of a family of distributions go into its coordinates.
+
+    Attributes:
+        words: what observations are.
+        constant: what is the same for every latent, c.
+        allowed: whether entries x are observations, given c.
+        coordinates: of the distribution whose mean is x, given c.
+        mean: of the distribution at coordinates y, given c.
+    """
+
+    words: str
+    constant: Callable[[Any], Any]
+    allowed: Callable[[Tensor, Tensor], Tensor]
+    coordinates: Callable[[Tensor, Tensor], Tensor]
+    mean: Callable[[Tensor, Tensor], Tensor]
+
+
+def _none(distribution: Any) -> float:
+    return 1.0
+
+
+def _trials(distribution: Any) -> Any:
+    return distribution.total_count
+
+
+def _dispersion(distribution: Any) -> Any:
+    # by ``mu`` and ``theta``, as scvi-tools has it
+    return distribution.theta if hasattr(distribution, "theta") else distribution.total_count
+
+
+def _whole(x: Tensor, c: Tensor) -> Tensor:
+    return (x >= 0) & (x == x.round())
+
+
+def _arc(x: Tensor, c: Tensor) -> Tensor:
+    return 2 * c.sqrt() * (x / c).sqrt().asin()
+
+
+def _on_arc(y: Tensor, c: Tensor) -> Tensor:
+    return c * (y / (2 * c.sqrt())).sin().square()
+
+
+def _hyperbolic(x: Tensor, c: Tensor) -> Tensor:
+    return 2 * c.sqrt() * (x / c).sqrt().asinh()
+
+
+def _on_hyperbola(y: Tensor, c: Tensor) -> Tensor:
+    return c * (y / (2 * c.sqrt())).sinh().square()
+
+
+def _root(x: Tensor, c: Tensor) -> Tensor:
+    return 2 * x.sqrt()
+
+
+def _square(y: Tensor, c: Tensor) -> Tensor:
+    return y.square() / 4
+
+
+_COUNTS = "counts, whole numbers from 0"
+_FAMILIES: dict[str, _Family] = {
+    "Bernoulli": _Family("numbers from 0 to 1", _none, lambda x, c: (x >= 0) & (x <= 1), _arc, _on_arc),
+    "Binomial": _Family(
+        "whole numbers from 0 to that of the trials", _trials, lambda x, c: _whole(x, c) & (x <= c), _arc, _on_arc
+    ),
+    "Multinomial": _Family(
+        f"{_COUNTS} that add up to that of the trials over the axis of classes, the last one",
+        _trials,
+        lambda x, c: _whole(x, c) & ((x.sum(-1, keepdim=True) - c).abs() < 0.5),
+        _root,
+        _square,
+    ),
+    "Categorical": _Family(
+        "class numbers from 0, or one-hot rows or probabilities that add up to 1 over the axis of classes, the last "
+        "one (a gap is a class of its own)",
+        _none,
+        lambda x, c: (x >= 0) & ((x.sum(-1, keepdim=True) - 1).abs() < _ROUNDING),
+        _root,
+        _square,
+    ),
+    "Poisson": _Family(_COUNTS, _none, _whole, _root, _square),
+    "NegativeBinomial": _Family(_COUNTS, _dispersion, _whole, _hyperbolic, _on_hyperbola),
+    "Geometric": _Family(_COUNTS, _none, _whole, _hyperbolic, _on_hyperbola),
+    "Exponential": _Family(
+        "numbers above 0", _none, lambda x, c: x > 0, lambda x, c: -x.log(), lambda y, c: (-y).exp()
+    ),
+    "Gamma": _Family(
+        "numbers above 0",
+        lambda d: d.concentration,
+        lambda x, c: x > 0,
+        lambda x, c: c.sqrt() * (c / x).log(),
+        lambda y, c: c * (-y / c.sqrt()).exp(),
+    ),
+}
+_KINDS: dict[type[Distribution], str] = {
+    Bernoulli: "Bernoulli",
+    Binomial: "Binomial",
+    Categorical: "Categorical",
+    OneHotCategorical: "Categorical",
+    Multinomial: "Multinomial",
+    Poisson: "Poisson",
+    NegativeBinomial: "NegativeBinomial",
+    Geometric: "Geometric",
+    Exponential: "Exponential",
+    Gamma: "Gamma",
+}
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Observations of a distribution: each stands where the distribution does whose mean it is.
+
+    Attributes:
+        family: of which :func:`~posthoc_metric.fisher_rao` takes coordinates.
+        shape: of one row of coordinates, with an axis of classes last where there are classes.
+        constant: dispersions, numbers of trials or concentrations, of that shape.
+    """
+
+    family: str
+    shape: tuple[int, ...]
+    constant: Tensor
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise where rows of this shape are no observations.
+
+        Raises:
+            InvalidArgumentError: they are not.
+        """
+        width, outputs = math.prod(shape), math.prod(self.shape)
+        if width == outputs or self._numbered(width):
+            return
+        others = f", or {outputs // self.shape[-1]} of class numbers" if self.family == "Categorical" else ""
+        raise InvalidArgumentError(
+            f"`data` must have {outputs} values a row, as the decoder's output{others}; got {width}. They must be "
+            f"{_FAMILIES[self.family].words}."
+        )
+
+    def __call__(self, data: Tensor, rows: Tensor) -> Tensor:
+        """Floating-point data (n, ...) as coordinates (n, D); ``rows`` (n,) are their names in messages.
+
+        Raises:
+            InvalidArgumentError: they are no observations of this distribution.
+        """
+        family, c = _FAMILIES[self.family], self.constant.to(data)
+        if self._numbered(math.prod(data.shape[1:])):
+            numbers, classes = data.reshape(len(data), *self.shape[:-1]), self.shape[-1]
+            known = (numbers >= 0) & (numbers < classes) & (numbers == numbers.round())
+            self._refuse(numbers, known, rows, f" below {classes}")
+            x = torch.nn.functional.one_hot(numbers.long(), classes).to(data)
+        else:
+            x = data.reshape(len(data), *self.shape)
+            self._refuse(x, family.allowed(x, c), rows)
+        return family.coordinates(x, c).flatten(1)
+
+    def mean(self, coordinates: Tensor) -> Tensor:
+        """Means (n, D) of the distributions at coordinates (n, D)."""
+        c = self.constant.to(coordinates)
+        return _FAMILIES[self.family].mean(coordinates.reshape(-1, *self.shape), c).flatten(1)
+
+    def _numbered(self, width: int) -> bool:
+        """Whether rows of so many values are the numbers of classes."""
+        return self.family == "Categorical" and width == math.prod(self.shape[:-1]) and self.shape[-1] > 1
+
+    def _refuse(self, x: Tensor, allowed: Tensor, rows: Tensor, more: str = "") -> None:
+        bad = ~allowed.reshape(len(x), math.prod(allowed.shape[1:]))
+        if not bool(bad.any()):
+            return
+        row = int(bad.any(1).nonzero()[0])
+        value = float(x[row].flatten()[int(bad[row].nonzero()[0])])
+        words = _FAMILIES[self.family].words
+        if more:
+            words = f"class numbers from 0{more}"
+        raise InvalidArgumentError(
+            f"`data` must be observations of the {self.family} distributions that the decoder gives: {words}; row "
+            f"{int(rows[row])} and {int(bad.any(1).sum()) - 1} others of {len(x)} looked at are not, the first for its "
+            f"{value:.6g}. {_INSTEAD}"
+        )
+
+
+@dataclass(frozen=True)
+class Given:
+    """A caller's own function of rows of data, which gives coordinates.
+
+    Attributes:
+        function: (n, ...) -> (n, D), or (n, ...) that is flattened to it.
+        width: D.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    width: int
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """What it takes, the function says itself."""
+
+    def __call__(self, data: Tensor, rows: Tensor) -> Tensor:
+        """See :class:`Observer`.
+
+        Raises:
+            InvalidArgumentError: the function gives something else.
+        """
+        found = self.function(data)
+        shape = tuple(found.shape) if isinstance(found, Tensor) else None
+        if shape is None or shape[:1] != (len(data),) or math.prod(shape[1:]) != self.width:
+            got = f"a tensor of shape {shape}" if shape is not None else type(found).__name__
+            raise InvalidArgumentError(
+                f"`observe` must give a tensor of {self.width} values a row, as the decoder's output; of data of shape "
+                f"{tuple(data.shape)} it gives {got}."
+            )
+        found = found.detach().flatten(1).to(data)
+        finite = torch.isfinite(found).all(dim=1)
+        if not bool(finite.all()):
+            raise InvalidArgumentError(
+                f"`observe` must give finite numbers; it does not for row {int(rows[~finite.cpu()][0])} of the data."
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Unclear:
+    """Stands for an output that is made of coordinates, but is not what ``fisher_rao`` gives by itself."""
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise, whatever the data are.
+
+        Raises:
+            DecoderError: always.
+        """
+        raise DecoderError(
+            "`data` cannot be compared with this decoder's output: it is made of what fisher_rao gives, but is not "
+            "that by itself. Leave `data` out, or wrap the decoder with observe=, a function of rows of data that "
+            "gives them in the output's coordinates, such as `observe=lambda x: x` where they are in these already."
+        )
+
+    def __call__(self, data: Tensor, rows: Tensor) -> Tensor:
+        self.check(tuple(data.shape[1:]))
+        return data
+
+
+def observation(calls: list[tuple[Distribution, Tensor]], output: Tensor) -> Observer | None:
+    """What brings data to an output (n, ...), by the calls of ``fisher_rao`` while it was made."""
+    flat = output.flatten(1)
+    for distribution, coordinates in reversed(calls):
+        # a model of fixed batches is called with more rows than are wanted, or with one after another
+        rows = min(coordinates.shape[0], len(flat)) if coordinates.ndim else 0
+        if rows and torch.equal(coordinates[:rows].reshape(rows, -1), flat[-rows:].to(coordinates)):
+            family = next((name for kind, name in _KINDS.items() if isinstance(distribution, kind)), "NegativeBinomial")
+            constant = torch.as_tensor(_FAMILIES[family].constant(distribution)).detach().double()
+            if family == "Multinomial":
+                constant = constant.unsqueeze(-1)
+            constant = constant.to(coordinates.device).expand(coordinates.shape)[0].clone()
+            return Observation(family, tuple(coordinates.shape[1:]), constant)
+    return Unclear() if calls else None
