@@ -35,6 +35,8 @@ def describe(value: Any) -> str:
         if getattr(value, "is_nested", False):
             return "nested tensor"
         return f"{kind} of shape {tuple(value.shape)} and dtype {value.dtype}"
+    if _is_sparse(value):
+        return f"sparse {type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"
     return f"{type(value).__name__} ({' '.join(repr(value).split()):.60})"
 
 
@@ -224,11 +226,16 @@ def computes_in_single(function: Callable[[torch.Tensor], torch.Tensor], points:
     return is_single(beside if usable else function(some))
 
 
+def _is_sparse(value: Any) -> bool:
+    """Whether ``value`` is a sparse table of SciPy's, whose kinds all have these."""
+    return hasattr(value, "toarray") and hasattr(value, "tocsr")
+
+
 class Rows:
-    """Rows of a data array, read when asked for: a memory-mapped file never enters memory whole.
+    """Rows of a data array, read when asked for: a memory-mapped file never enters memory whole, nor a sparse table.
 
     Args:
-        data: (N, ...) tensor, array or memory map; trailing axes are flattened.
+        data: (N, ...) tensor, array or memory map; trailing axes are flattened.  Or a sparse table (N, D) of SciPy's.
         order: which rows, in which order; all by default.
         observe: what a block of rows (n, ...) becomes, (n, width), given what these are called in messages (n,).
         width: of rows that went through ``observe``.
@@ -245,7 +252,11 @@ class Rows:
         observe: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         width: int = 0,
     ):
-        if not isinstance(data, (torch.Tensor, np.ndarray)) or isinstance(data, np.ma.MaskedArray):
+        if _is_sparse(data):
+            if data.dtype.kind not in "fiub" or data.ndim != 2:
+                raise InvalidArgumentError(f"`data` must be a table (N, D) of real numbers; got {describe(data)}.")
+            data = data.tocsr()
+        elif not isinstance(data, (torch.Tensor, np.ndarray)) or isinstance(data, np.ma.MaskedArray):
             data = _native(data, "data")
         elif isinstance(data, torch.Tensor):
             if data.dtype != torch.bool:
@@ -255,7 +266,7 @@ class Rows:
         if data.ndim == 0:
             raise InvalidArgumentError(f"`data` must have shape (N, D) or (N, ...); got {describe(data)}.")
         self._data = data
-        self._order = torch.arange(len(data)) if order is None else order.cpu()
+        self._order = torch.arange(data.shape[0]) if order is None else order.cpu()
         self._observe = observe
         self.raw_shape = tuple(data.shape[1:])
         self.shape = (len(self._order), width if observe is not None else math.prod(self.raw_shape))
@@ -272,7 +283,9 @@ class Rows:
             # a memory map is read fastest in the order of the file
             ascending = torch.argsort(chosen)
             found = torch.empty(len(chosen), *self._data.shape[1:], dtype=torch.float64)
-            found[ascending] = torch.from_numpy(np.asarray(self._data[chosen[ascending].numpy()], dtype=np.float64))
+            block = self._data[chosen[ascending].numpy()]
+            block = block.toarray() if _is_sparse(block) else block
+            found[ascending] = torch.from_numpy(np.asarray(block, dtype=np.float64))
         if not found.is_floating_point():
             found = found.double()
         flat = found.reshape(len(found), math.prod(self.raw_shape))

@@ -11,23 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 import torch
 
 from .checkpoint.torch_files import load_plain
 from .errors import CheckpointError, InvalidArgumentError, MissingExtraError, PosthocMetricError
 
+#: arrays in what ``scipy.sparse.save_npz`` writes
+_SPARSE = {"data", "format", "shape"}
 #: what a table holds where a value is missing, in lower case
 _MISSING = {"", "na", "n/a", "#n/a", "<na>", "null", "none", "-"}
 
 
-def read_array(path: str | Path, name: str, key: str | None = None) -> np.ndarray:
+def read_array(path: str | Path, name: str, key: str | None = None, *, sparse: bool = False) -> Any:
     """One numeric array from a file; a ``.npy`` is memory-mapped, so that it may exceed memory.
 
     Args:
         path: of a file with one of the known endings.
         name: what the caller's argument is called, for messages.
         key: which array, in a file with several: the name in an ``.npz`` or in a dictionary in a ``.pt``, or for
-            ``.h5ad`` ``"X"`` or an entry of ``obsm``.
+            ``.h5ad`` ``"X"``, a layer or an entry of ``obsm``.
+        sparse: leave a sparse table of SciPy's, as ``.h5ad`` and ``scipy.sparse.save_npz`` hold, as it is.
 
     Raises:
         InvalidArgumentError: an unknown ending, or no or an unknown ``key`` where several arrays are there.
@@ -45,7 +49,9 @@ def read_array(path: str | Path, name: str, key: str | None = None) -> np.ndarra
         raise CheckpointError(f"`{name}` must be a file; {str(source)!r} {what}. Check the path.")
     try:
         array = reader(source, name, key)
-        if not isinstance(array, np.ndarray):
+        if scipy.sparse.issparse(array) and not sparse:
+            array = array.toarray()
+        if not isinstance(array, np.ndarray) and not scipy.sparse.issparse(array):
             raise ValueError(f"it holds {type(array).__name__}")
     except PosthocMetricError:
         raise
@@ -66,8 +72,10 @@ def _npy(path: Path, name: str, key: str | None) -> np.ndarray:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def _npz(path: Path, name: str, key: str | None) -> np.ndarray:
+def _npz(path: Path, name: str, key: str | None) -> Any:
     with np.load(path, allow_pickle=False) as arrays:
+        if key is None and set(arrays.files) >= _SPARSE:
+            return scipy.sparse.load_npz(path)
         return arrays[_chosen(arrays.files, path, name, key)]
 
 
@@ -147,7 +155,7 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _h5ad(path: Path, name: str, key: str | None) -> np.ndarray:
+def _h5ad(path: Path, name: str, key: str | None) -> Any:
     try:
         import anndata
     except ImportError:
@@ -155,9 +163,13 @@ def _h5ad(path: Path, name: str, key: str | None) -> np.ndarray:
             f"`{name}` is an .h5ad file, which needs AnnData. Install it with: pip install 'posthoc-metric[anndata]'"
         ) from None
     table = anndata.read_h5ad(path)
-    chosen = _chosen(["X", *table.obsm.keys()], path, name, key)
-    array: Any = table.X if chosen == "X" else table.obsm[chosen]
-    return array.toarray() if hasattr(array, "toarray") else np.asarray(array)
+    chosen = _chosen(list(dict.fromkeys(["X", *table.layers.keys(), *table.obsm.keys()])), path, name, key)
+    if chosen in table.layers and (chosen == "X" or chosen in table.obsm):
+        raise InvalidArgumentError(
+            f"`{name}`: {str(path)!r} has a layer and another array that are called {chosen}. Rename one of them."
+        )
+    array: Any = table.X if chosen == "X" else {**table.layers, **table.obsm}[chosen]
+    return array if scipy.sparse.issparse(array) else np.asarray(array)
 
 
 def _chosen(names: list[str], path: Path, name: str, key: str | None) -> str:
@@ -172,7 +184,7 @@ def _chosen(names: list[str], path: Path, name: str, key: str | None) -> str:
     return key
 
 
-_READERS: dict[str, Callable[[Path, str, str | None], np.ndarray]] = {
+_READERS: dict[str, Callable[[Path, str, str | None], Any]] = {
     ".npy": _npy,
     ".npz": _npz,
     ".pt": _pt,
@@ -181,9 +193,9 @@ _READERS: dict[str, Callable[[Path, str, str | None], np.ndarray]] = {
 }
 
 
-def read_named(argument: str, name: str) -> np.ndarray:
+def read_named(argument: str, name: str, *, sparse: bool = False) -> Any:
     """An array from ``file`` or ``file:key``, as the command line writes it."""
     path, separator, key = argument.rpartition(":")
     if separator and not Path(argument).exists() and Path(path).suffix.lower() in _READERS:
-        return read_array(path, name, key)
-    return read_array(argument, name)
+        return read_array(path, name, key, sparse=sparse)
+    return read_array(argument, name, sparse=sparse)

@@ -162,10 +162,10 @@ def repair(
     Args:
         decoder: a :class:`~posthoc_metric.Decoder`, or anything with its methods.
         latents: (N, d), what the encoder gives for the training data, or samples of a GAN's prior; at least 20.
-        data: (N, D) or (N, ...), what the latents encode, row by row; a tensor, an array or a memory map, of which
-            only the rows needed are read. Where the decoder's output is that of :func:`~posthoc_metric.fisher_rao`,
-            observations: counts, classes as numbers or one-hot rows; they are brought into its coordinates as they are
-            read. Without it the latents alone say where the support is.
+        data: (N, D) or (N, ...), what the latents encode, row by row; a tensor, an array, a memory map or a sparse
+            table of SciPy's, of which only the rows needed are read. Where the decoder's output is that of
+            :func:`~posthoc_metric.fisher_rao`, observations: counts, classes as numbers or one-hot rows; they are
+            brought into its coordinates as they are read. Without data the latents alone say where the support is.
         uncertainty: ``"rbf"``; ``"gp"``; ``"rbf-published"``, the uncalibrated baseline (needs ``data``); or an
             :class:`~posthoc_metric.UncertaintyModel` of your own, which is fitted unless its ``fitted`` is true.
         inflation: a unit latent step in the void (offset ≥ 1) costs at least this many times the costliest unit step on

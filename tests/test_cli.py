@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from typer.testing import CliRunner
 
@@ -454,10 +455,17 @@ class TestArrays:
 
     def test_anndata(self, tmp_path):
         anndata = pytest.importorskip("anndata", reason="needs the extra posthoc-metric[anndata]")
-        table = anndata.AnnData(self.VALUES, obsm={"X_scVI": 2 * self.VALUES})
+        layers = {"counts": scipy.sparse.csr_matrix(3 * self.VALUES), "both": self.VALUES}
+        table = anndata.AnnData(self.VALUES, obsm={"X_scVI": 2 * self.VALUES, "both": self.VALUES}, layers=layers)
         table.write_h5ad(tmp_path / "a.h5ad")
         assert np.array_equal(read_named(str(tmp_path / "a.h5ad:X"), "data"), self.VALUES)
         assert np.array_equal(read_named(str(tmp_path / "a.h5ad:X_scVI"), "latents"), 2 * self.VALUES)
+        assert np.array_equal(read_named(str(tmp_path / "a.h5ad:counts"), "data"), 3 * self.VALUES)
+        assert scipy.sparse.issparse(read_named(str(tmp_path / "a.h5ad:counts"), "data", sparse=True))
+        with pytest.raises(InvalidArgumentError, match="a layer and another array that are called both"):
+            read_named(str(tmp_path / "a.h5ad:both"), "data")
+        with pytest.raises(InvalidArgumentError, match="arrays X, both, counts, X_scVI; say which"):
+            read_named(str(tmp_path / "a.h5ad"), "data")
 
 
 def test_torch_is_not_heard_over_its_own_classes(recwarn):

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from torch import distributions as td
 from typer.testing import CliRunner
@@ -220,6 +221,34 @@ def test_a_memory_map_stays_one_and_is_brought_over_in_blocks(tmp_path):
     torch.testing.assert_close(repaired.data[:3], 2 * data[rows].sqrt())
 
 
+@pytest.mark.parametrize("kind", ["csr_matrix", "csc_matrix", "csr_array", "coo_array"])
+def test_a_sparse_table_is_read_in_blocks_too(kind):
+    latents = normal(300, 2)
+    data = counts(latents)
+    sparse = getattr(scipy.sparse, kind)(data.numpy().astype(np.int32))
+    repaired = pm.repair(of_poisson(), latents, sparse)
+    assert scipy.sparse.issparse(repaired.data._data)
+    assert torch.equal(repaired.data[:], data_rows(of_poisson(), data, 300).subset(repaired.geometry.training_rows)[:])
+    plain = pm.Decoder(lambda z: td.Poisson((2 + network(z)).exp()), latent_dim=2)
+    assert torch.equal(data_rows(plain, sparse, 300)[torch.tensor([9, 4])], data[[9, 4]])
+
+
+def test_counts_scaled_to_a_common_total_are_told_how_to_come():
+    latents = normal(60, 2)
+    scaled = 1000 * counts(latents) / counts(latents).sum(1, keepdim=True)
+    dispersed = lambda z: td.NegativeBinomial(DISPERSION, logits=network(z))  # noqa: E731
+    for decoder, words in (
+        (of_poisson(), r"observe=lambda x: pm.fisher_rao\(Poisson\(x\)\)"),
+        (pm.Decoder(dispersed, output=pm.fisher_rao, latent_dim=2), r"NegativeBinomial\(r, logits=\(x / r\).log\(\)\)"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=words):
+            pm.repair(decoder, latents, scaled)
+    r = DISPERSION
+    observe = lambda x: pm.fisher_rao(td.NegativeBinomial(r, logits=(x / r).log()))  # noqa: E731
+    decoder = pm.Decoder(dispersed, output=pm.fisher_rao, latent_dim=2, observe=observe)
+    torch.testing.assert_close(data_rows(decoder, scaled, 60)[:], 2 * (r.sqrt() * (scaled / r).sqrt().asinh()))
+
+
 class Table(torch.nn.Module):
     """Takes only so many rows, as an exported program does."""
 
@@ -324,7 +353,8 @@ def test_the_command_line_takes_counts(tmp_path, monkeypatch):
         done = CliRunner().invoke(app, [*arguments, *decoder])
         return done.exit_code, " ".join(done.output.split())
 
-    assert run("repair", "--latents", "z.npy", "--data", "x.npy", "--out", "run")[0] == 0
+    scipy.sparse.save_npz("x.npz", scipy.sparse.csr_array(np.load("x.npy")))
+    assert run("repair", "--latents", "z.npy", "--data", "x.npz", "--out", "run")[0] == 0
     code, output = run("audit", "run", "--data", "x.npy", "--pairs", "0")
     assert code in (0, 1) and "smoothness" in output
     code, output = run("audit", "run", "--data", "log.npy")

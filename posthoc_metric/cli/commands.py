@@ -84,7 +84,7 @@ def repair(
         repaired = fit_repair(
             decoder,
             points,
-            None if data is None else read_named(data, "data"),
+            None if data is None else read_named(data, "data", sparse=True),
             uncertainty=uncertainty.value,
             inflation=inflation,
             support_quantile=support_quantile,

@@ -165,7 +165,7 @@ def open_repaired(open_decoder: OpenDecoder, path: Path, data: str | None = None
     file = path / "repaired.safetensors" if path.is_dir() else path
     repaired = load(file, open_decoder(latent_columns(file)))
     if data is not None:
-        rows = data_rows(repaired.decoder, read_named(data, "data"), len(repaired.geometry.latents))
+        rows = data_rows(repaired.decoder, read_named(data, "data", sparse=True), len(repaired.geometry.latents))
         repaired.data = rows.subset(repaired.geometry.training_rows)
     return repaired
 

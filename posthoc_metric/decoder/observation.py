@@ -60,6 +60,7 @@ class _Family:
         allowed: whether entries x are observations, given c.
         coordinates: of the distribution whose mean is x, given c.
         mean: of the distribution at coordinates y, given c.
+        means: how those are observed who have means instead.
     """
 
     words: str
@@ -67,6 +68,7 @@ class _Family:
     allowed: Callable[[Tensor, Tensor], Tensor]
     coordinates: Callable[[Tensor, Tensor], Tensor]
     mean: Callable[[Tensor, Tensor], Tensor]
+    means: str = ""
 
 
 def _none(distribution: Any) -> float:
@@ -111,6 +113,7 @@ def _square(y: Tensor, c: Tensor) -> Tensor:
 
 
 _COUNTS = "counts, whole numbers from 0"
+_SCALED = " Counts scaled to a common total are means: `observe=lambda x: pm.fisher_rao({})`."
 _FAMILIES: dict[str, _Family] = {
     "Bernoulli": _Family("numbers from 0 to 1", _none, lambda x, c: (x >= 0) & (x <= 1), _arc, _on_arc),
     "Binomial": _Family(
@@ -131,8 +134,11 @@ _FAMILIES: dict[str, _Family] = {
         _root,
         _square,
     ),
-    "Poisson": _Family(_COUNTS, _none, _whole, _root, _square),
-    "NegativeBinomial": _Family(_COUNTS, _dispersion, _whole, _hyperbolic, _on_hyperbola),
+    "Poisson": _Family(_COUNTS, _none, _whole, _root, _square, _SCALED.format("Poisson(x)")),
+    "NegativeBinomial": _Family(
+        *(_COUNTS, _dispersion, _whole, _hyperbolic, _on_hyperbola),
+        _SCALED.format("NegativeBinomial(r, logits=(x / r).log())"),
+    ),
     "Geometric": _Family(_COUNTS, _none, _whole, _hyperbolic, _on_hyperbola),
     "Exponential": _Family(
         "numbers above 0", _none, lambda x, c: x > 0, lambda x, c: -x.log(), lambda y, c: (-y).exp()
@@ -226,7 +232,7 @@ class Observation:
         raise InvalidArgumentError(
             f"`data` must be observations of the {self.family} distributions that the decoder gives: {words}; row "
             f"{int(rows[row])} and {int(bad.any(1).sum()) - 1} others of {len(x)} looked at are not, the first for its "
-            f"{value:.6g}. {_INSTEAD}"
+            f"{value:.6g}. {_INSTEAD}{_FAMILIES[self.family].means}"
         )
 
 
