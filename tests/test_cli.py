@@ -309,7 +309,7 @@ class TestMistakes:
             ("Pass trust=True if you", "Pass --trust if you"),
             ("save it and pass factory=.", "save it and pass --factory."),
             ("or pass strict=False to", "or pass strict=False (in Python only) to"),
-            ("with condition= what", "with condition= (in Python only) what"),
+            ("with condition= what", "with --condition what"),
             ("or latent_shape= where", "or latent_shape= (in Python only) where"),
             ("Say with method='decode' or `output=` (a key)", "Say with --method decode or --output (a key)"),
             ("Take output='probs'.", "Take --output probs."),
@@ -483,3 +483,30 @@ class Payload:
 
     def __reduce__(self):
         return (open, (self.path, "w"))
+
+
+class AtLibrary(torch.nn.Module):
+    """Needs a number a row, as decoders of single cells need the library's size."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(3, 4)
+
+    def forward(self, z, library):
+        return library.exp() * self.layer(z).softmax(1) if library.shape == (len(z), 1) else library.missing
+
+
+def test_a_decoder_that_needs_more_than_latents_gets_it(tmp_path):
+    torch.save(AtLibrary().state_dict(), tmp_path / "m.pt")
+    decoder = ("--checkpoint", tmp_path / "m.pt", "--factory", f"{__file__}:AtLibrary")
+    assert "with --condition what it needs" in mistake("describe", *decoder)
+    assert "pass [9.5]" in mistake("describe", *decoder, "--condition", '{"library": 9.5}')
+    assert "`condition` must be JSON" in mistake("describe", *decoder, "--condition", "library=3")
+    found = {}
+    for name, condition in {"keyword": '{"library": [9.5]}', "second argument": "[9.5]"}.items():
+        arguments = ("describe", *decoder, "--condition", condition, "--json")
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert done.exit_code == 0, done.output
+        found[name] = json.loads(done.output[done.output.index("{") :])
+        assert found[name]["latent_dim"] == 3 and "handed over as (B, 1)" in found[name]["description"]

@@ -82,6 +82,14 @@ def _open(
             rich_help_panel=_PANEL,
         ),
     ] = False,
+    condition: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON",
+            help='What it needs beside latents: a label as 3, a vector as [0.5, 1], or keywords as {"library": [9.2]}.',
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
     latent_dim: Annotated[
         int | None, typer.Option(min=1, help="Latent dimension, if not found alone.", rich_help_panel=_PANEL)
     ] = None,
@@ -100,6 +108,8 @@ def _open(
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if factory_args is not None:
         options["factory_kwargs"] = _json_object(factory_args)
+    if condition is not None:
+        options["condition"] = _json(condition, "condition")
     return load_decoder(checkpoint, factory=factory, trust=trust, **options)
 
 
@@ -242,11 +252,17 @@ def packed(array: Any = None, **arrays: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def _json(text: str, name: str) -> Any:
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except ValueError:
-        value = None
+        raise InvalidArgumentError(
+            f'`{name}` must be JSON, such as a JSON object {{"width": 64}}; got {text!r}. Put it in single quotes.'
+        ) from None
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    value = _json(text, "factory-args")
     if not isinstance(value, dict):
         raise InvalidArgumentError(
             f'`factory-args` must be a JSON object such as {{"width": 64}}; got {text!r}. Put it in single quotes.'

@@ -25,6 +25,7 @@ VERDICTS = {True: "[green]pass[/]", False: "[red]FAIL[/]", None: "[dim]not judge
 #: options by the arguments they stand for
 _OPTIONS = {
     **{name: f"--{name.replace('_', '-')}" for name in ("latent_dim", "method", "output", "key", "prefix", "factory")},
+    "condition": "--condition",
     "factory_kwargs": "--factory-args",
     "trust": "--trust",
 }
@@ -39,7 +40,7 @@ _NAMED = {
 }
 #: arguments that no command has an option for
 _PYTHON_ONLY = (
-    *("condition", "latent_shape", "strict", "observe", "probe", "max_bytes"),  # of decoders
+    *("latent_shape", "strict", "observe", "probe", "max_bytes"),  # of decoders
     *("support", "max_steps", "max_spans", "rtol"),  # of geodesics
     *("calibrate", "neighbours", "graph_neighbours", "sample", "refine", "store"),  # of distances
 )

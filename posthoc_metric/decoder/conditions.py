@@ -58,8 +58,7 @@ def advice(condition: Any) -> str:
     """What to try where a model fails with ``condition``, which it may have been handed otherwise than was meant."""
     floats = [value for value in _values(condition) if isinstance(value, float)]
     words = [
-        f"A plain float is passed on as it is; for a number a row, pass torch.tensor({value!r})."
-        for value in dict.fromkeys(floats)
+        f"A plain float is passed on as it is; for a number a row, pass [{value!r}]." for value in dict.fromkeys(floats)
     ]
     return " ".join([*words, several_rows(condition)]).strip()
 
