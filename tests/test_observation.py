@@ -181,12 +181,13 @@ def test_class_numbers_one_hot_rows_and_probabilities_are_all_taken():
         ("Bernoulli", lambda x: 255 * x, "numbers from 0 to 1; row .* for its 255"),
         ("Bernoulli", lambda x: torch.pi * x, "numbers from 0 to 1"),
         ("Binomial", lambda x: x + 9, "from 0 to that of the trials"),
-        ("Multinomial", lambda x: 2 * x, "add up to that of the trials"),
+        ("Multinomial", lambda x: 2 * x, "add up to that of the trials.*for what adds up to 10"),
+        ("OneHotCategorical", lambda x: 1.5 * x - 0.25, "the first for (its -0.25|what adds up to 0.75)"),
         ("Exponential", lambda x: 0 * x, "numbers above 0"),
         ("Categorical", lambda x: x + 1, "class numbers from 0 below 3; row .* the first for its 3"),
         ("Categorical", lambda x: x - 1, "class numbers from 0 below 3; row .* the first for its -1"),
-        ("OneHotCategorical", lambda x: 2 * x, "add up to 1 over the axis of classes"),
-        ("OneHotCategorical", lambda x: x.mT, "add up to 1 over the axis of classes, the last one"),
+        ("OneHotCategorical", lambda x: 2 * x, "add up to 1 over the axis of classes.*the first for what adds up to 2"),
+        ("OneHotCategorical", lambda x: x.mT, "the last one.*seems to come first: move it to the end"),
         ("OneHotCategorical", lambda x: x[..., :2], "must have 6 values a row.*or 2 of class numbers; got 4"),
         ("Poisson", lambda x: x[:, :5], "must have 6 values a row.*; got 5"),
     ],
@@ -336,7 +337,8 @@ class Rates(torch.nn.Module):
         self.latent_dim, self.layer = 2, torch.nn.Linear(2, 6)
 
     def forward(self, z):
-        return {"px": td.Poisson((2 + torch.tanh(self.layer(z))).exp())}
+        rate = (2 + torch.tanh(self.layer(z))).exp()
+        return {"px": td.Poisson(rate), "rate": rate}
 
 
 def test_the_command_line_takes_counts(tmp_path, monkeypatch):
@@ -349,11 +351,15 @@ def test_the_command_line_takes_counts(tmp_path, monkeypatch):
     np.save("log.npy", np.log1p(np.load("x.npy")))
     decoder = ["--checkpoint", "m.pt", "--factory", f"{__file__}:Rates", "--output", "px", "--fisher-rao"]
 
-    def run(*arguments):
-        done = CliRunner().invoke(app, [*arguments, *decoder])
+    def run(command, *arguments):
+        done = CliRunner().invoke(app, [command, *decoder, *arguments])
         return done.exit_code, " ".join(done.output.split())
 
     scipy.sparse.save_npz("x.npz", scipy.sparse.csr_array(np.load("x.npy")))
+    code, output = run("describe")
+    assert code == 0 and "data are observations of Poisson distributions: counts, whole numbers" in output
+    code, output = run("describe", "--output", "rate")
+    assert code == 2 and "`--fisher-rao` needs a decoder that returns a torch distribution" in output
     assert run("repair", "--latents", "z.npy", "--data", "x.npz", "--out", "run")[0] == 0
     code, output = run("audit", "run", "--data", "x.npy", "--pairs", "0")
     assert code in (0, 1) and "smoothness" in output

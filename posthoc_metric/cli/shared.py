@@ -16,13 +16,15 @@ import numpy as np
 import torch
 import typer
 from torch import Tensor
+from torch.distributions import Distribution
 
+from .._arrays import describe
 from ..arrays_io import read_named
 from ..belonging import data_rows
 from ..checkpoint import load_decoder
 from ..decoder import Decoder, fisher_rao
 from ..decoder.outputs import entry
-from ..errors import InvalidArgumentError, OutputError, PosthocMetricError
+from ..errors import DecoderError, InvalidArgumentError, OutputError, PosthocMetricError
 from ..loading import load
 from ..output import check_file
 from ..repair import RepairedMetric
@@ -114,7 +116,14 @@ def _open(
 
 
 def _told_apart(output: int | str | None, result: Any) -> Tensor:
-    return fisher_rao(result if output is None else entry(result, output))
+    part = result if output is None else entry(result, output)
+    if not isinstance(part, Distribution):
+        raise DecoderError(
+            f"`--fisher-rao` needs a decoder that returns a torch distribution; got {describe(part)}. Name the part "
+            "that is one with --output, or let the class that --factory names return one, as Categorical(logits=x) "
+            "of logits x."
+        )
+    return fisher_rao(part)
 
 
 def with_decoder(command: Callable[..., None]) -> Callable[..., None]:

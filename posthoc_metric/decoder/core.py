@@ -270,6 +270,7 @@ class Decoder:
             f"  J v by {FORWARD_WAYS[route.forward]}{kernels}",
             f"  J by columns of that, {columns}",
             f"  Jᵀu by {REVERSE_WAYS[route.reverse]}",
+            *(() if self.observer is None else (f"  {self.observer}",)),
             *(f"  note: {note}" for note in self._found.notes),
         ]
         return "\n".join(lines)

@@ -27,6 +27,9 @@ from ..errors import DecoderError, InvalidArgumentError
 
 #: rounding of probabilities that add up to one in single precision
 _ROUNDING = 1e-3
+#: families whose observations add up over the axis of classes
+_ADDED = ("Categorical", "Multinomial")
+_CLASSES_FIRST = " The axis of classes seems to come first: move it to the end, as by numpy.moveaxis(data, 1, -1)."
 _INSTEAD = (
     "Data are brought into the coordinates of fisher_rao by themselves. If they are in these coordinates already, or "
     "are something else, wrap the decoder with observe=, a function of rows of data that gives coordinates, such as "
@@ -35,7 +38,7 @@ _INSTEAD = (
 
 
 class Observer(Protocol):
-    """Brings rows of raw data into the coordinates of a decoder's output."""
+    """Brings rows of raw data into the coordinates of a decoder's output; as a string, how it does."""
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise where rows of this shape cannot be brought there."""
@@ -179,6 +182,9 @@ class Observation:
     shape: tuple[int, ...]
     constant: Tensor
 
+    def __str__(self) -> str:
+        return f"data are observations of {self.family} distributions: {_FAMILIES[self.family].words}"
+
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise where rows of this shape are no observations.
 
@@ -208,7 +214,8 @@ class Observation:
             x = torch.nn.functional.one_hot(numbers.long(), classes).to(data)
         else:
             x = data.reshape(len(data), *self.shape)
-            self._refuse(x, family.allowed(x, c), rows)
+            first = tuple(data.shape[1:]) == (self.shape[-1], *self.shape[:-1]) != self.shape
+            self._refuse(x, family.allowed(x, c), rows, hint=_CLASSES_FIRST if first and len(self.shape) > 1 else "")
         return family.coordinates(x, c).flatten(1)
 
     def mean(self, coordinates: Tensor) -> Tensor:
@@ -220,19 +227,24 @@ class Observation:
         """Whether rows of so many values are the numbers of classes."""
         return self.family == "Categorical" and width == math.prod(self.shape[:-1]) and self.shape[-1] > 1
 
-    def _refuse(self, x: Tensor, allowed: Tensor, rows: Tensor, more: str = "") -> None:
+    def _refuse(self, x: Tensor, allowed: Tensor, rows: Tensor, more: str = "", hint: str = "") -> None:
         bad = ~allowed.reshape(len(x), math.prod(allowed.shape[1:]))
         if not bool(bad.any()):
             return
         row = int(bad.any(1).nonzero()[0])
-        value = float(x[row].flatten()[int(bad[row].nonzero()[0])])
+        index = int(bad[row].nonzero()[0])
+        value = float(x[row].flatten()[index])
+        first = f"for its {value:.6g}"
+        if not more and self.family in _ADDED and value >= 0:
+            total = float(x[row].reshape(-1, self.shape[-1])[index // self.shape[-1]].sum())
+            first = f"for what adds up to {total:.6g}"
         words = _FAMILIES[self.family].words
         if more:
             words = f"class numbers from 0{more}"
         raise InvalidArgumentError(
             f"`data` must be observations of the {self.family} distributions that the decoder gives: {words}; row "
-            f"{int(rows[row])} and {int(bad.any(1).sum()) - 1} others of {len(x)} looked at are not, the first for its "
-            f"{value:.6g}. {_INSTEAD}{_FAMILIES[self.family].means}"
+            f"{int(rows[row])} and {int(bad.any(1).sum()) - 1} others of {len(x)} looked at are not, the first {first}."
+            f"{hint} {_INSTEAD}{_FAMILIES[self.family].means}"
         )
 
 
@@ -247,6 +259,9 @@ class Given:
 
     function: Callable[[Tensor], Tensor]
     width: int
+
+    def __str__(self) -> str:
+        return "data go through the function given as observe="
 
     def check(self, shape: tuple[int, ...]) -> None:
         """What it takes, the function says itself."""
@@ -277,6 +292,9 @@ class Given:
 @dataclass(frozen=True)
 class Unclear:
     """Stands for an output that is made of coordinates, but is not what ``fisher_rao`` gives by itself."""
+
+    def __str__(self) -> str:
+        return "data cannot be compared with this output, which is made of what fisher_rao gives, but through observe="
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise, whatever the data are.

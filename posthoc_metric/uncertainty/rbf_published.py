@@ -140,7 +140,8 @@ class PublishedRBF:
         Args:
             decoder: ``f``.
             latents: (N, d).
-            data: (N, D), what the latents encode; anything that can be indexed by rows, a memory map included.
+            data: (N, D), what the latents encode, in the coordinates of the decoder's output; anything that can be
+                indexed by rows, a memory map included.
             seed: of k-means, and of the rows drawn where N·D exceeds what the weights are fitted on.
 
         Raises:
