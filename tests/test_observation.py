@@ -367,3 +367,17 @@ def test_the_command_line_takes_counts(tmp_path, monkeypatch):
     assert code == 2 and "counts, whole numbers from 0" in output and "in Python only" in output
     code, output = run("audit", "run", "--data", "z.npy")
     assert code == 2 and "6 values a row" in output
+
+
+class Coordinates(torch.nn.Module):
+    def forward(self, z):
+        return pm.fisher_rao(td.Poisson((2 + network(z)).exp(), validate_args=False))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_traced_model_that_takes_coordinates_itself_needs_observe():
+    latents = normal(60, 2)
+    traced = torch.jit.trace(Coordinates(), latents[:4])
+    assert pm.Decoder(traced, latent_dim=2).observer is None
+    decoder = pm.Decoder(traced, latent_dim=2, observe=lambda x: 2 * x.sqrt())
+    assert torch.equal(data_rows(decoder, counts(latents), 60)[:], 2 * counts(latents).sqrt())

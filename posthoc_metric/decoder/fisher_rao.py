@@ -78,6 +78,8 @@ def fisher_rao(distribution: Any) -> Tensor:
         observe = lambda x: pm.fisher_rao(Poisson(1e4 * x / x.sum(1, keepdim=True)))
         pm.Decoder(model, output=pm.fisher_rao, observe=observe)
 
+    So do data beside a compiled, exported or traced model that calls this function itself, which is not seen then.
+
     Args:
         distribution: one of these, of batch shape (B, ...), perhaps within ``Independent``; or a negative binomial by
             ``mu`` and ``theta``, as scvi-tools has it.
