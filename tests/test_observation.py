@@ -369,15 +369,15 @@ def test_the_command_line_takes_counts(tmp_path, monkeypatch):
     assert code == 2 and "6 values a row" in output
 
 
-class Coordinates(torch.nn.Module):
+class Coordinates(Rates):
     def forward(self, z):
-        return pm.fisher_rao(td.Poisson((2 + network(z)).exp(), validate_args=False))
+        return pm.fisher_rao(td.Poisson((2 + torch.tanh(self.layer(z))).exp(), validate_args=False))
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_traced_model_that_takes_coordinates_itself_needs_observe():
     latents = normal(60, 2)
-    traced = torch.jit.trace(Coordinates(), latents[:4])
+    traced = torch.jit.trace(Coordinates(), latents[:4].float())
     assert pm.Decoder(traced, latent_dim=2).observer is None
     decoder = pm.Decoder(traced, latent_dim=2, observe=lambda x: 2 * x.sqrt())
     assert torch.equal(data_rows(decoder, counts(latents), 60)[:], 2 * counts(latents).sqrt())

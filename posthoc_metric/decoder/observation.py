@@ -9,26 +9,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.distributions import (
-    Bernoulli,
-    Binomial,
-    Categorical,
-    Distribution,
-    Exponential,
-    Gamma,
-    Geometric,
-    Multinomial,
-    NegativeBinomial,
-    OneHotCategorical,
-    Poisson,
-)
+from torch.distributions import Distribution
 
 from ..errors import DecoderError, InvalidArgumentError
+from .families import ADDED, FAMILIES, KINDS
 
-#: rounding of probabilities that add up to one in single precision
-_ROUNDING = 1e-3
-#: families whose observations add up over the axis of classes
-_ADDED = ("Categorical", "Multinomial")
 _CLASSES_FIRST = " The axis of classes seems to come first: move it to the end, as by numpy.moveaxis(data, 1, -1)."
 _INSTEAD = (
     "Data are brought into the coordinates of fisher_rao by themselves. If they are in these coordinates already, or "
@@ -54,121 +39,6 @@ def observer_of(decoder: Any) -> Observer | None:
 
 
 @dataclass(frozen=True)
-class _Family:
-    """How observations of a family of distributions go into its coordinates.
-
-    Attributes:
-        words: what observations are.
-        constant: what is the same for every latent, c.
-        allowed: whether entries x are observations, given c.
-        coordinates: of the distribution whose mean is x, given c.
-        mean: of the distribution at coordinates y, given c.
-        means: how those are observed who have means instead.
-    """
-
-    words: str
-    constant: Callable[[Any], Any]
-    allowed: Callable[[Tensor, Tensor], Tensor]
-    coordinates: Callable[[Tensor, Tensor], Tensor]
-    mean: Callable[[Tensor, Tensor], Tensor]
-    means: str = ""
-
-
-def _none(distribution: Any) -> float:
-    return 1.0
-
-
-def _trials(distribution: Any) -> Any:
-    return distribution.total_count
-
-
-def _dispersion(distribution: Any) -> Any:
-    # by ``mu`` and ``theta``, as scvi-tools has it
-    return distribution.theta if hasattr(distribution, "theta") else distribution.total_count
-
-
-def _whole(x: Tensor, c: Tensor) -> Tensor:
-    return (x >= 0) & (x == x.round())
-
-
-def _arc(x: Tensor, c: Tensor) -> Tensor:
-    return 2 * c.sqrt() * (x / c).sqrt().asin()
-
-
-def _on_arc(y: Tensor, c: Tensor) -> Tensor:
-    return c * (y / (2 * c.sqrt())).sin().square()
-
-
-def _hyperbolic(x: Tensor, c: Tensor) -> Tensor:
-    return 2 * c.sqrt() * (x / c).sqrt().asinh()
-
-
-def _on_hyperbola(y: Tensor, c: Tensor) -> Tensor:
-    return c * (y / (2 * c.sqrt())).sinh().square()
-
-
-def _root(x: Tensor, c: Tensor) -> Tensor:
-    return 2 * x.sqrt()
-
-
-def _square(y: Tensor, c: Tensor) -> Tensor:
-    return y.square() / 4
-
-
-_COUNTS = "counts, whole numbers from 0"
-_SCALED = " Counts scaled to a common total are means: `observe=lambda x: pm.fisher_rao({})`."
-_FAMILIES: dict[str, _Family] = {
-    "Bernoulli": _Family("numbers from 0 to 1", _none, lambda x, c: (x >= 0) & (x <= 1), _arc, _on_arc),
-    "Binomial": _Family(
-        "whole numbers from 0 to that of the trials", _trials, lambda x, c: _whole(x, c) & (x <= c), _arc, _on_arc
-    ),
-    "Multinomial": _Family(
-        f"{_COUNTS} that add up to that of the trials over the axis of classes, the last one",
-        _trials,
-        lambda x, c: _whole(x, c) & ((x.sum(-1, keepdim=True) - c).abs() < 0.5),
-        _root,
-        _square,
-    ),
-    "Categorical": _Family(
-        "class numbers from 0, or one-hot rows or probabilities that add up to 1 over the axis of classes, the last "
-        "one (a gap is a class of its own)",
-        _none,
-        lambda x, c: (x >= 0) & ((x.sum(-1, keepdim=True) - 1).abs() < _ROUNDING),
-        _root,
-        _square,
-    ),
-    "Poisson": _Family(_COUNTS, _none, _whole, _root, _square, _SCALED.format("Poisson(x)")),
-    "NegativeBinomial": _Family(
-        *(_COUNTS, _dispersion, _whole, _hyperbolic, _on_hyperbola),
-        _SCALED.format("NegativeBinomial(r, logits=(x / r).log())"),
-    ),
-    "Geometric": _Family(_COUNTS, _none, _whole, _hyperbolic, _on_hyperbola),
-    "Exponential": _Family(
-        "numbers above 0", _none, lambda x, c: x > 0, lambda x, c: -x.log(), lambda y, c: (-y).exp()
-    ),
-    "Gamma": _Family(
-        "numbers above 0",
-        lambda d: d.concentration,
-        lambda x, c: x > 0,
-        lambda x, c: c.sqrt() * (c / x).log(),
-        lambda y, c: c * (-y / c.sqrt()).exp(),
-    ),
-}
-_KINDS: dict[type[Distribution], str] = {
-    Bernoulli: "Bernoulli",
-    Binomial: "Binomial",
-    Categorical: "Categorical",
-    OneHotCategorical: "Categorical",
-    Multinomial: "Multinomial",
-    Poisson: "Poisson",
-    NegativeBinomial: "NegativeBinomial",
-    Geometric: "Geometric",
-    Exponential: "Exponential",
-    Gamma: "Gamma",
-}
-
-
-@dataclass(frozen=True)
 class Observation:
     """Observations of a distribution: each stands where the distribution does whose mean it is.
 
@@ -183,7 +53,7 @@ class Observation:
     constant: Tensor
 
     def __str__(self) -> str:
-        return f"data are observations of {self.family} distributions: {_FAMILIES[self.family].words}"
+        return f"data are observations of {self.family} distributions: {FAMILIES[self.family].words}"
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise where rows of this shape are no observations.
@@ -197,7 +67,7 @@ class Observation:
         others = f", or {outputs // self.shape[-1]} of class numbers" if self.family == "Categorical" else ""
         raise InvalidArgumentError(
             f"`data` must have {outputs} values a row, as the decoder's output{others}; got {width}. They must be "
-            f"{_FAMILIES[self.family].words}."
+            f"{FAMILIES[self.family].words}."
         )
 
     def __call__(self, data: Tensor, rows: Tensor) -> Tensor:
@@ -206,7 +76,7 @@ class Observation:
         Raises:
             InvalidArgumentError: they are no observations of this distribution.
         """
-        family, c = _FAMILIES[self.family], self.constant.to(data)
+        family, c = FAMILIES[self.family], self.constant.to(data)
         if self._numbered(math.prod(data.shape[1:])):
             numbers, classes = data.reshape(len(data), *self.shape[:-1]), self.shape[-1]
             known = (numbers >= 0) & (numbers < classes) & (numbers == numbers.round())
@@ -221,7 +91,7 @@ class Observation:
     def mean(self, coordinates: Tensor) -> Tensor:
         """Means (n, D) of the distributions at coordinates (n, D)."""
         c = self.constant.to(coordinates)
-        return _FAMILIES[self.family].mean(coordinates.reshape(-1, *self.shape), c).flatten(1)
+        return FAMILIES[self.family].mean(coordinates.reshape(-1, *self.shape), c).flatten(1)
 
     def _numbered(self, width: int) -> bool:
         """Whether rows of so many values are the numbers of classes."""
@@ -235,16 +105,16 @@ class Observation:
         index = int(bad[row].nonzero()[0])
         value = float(x[row].flatten()[index])
         first = f"for its {value:.6g}"
-        if not more and self.family in _ADDED and value >= 0:
+        if not more and self.family in ADDED and value >= 0:
             total = float(x[row].reshape(-1, self.shape[-1])[index // self.shape[-1]].sum())
             first = f"for what adds up to {total:.6g}"
-        words = _FAMILIES[self.family].words
+        words = FAMILIES[self.family].words
         if more:
             words = f"class numbers from 0{more}"
         raise InvalidArgumentError(
             f"`data` must be observations of the {self.family} distributions that the decoder gives: {words}; row "
             f"{int(rows[row])} and {int(bad.any(1).sum()) - 1} others of {len(x)} looked at are not, the first {first}."
-            f"{hint} {_INSTEAD}{_FAMILIES[self.family].means}"
+            f"{hint} {_INSTEAD}{FAMILIES[self.family].means}"
         )
 
 
@@ -320,8 +190,8 @@ def observation(calls: list[tuple[Distribution, Tensor]], output: Tensor) -> Obs
         # a model of fixed batches is called with more rows than are wanted, or with one after another
         rows = min(coordinates.shape[0], len(flat)) if coordinates.ndim else 0
         if rows and torch.equal(coordinates[:rows].reshape(rows, -1), flat[-rows:].to(coordinates)):
-            family = next((name for kind, name in _KINDS.items() if isinstance(distribution, kind)), "NegativeBinomial")
-            constant = torch.as_tensor(_FAMILIES[family].constant(distribution)).detach().double()
+            family = next((name for kind, name in KINDS.items() if isinstance(distribution, kind)), "NegativeBinomial")
+            constant = torch.as_tensor(FAMILIES[family].constant(distribution)).detach().double()
             if family == "Multinomial":
                 constant = constant.unsqueeze(-1)
             constant = constant.to(coordinates.device).expand(coordinates.shape)[0].clone()
