@@ -111,7 +111,7 @@ def _open(
     if factory_args is not None:
         options["factory_kwargs"] = _json_object(factory_args)
     if condition is not None:
-        options["condition"] = _json(condition, "condition")
+        options["condition"] = _json(condition, "condition", 'JSON such as 3, [0.5, 1] or {"library": [9.2]}')
     return load_decoder(checkpoint, factory=factory, trust=trust, **options)
 
 
@@ -261,19 +261,20 @@ def packed(array: Any = None, **arrays: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _json(text: str, name: str) -> Any:
+def _json(text: str, name: str, wanted: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
-        raise InvalidArgumentError(
-            f'`{name}` must be JSON, such as a JSON object {{"width": 64}}; got {text!r}. Put it in single quotes.'
-        ) from None
+        raise _no_json(text, name, wanted) from None
 
 
 def _json_object(text: str) -> dict[str, Any]:
-    value = _json(text, "factory-args")
+    wanted = 'a JSON object such as {"width": 64}'
+    value = _json(text, "factory-args", wanted)
     if not isinstance(value, dict):
-        raise InvalidArgumentError(
-            f'`factory-args` must be a JSON object such as {{"width": 64}}; got {text!r}. Put it in single quotes.'
-        )
+        raise _no_json(text, "factory-args", wanted)
     return value
+
+
+def _no_json(text: str, name: str, wanted: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"`{name}` must be {wanted}; got {text!r}. Put it in single quotes.")
