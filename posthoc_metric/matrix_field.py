@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ._arrays import describe, name_rows
 from .errors import InvalidArgumentError
+from .surroundings import own_precision
 
 
 @runtime_checkable
@@ -60,7 +61,8 @@ class CheckedField:
         self._symmetric = False
 
     def __call__(self, z: Tensor) -> Tensor:
-        matrices = to_matrices(self._field(z), z, self._name)
+        with own_precision():
+            matrices = to_matrices(self._field(z), z, self._name)
         # once: it may cost as much as the field, and a transpose that was forgotten is missing at every point
         if not self._symmetric and len(z):
             check_symmetric(matrices.detach(), self._name)

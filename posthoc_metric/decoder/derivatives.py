@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..surroundings import leaf, recording
 
 Function = Callable[[Tensor], Tensor]
 
@@ -32,8 +33,8 @@ def per_row(function: Function, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def double_backward(function: Function, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """``J(z) v`` as the derivative in ``u`` of ``vᵀ J(z)ᵀ u``: reverse mode twice."""
-    with _recording():
-        z = _leaf(z)
+    with recording():
+        z = leaf(z)
         value = function(z)
         u = torch.zeros_like(value, requires_grad=True)
         (pulled,) = torch.autograd.grad(value, z, u, create_graph=True)
@@ -52,8 +53,8 @@ def reverse_later(function: Function, z: Tensor) -> tuple[Tensor, Callable[[Tens
 
     What the evaluation left behind is freed on the way back, so that there is no second.
     """
-    with _recording():
-        z = _leaf(z)
+    with recording():
+        z = leaf(z)
         value = function(z)
 
     def pull(u: Tensor) -> Tensor:
@@ -95,18 +96,6 @@ def columns_by_tiling(
     tangents[index, :, index + first] = 1
     value, columns = jvp(function, z.repeat(count, 1), tangents.view(count * rows, dim))
     return value[:rows], columns.view(count, rows, -1)
-
-
-@contextmanager
-def _recording() -> Iterator[None]:
-    """Inside, autograd records what is done, whatever mode the caller is in."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
-
-
-def _leaf(z: Tensor) -> Tensor:
-    """``z`` as a leaf of a graph; a tensor made in inference mode can be none."""
-    return (z.clone() if z.is_inference() else z.detach()).requires_grad_(True)
 
 
 def _pair(result: Any) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Eval mode for the time of a call, and the caller's mode afterwards.
 
 Distributions do not check their parameters meanwhile: far from the data rates round to zero and probabilities to one,
-which torch refuses by default, from the inside of a decoder whose mean or logits would do.
+which torch refuses by default, from the inside of a decoder whose mean or logits would do.  Autocast is off.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 from torch.distributions import Distribution
+
+from ..surroundings import own_precision
 
 
 class _Unchecked:
@@ -58,7 +60,7 @@ class EvalMode:
                     self._trained.append(module)
                     module.training = False
         try:
-            with _unchecked:
+            with _unchecked, own_precision():
                 yield
         finally:
             with self._lock:

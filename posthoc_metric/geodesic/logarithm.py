@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._arrays import ArrayLike, to_points
 from ..metric import Metric
+from ..surroundings import own_precision
 from .acceleration import attainable
 from .guard import guard
 from .kinks import ROUGH, has_kinks
@@ -81,7 +82,7 @@ def logarithm(
     length = solution.double_length.clone()
     miss = torch.full_like(length, float("nan"))
     status, parts = list(solution.status), guard(metric.parts())
-    with torch.no_grad():
+    with torch.no_grad(), own_precision():
         left = departures(metric, solution, options, settled=polish)
         velocity, error = left.velocities, left.errors
         usable = torch.isfinite(velocity).all(1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from .._arrays import ArrayLike, Restore, describe, to_points
 from ..errors import InvalidArgumentError, NumericalError
 from ..metric import FunctionMetric, Metric, MetricParts
+from ..surroundings import own_precision
 from .curves import Clock
 from .guard import guard
 from .options import START_NAMES, FixedPointOptions, RelaxationOptions, make_options
@@ -142,7 +143,7 @@ def geodesic(
     if known is not None and len(known) == 0:
         raise InvalidArgumentError("`support` must hold at least one latent; got none. Leave it out instead.")
     latents = None if known is None else known.to(device).double()
-    with torch.no_grad():
+    with torch.no_grad(), own_precision():
         _check_sign(guard(metric.parts()), a, b)
         found = spread_pairs(metric, a, b, latents, chosen, n_jobs)
     return _assemble(metric, a, b, found, chosen.num_points, points.dtype, restore)

@@ -1,0 +1,66 @@
+"""What a caller has set for torch as a whole changes no result, and what results are made of stays usable."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import posthoc_metric as pm
+
+
+def network(dtype=torch.float32):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = [nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 6)]
+        return nn.Sequential(*layers).to(dtype)
+
+
+def latents(count=240):
+    z = torch.randn(count, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / 2
+    z[: count // 2] += 2
+    return z
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return pm.Decoder(network(), latent_dim=2)
+
+
+@pytest.fixture(scope="module")
+def repaired(decoder):
+    return pm.repair(decoder, latents())
+
+
+class TestAutocast:
+    def test_a_decoder_is_wrapped_and_called_as_without_it(self, decoder):
+        z = latents(5)
+        expected = decoder(z), decoder.jacobian(z)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            wrapped = pm.Decoder(decoder._found.call.target, latent_dim=2)
+            for one in (decoder, wrapped):
+                assert torch.equal(one(z), expected[0]) and torch.equal(one.jacobian(z), expected[1])
+            assert torch.is_autocast_enabled("cpu")
+        assert wrapped.describe() == decoder.describe()
+
+    def test_geodesics_are_those_without_it(self, repaired):
+        start, end = latents()[:2], latents()[200:202]
+        expected = repaired.geodesic(start, end)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = repaired.geodesic(start, end)
+            velocities = repaired.log(start, end)
+        assert torch.equal(found.points, expected.points) and found.status == expected.status
+        assert torch.equal(velocities, repaired.log(start, end))
+
+    def test_so_are_those_of_a_function_with_a_network_inside(self):
+        small = network()
+
+        def metric(z):
+            y = small(z.float()).double()
+            return (1 + y.square().sum(1))[:, None, None] * torch.eye(2, dtype=torch.float64)
+
+        start, end = latents()[:2], latents()[200:202]
+        expected = pm.geodesic(metric, start, end)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = pm.geodesic(metric, start, end)
+        assert torch.equal(found.points, expected.points)
