@@ -48,7 +48,7 @@ def to_tensor(value: ArrayLike, name: str) -> tuple[torch.Tensor, Restore]:
     """
     if isinstance(value, torch.Tensor):
         _refuse_tensor(value, name)
-        tensor = value.detach()
+        tensor = _ordinary(value) if value.is_inference() else value.detach()
         restore: Restore = partial(_to_device, device=value.device)
     else:
         tensor = torch.from_numpy(_native(value, name))
@@ -56,6 +56,12 @@ def to_tensor(value: ArrayLike, name: str) -> tuple[torch.Tensor, Restore]:
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.get_default_dtype())
     return tensor, restore
+
+
+def _ordinary(value: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor that was made in inference mode: what is made of it may be differentiated later."""
+    with torch.inference_mode(False):
+        return value.clone()
 
 
 def _to_device(out: torch.Tensor, device: torch.device) -> torch.Tensor:

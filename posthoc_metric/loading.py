@@ -14,6 +14,7 @@ from .errors import CheckpointError, InvalidArgumentError, PosthocMetricError
 from .repair import PROBES, RepairedMetric, acquainted
 from .smooth_map import SmoothMap, check_smooth_map, device_of
 from .support import Support
+from .surroundings import lasting
 from .uncertainty import model_class
 from .uncertainty.calibration import Knobs
 from .uncertainty.floor import Floor
@@ -31,7 +32,8 @@ def load(path: str | Path, decoder: SmoothMap, *, model: type | None = None) -> 
     Raises:
         CheckpointError: the file cannot be read, or ``decoder`` is not the one it was fitted on.
     """
-    tensors, facts = saving.read(path)
+    with lasting():
+        tensors, facts = saving.read(path)
     check_smooth_map(decoder)
     if model is not None and not callable(getattr(model, "from_state", None)):
         raise InvalidArgumentError(
@@ -47,11 +49,12 @@ def load(path: str | Path, decoder: SmoothMap, *, model: type | None = None) -> 
             f"`decoder` has {decoder.latent_dim}. Pass the decoder it was fitted on."
         )
     try:
-        # the starts' graphs are SciPy's, and stay on the CPU
-        tensors = {k: v if k.startswith("starts.") else v.to(device_of(decoder)) for k, v in tensors.items()}
-        metric = _rebuilt(path, decoder, model, tensors, facts)
-        # a damaged number shows at the latest when the metric is asked for
-        metric.tensor(metric.geometry.training[:PROBES])
+        with lasting():
+            # the starts' graphs are SciPy's, and stay on the CPU
+            tensors = {k: v if k.startswith("starts.") else v.to(device_of(decoder)) for k, v in tensors.items()}
+            metric = _rebuilt(path, decoder, model, tensors, facts)
+            # a damaged number shows at the latest when the metric is asked for
+            metric.tensor(metric.geometry.training[:PROBES])
     except PosthocMetricError:
         raise
     except Exception as error:  # tensors and facts may be damaged in any way

@@ -23,6 +23,7 @@ from .errors import (
 from .metric import MetricParts, PullbackMetric, StructuredMetric
 from .smooth_map import SmoothMap, StackedMap, check_smooth_map, device_of
 from .support import Support
+from .surroundings import lasting
 from .uncertainty import PublishedRBF, UncertaintyModel, make_model, model_name
 from .uncertainty.calibration import Knobs, calibrate
 from .uncertainty.contract import check_contract, check_held_out
@@ -197,38 +198,39 @@ def repair(
     )
     check_smooth_map(decoder)
     seed = check_seed(seed)
-    # everything is where the decoder is
-    points = to_points(latents, "latents", decoder.latent_dim)[0].to(device_of(decoder))
-    decoder = acquainted(decoder, points)
-    geometry = Support(points, seed=seed)
-    if isinstance(decoder, Decoder) and (cuts := about_cuts(decoder, geometry.training)):
-        warnings.warn(cuts, DerivativeWarning, stacklevel=2)
-    rows = None
-    if data is not None:
-        rows, doubt = check_data(decoder, data, points)
-        rows = rows.subset(geometry.training_rows)
-        if doubt:
-            warnings.warn(doubt, CalibrationWarning, stacklevel=2)
-    model = make_model(uncertainty) if isinstance(uncertainty, str) else uncertainty
-    if not isinstance(model, (UncertaintyModel, PublishedRBF)):
-        raise InvalidArgumentError(
-            f"`uncertainty` must be a name or an UncertaintyModel instance; got {describe(model)}. "
-            "Make an instance of your class first."
-        )
-    ready = getattr(model, "fitted", False)
-    if ready:
-        _check_fitted(model, decoder.latent_dim)
-    else:
-        model.fit(decoder, geometry.training, rows, seed=seed)
-    gate = None
-    if isinstance(model, UncertaintyModel):
-        check_contract(model, geometry)
-        held_out = None
-        if not ready and len(geometry.calibration) < _FEW_HELD_OUT:
-            held_out = model.held_out_scores(decoder, geometry.training, rows, seed=seed)
-            check_held_out(model, held_out, len(geometry.training))
-        gate = calibrate(model, measure(decoder, geometry, seed=seed), knobs, held_out)
-    return RepairedMetric(decoder, model, gate, geometry, knobs, rows)
+    with lasting():
+        # everything is where the decoder is
+        points = to_points(latents, "latents", decoder.latent_dim)[0].to(device_of(decoder))
+        decoder = acquainted(decoder, points)
+        geometry = Support(points, seed=seed)
+        if isinstance(decoder, Decoder) and (cuts := about_cuts(decoder, geometry.training)):
+            warnings.warn(cuts, DerivativeWarning, stacklevel=2)
+        rows = None
+        if data is not None:
+            rows, doubt = check_data(decoder, data, points)
+            rows = rows.subset(geometry.training_rows)
+            if doubt:
+                warnings.warn(doubt, CalibrationWarning, stacklevel=2)
+        model = make_model(uncertainty) if isinstance(uncertainty, str) else uncertainty
+        if not isinstance(model, (UncertaintyModel, PublishedRBF)):
+            raise InvalidArgumentError(
+                f"`uncertainty` must be a name or an UncertaintyModel instance; got {describe(model)}. "
+                "Make an instance of your class first."
+            )
+        ready = getattr(model, "fitted", False)
+        if ready:
+            _check_fitted(model, decoder.latent_dim)
+        else:
+            model.fit(decoder, geometry.training, rows, seed=seed)
+        gate = None
+        if isinstance(model, UncertaintyModel):
+            check_contract(model, geometry)
+            held_out = None
+            if not ready and len(geometry.calibration) < _FEW_HELD_OUT:
+                held_out = model.held_out_scores(decoder, geometry.training, rows, seed=seed)
+                check_held_out(model, held_out, len(geometry.training))
+            gate = calibrate(model, measure(decoder, geometry, seed=seed), knobs, held_out)
+        return RepairedMetric(decoder, model, gate, geometry, knobs, rows)
 
 
 def acquainted(decoder: SmoothMap, latents: Tensor) -> SmoothMap:

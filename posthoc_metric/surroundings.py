@@ -25,6 +25,16 @@ def own_precision() -> Iterator[None]:
 
 
 @contextmanager
+def lasting() -> Iterator[None]:
+    """Inside, tensors are made for all later uses: one that is made in inference mode can be in no graph ever after."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@contextmanager
 def recording() -> Iterator[None]:
     """Inside, autograd records what is done, whatever mode the caller is in."""
     with torch.inference_mode(False), torch.enable_grad():

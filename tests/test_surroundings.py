@@ -64,3 +64,52 @@ class TestAutocast:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = pm.geodesic(metric, start, end)
         assert torch.equal(found.points, expected.points)
+
+
+class _Distance(pm.UncertaintyModel):
+    """Without a closed form of its gradient, so that autograd has to find it."""
+
+    def fit(self, decoder, latents, data=None, *, seed=0):
+        self.sites = latents[::4] + 0
+        self.fitted = True
+        return self
+
+    def score(self, z):
+        squares = (z[:, None] - self.sites).square().sum(-1)
+        return (-(-4 * squares).logsumexp(1) / 4 + 2).clamp_min(1e-3).sqrt()
+
+
+class TestInferenceMode:
+    @pytest.mark.parametrize("uncertainty", ["rbf", "gp", "rbf-published", _Distance])
+    def test_a_repair_is_the_same_inside(self, decoder, uncertainty):
+        def found():
+            model = uncertainty if isinstance(uncertainty, str) else uncertainty()
+            repaired = pm.repair(decoder, latents() + 0, decoder(latents()), uncertainty=model)
+            return repaired, repaired.geodesic(latents()[:1], latents()[200:201])
+
+        expected, curves = found()
+        with torch.inference_mode():
+            repaired, inside = found()
+        assert torch.equal(inside.points, curves.points)
+        # what was made inside is of use outside, where curves are found by gradients too
+        outside = repaired.geodesic(latents()[:1], latents()[200:201])
+        assert torch.equal(outside.points, curves.points)
+        assert torch.equal(repaired.tensor(latents()), expected.tensor(latents()))
+
+    def test_a_function_is_differentiated_inside_too(self):
+        def metric(z):
+            return (1 + z.square().sum(1))[:, None, None] * torch.eye(2, dtype=torch.float64)
+
+        start, end = latents()[:2], latents()[200:202]
+        expected = pm.geodesic(metric, start, end)
+        with torch.inference_mode():
+            found = pm.geodesic(metric, start, end)
+            velocities = pm.FunctionMetric(metric, 2).log(start, end)
+        assert torch.equal(found.points, expected.points)
+        assert torch.equal(velocities, pm.FunctionMetric(metric, 2).log(start, end))
+
+    def test_latents_made_inside_give_results_that_can_be_differentiated(self, repaired):
+        with torch.inference_mode():
+            z = latents() + 0
+        results = repaired.tensor(z), repaired.mean(z[:6]), repaired.geodesic(z[:1], z[1:2]).points
+        assert not any(result.is_inference() for result in results)

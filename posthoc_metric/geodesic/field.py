@@ -11,6 +11,7 @@ from torch import Tensor
 from .._arrays import computes_in_single
 from ..errors import InvalidArgumentError
 from ..matrix_field import SlopedField, square
+from ..surroundings import recording
 
 #: dimensions up to which second derivatives are asked for
 _MOST_CURVED = 8
@@ -85,7 +86,7 @@ class FieldDerivative:
             return found
         if self.by_autograd:
             # one backward pass for the square, where a call takes d of them
-            with torch.enable_grad():
+            with recording():
                 at, way = (part.detach().clone().requires_grad_(True) for part in (z, v))
                 by_place, along = torch.autograd.grad(square(self.field, at, way).sum(), (at, way))
             return along / 2, by_place
@@ -101,7 +102,7 @@ class FieldDerivative:
 
     def _graph(self, probe: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
         """What autograd finds, if it can."""
-        with torch.enable_grad():
+        with recording():
             z = probe.detach().clone().requires_grad_(True)
             try:
                 return self._autograd(probe, v) if self.field(z).requires_grad else None
@@ -110,7 +111,7 @@ class FieldDerivative:
                 return None
 
     def _curved(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.enable_grad():
+        with recording():
             points = z.detach().clone().requires_grad_(True)
             matrices = self.field(points)
             pushed = (matrices @ v[..., None])[..., 0]
@@ -121,7 +122,7 @@ class FieldDerivative:
         return matrices.detach().to(z.dtype), first.detach(), second
 
     def _autograd(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
+        with recording():
             points = z.detach().clone().requires_grad_(True)
             matrices = self.field(points)
             pushed = (matrices @ v[..., None])[..., 0]

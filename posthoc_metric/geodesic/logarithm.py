@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._arrays import ArrayLike, to_points
 from ..metric import Metric
-from ..surroundings import own_precision
+from ..surroundings import lasting, own_precision
 from .acceleration import attainable
 from .guard import guard
 from .kinks import ROUGH, has_kinks
@@ -78,11 +78,11 @@ def logarithm(
     solution = geodesic(metric, z0, z1, **options)
     start, restore = to_points(z0, "z0", metric.dim)
     end, _ = to_points(z1, "z1", metric.dim)
-    a, b = start.double(), end.to(start.device).double()
-    length = solution.double_length.clone()
-    miss = torch.full_like(length, float("nan"))
-    status, parts = list(solution.status), guard(metric.parts())
-    with torch.no_grad(), own_precision():
+    with torch.no_grad(), own_precision(), lasting():
+        a, b = start.double(), end.to(start.device).double()
+        length = solution.double_length.clone()
+        miss = torch.full_like(length, float("nan"))
+        status, parts = list(solution.status), guard(metric.parts())
         left = departures(metric, solution, options, settled=polish)
         velocity, error = left.velocities, left.errors
         usable = torch.isfinite(velocity).all(1)

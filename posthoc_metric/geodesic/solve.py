@@ -13,7 +13,7 @@ from torch import Tensor
 from .._arrays import ArrayLike, Restore, describe, to_points
 from ..errors import InvalidArgumentError, NumericalError
 from ..metric import FunctionMetric, Metric, MetricParts
-from ..surroundings import own_precision
+from ..surroundings import lasting, own_precision
 from .curves import Clock
 from .guard import guard
 from .options import START_NAMES, FixedPointOptions, RelaxationOptions, make_options
@@ -134,19 +134,19 @@ def geodesic(
     if solver not in _OPTIONS:
         raise InvalidArgumentError(f"`solver` must be one of {', '.join(map(repr, _OPTIONS))}; got {describe(solver)}.")
     chosen: RelaxationOptions | FixedPointOptions = make_options(_OPTIONS[solver], options)
-    # what is kept with a metric is where its latents are
-    device = points.device if metric.support is None else metric.support.device
-    a, b = points.to(device).double(), others.to(device).double()
-    if len(a) == 0:
-        return _empty(metric, points, restore, chosen.num_points)
-    known = metric.support if support is None else to_points(support, "support", metric.dim)[0]
-    if known is not None and len(known) == 0:
-        raise InvalidArgumentError("`support` must hold at least one latent; got none. Leave it out instead.")
-    latents = None if known is None else known.to(device).double()
-    with torch.no_grad(), own_precision():
+    with torch.no_grad(), own_precision(), lasting():
+        # what is kept with a metric is where its latents are
+        device = points.device if metric.support is None else metric.support.device
+        a, b = points.to(device).double(), others.to(device).double()
+        if len(a) == 0:
+            return _empty(metric, points, restore, chosen.num_points)
+        known = metric.support if support is None else to_points(support, "support", metric.dim)[0]
+        if known is not None and len(known) == 0:
+            raise InvalidArgumentError("`support` must hold at least one latent; got none. Leave it out instead.")
+        latents = None if known is None else known.to(device).double()
         _check_sign(guard(metric.parts()), a, b)
         found = spread_pairs(metric, a, b, latents, chosen, n_jobs)
-    return _assemble(metric, a, b, found, chosen.num_points, points.dtype, restore)
+        return _assemble(metric, a, b, found, chosen.num_points, points.dtype, restore)
 
 
 def _is_plain(metric: Any) -> TypeGuard[Callable[[Any], Any]]:

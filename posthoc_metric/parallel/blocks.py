@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from .._arrays import is_integer
 from ..errors import InvalidArgumentError, WorkerError
-from ..surroundings import own_precision
+from ..surroundings import lasting, own_precision
 from .progress import Progress
 
 try:
@@ -207,7 +207,7 @@ def _call(payload: np.ndarray | None, digest: str, task: Task, index: int, block
 
 def _compute(task: Task, shared: Any, index: int, block: Any) -> _Done:
     begun = time.perf_counter()
-    with torch.no_grad(), own_precision():
+    with torch.no_grad(), own_precision(), lasting():
         value = task(shared, block)
     return _Done(index, value, time.perf_counter() - begun)
 

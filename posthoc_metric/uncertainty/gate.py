@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..matrix_field import SlopedField, square
+from ..surroundings import leaf, recording
 from .base import UncertaintyModel
 from .floor import Floor
 
@@ -74,8 +75,8 @@ class Gate:
     def _value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         found = self.model.score_and_gradient(z)
         if found is None:
-            with torch.enable_grad():
-                point = z.detach().requires_grad_(True)
+            with recording():
+                point = leaf(z)
                 score = self.model.score(point)
                 (gradient,) = torch.autograd.grad(score.sum(), point)
             found = score.detach(), gradient
