@@ -40,6 +40,11 @@ def describe(value: Any) -> str:
     return f"{type(value).__name__} ({' '.join(repr(value).split()):.60})"
 
 
+def as_tensor(value: Any) -> torch.Tensor:
+    """``value`` as a tensor where it is; torch's own function moves it to the device that the caller made default."""
+    return value if isinstance(value, torch.Tensor) else torch.from_numpy(np.asarray(value))
+
+
 def to_tensor(value: ArrayLike, name: str) -> tuple[torch.Tensor, Restore]:
     """``value`` as a floating-point tensor that shares no gradient with the caller's, and the way back.
 
@@ -272,7 +277,7 @@ class Rows:
         if data.ndim == 0:
             raise InvalidArgumentError(f"`data` must have shape (N, D) or (N, ...); got {describe(data)}.")
         self._data = data
-        self._order = torch.arange(data.shape[0]) if order is None else order.cpu()
+        self._order = torch.arange(data.shape[0], device="cpu") if order is None else order.cpu()
         self._observe = observe
         self.raw_shape = tuple(data.shape[1:])
         self.shape = (len(self._order), width if observe is not None else math.prod(self.raw_shape))
@@ -282,13 +287,13 @@ class Rows:
 
     def __getitem__(self, rows: Any) -> torch.Tensor:
         """Rows (n, D) as floating point; ``rows`` is a slice, or indices or a mask (n,)."""
-        chosen = self._order[rows if isinstance(rows, slice) else torch.as_tensor(rows).cpu()]
+        chosen = self._order[rows if isinstance(rows, slice) else as_tensor(rows).cpu()]
         if isinstance(self._data, torch.Tensor):
             found = self._data[chosen.to(self._data.device)].detach()
         else:
             # a memory map is read fastest in the order of the file
             ascending = torch.argsort(chosen)
-            found = torch.empty(len(chosen), *self._data.shape[1:], dtype=torch.float64)
+            found = torch.empty(len(chosen), *self._data.shape[1:], dtype=torch.float64, device="cpu")
             block = self._data[chosen[ascending].numpy()]
             block = block.toarray() if _is_sparse(block) else block
             found[ascending] = torch.from_numpy(np.asarray(block, dtype=np.float64))

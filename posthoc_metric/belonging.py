@@ -47,7 +47,7 @@ def check_data(decoder: SmoothMap, data: Any, latents: Tensor) -> tuple[Rows, st
     """The data's rows, and a warning where they do not seem to be what ``latents`` encode; empty where they do."""
     rows = data_rows(decoder, data, len(latents))
     count = min(len(rows), _COMPARED, max(_FEWEST_COMPARED, _ENTRIES // decoder.output_dim))
-    some = torch.linspace(0, len(rows) - 1, count).round().long()
+    some = torch.linspace(0, len(rows) - 1, count, dtype=torch.float64, device="cpu").round().long()
     if observer_of(decoder) is not None:
         rows[some]  # whatever they are needed for
     try:

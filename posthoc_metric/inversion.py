@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ._arrays import as_tensor
 from .outcome import Outcome, advice, tally
 
 
@@ -52,7 +53,7 @@ class Inversion:
         return len(self.status)
 
     def __repr__(self) -> str:
-        residual = torch.as_tensor(self.residual)
+        residual = as_tensor(self.residual)
         known = residual[torch.isfinite(residual)]
         residuals = f"; residuals {float(known.min()):.4g} to {float(known.max()):.4g}" if len(known) else ""
         many, dim = "" if len(self) == 1 else "s", self.latents.shape[1]

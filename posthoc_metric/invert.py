@@ -108,11 +108,11 @@ _REPRODUCED, _BEST_FIT, _UNFINISHED, _NOT_FINITE = range(len(InversionStatus))
 def _starts(dim: int, prior: ArrayLike | None, count: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     if prior is None:
-        return torch.randn(count, dim, generator=generator, dtype=torch.float64)
+        return torch.randn(count, dim, generator=generator, device="cpu", dtype=torch.float64)
     points, _ = to_points(prior, "prior", dim)
     if not len(points):
         raise InvalidArgumentError(f"`prior` must hold at least one latent; got {describe(prior)}.")
-    return points[torch.randperm(len(points), generator=generator)[:count].to(points.device)].double()
+    return points[torch.randperm(len(points), generator=generator, device="cpu")[:count].to(points.device)].double()
 
 
 def _screen(decoder: SmoothMap, candidates: Tensor, rows: Tensor, keep: int) -> Tensor:
@@ -242,7 +242,7 @@ def _values(decoder: SmoothMap, z: Tensor) -> Tensor:
 
 def _solve(normal: Tensor, slope: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
     """The damped step (B, d) and the decrease of ``‖r‖²`` (B,) that the linear model predicts for it."""
-    eye = torch.eye(normal.shape[1]).to(normal)
+    eye = torch.eye(normal.shape[1], dtype=normal.dtype, device=normal.device)
     # a saturated decoder has JᵀJ = 0, whose step is zero whatever the damping
     root, failed = torch.linalg.cholesky_ex(normal + damping.clamp_min(1e-300)[:, None, None] * eye)
     step = -torch.cholesky_solve(slope[:, :, None], root).squeeze(2)

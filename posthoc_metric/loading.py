@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import saving
-from ._arrays import check_seed, describe
+from ._arrays import as_tensor, check_seed, describe
 from .errors import CheckpointError, InvalidArgumentError, PosthocMetricError
 from .repair import PROBES, RepairedMetric, acquainted
 from .smooth_map import SmoothMap, check_smooth_map, device_of
@@ -73,7 +73,7 @@ def _rebuilt(
     decoder = acquainted(decoder, tensors["latents"])
     geometry = Support(tensors["latents"], seed=check_seed(facts["seed"]))
     expected = tensors["probe_outputs"]
-    found = torch.as_tensor(decoder(geometry.training[:PROBES])).to(expected)
+    found = as_tensor(decoder(geometry.training[:PROBES])).to(expected)
     # threads and devices change the last bits of an output, another decoder changes the first
     if found.shape != expected.shape or not torch.allclose(
         found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())

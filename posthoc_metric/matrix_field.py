@@ -110,4 +110,4 @@ def _from_array(found: Any, points: Tensor) -> Tensor | None:
             # NumPy takes nothing that requires grad: whoever differentiates learns of it and does without
             raise
         return None
-    return torch.as_tensor(array.astype(np.float64)) if array.dtype.kind in "fiu" else None
+    return torch.from_numpy(array.astype(np.float64)) if array.dtype.kind in "fiu" else None

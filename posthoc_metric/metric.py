@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._arrays import ArrayLike, describe, name_rows, to_points
+from ._arrays import ArrayLike, as_tensor, describe, name_rows, to_points
 from .errors import InvalidArgumentError, NumericalError
 from .matrix_field import CheckedField, check_symmetric, square, to_matrices
 from .smooth_map import SmoothMap, check_smooth_map, gram, told_apart
@@ -139,7 +139,7 @@ class Metric(ABC):
         """
         points, restore = to_points(z, "z", self.dim)
         where, vectors = points.double(), _vectors(v, "v", points)
-        squares = torch.as_tensor(self.inner(where, vectors, vectors))
+        squares = as_tensor(self.inner(where, vectors, vectors))
         # semi-definite matrices and those in single precision round to either side of zero
         below = (squares < 0).nonzero().flatten()
         if len(below):
@@ -251,7 +251,7 @@ class PullbackMetric(StructuredMetric):
         """
         points, restore = to_points(z, "z", self.dim)
         where = points.double()
-        return restore(told_apart(torch.as_tensor(super().eigenvalues(where)), self.decoder, where).to(points.dtype))
+        return restore(told_apart(as_tensor(super().eigenvalues(where)), self.decoder, where).to(points.dtype))
 
 
 class FunctionMetric(Metric):

@@ -227,7 +227,7 @@ def _check_decoder(decoder: Any, dim: int) -> None:
 
 def _decoded(decoder: SmoothMap, curves: Tensor) -> Tensor:
     """Whether the decoder has finite values all along each of the finite curves (P, T, d): (P,)."""
-    left, between = _places(torch.linspace(0, 1, _ASKED).to(curves), curves.shape[1])
+    left, between = _places(torch.linspace(0, 1, _ASKED, dtype=curves.dtype, device=curves.device), curves.shape[1])
     dtype = getattr(decoder, "dtype", None) or torch.get_default_dtype()
     guarded, good = GuardedMap(decoder), []
     for some in curves.split(max(1, _ENTRIES // (_ASKED * decoder.output_dim))):

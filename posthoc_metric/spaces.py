@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,7 +88,7 @@ class Plane(ClosedFormMetric):
     """
 
     def __init__(self, matrix: ArrayLike | None = None, *, dim: int = 2):
-        constant = torch.eye(_dimension(dim), dtype=torch.float64) if matrix is None else _constant(matrix, "(d, d)")
+        constant = _constant(np.eye(_dimension(dim)) if matrix is None else matrix, "(d, d)")
         if constant.shape[0] != constant.shape[1]:
             raise InvalidArgumentError(f"`matrix` must be square; got {describe(matrix)}.")
         if not torch.allclose(constant, constant.mT) or bool((torch.linalg.eigvalsh(constant) <= 0).any()):

@@ -55,7 +55,9 @@ class Support:
                 f"`latents` must hold at least {FEWEST} points, so that some can be held out; got {len(latents)}. "
                 "Encode more data, or draw more samples from the prior."
             )
-        order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(seed)).to(latents.device)
+        order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(seed), device="cpu").to(
+            latents.device
+        )
         held = min(max(int(_HELD_OUT * len(latents)), 1), _MOST_HELD_OUT)
         order, self._cuts = _copies_together(latents.detach()[order], order, (held, 2 * held))
         # one float64 copy, in the order of the split, of which the subsets are views
@@ -152,8 +154,8 @@ class Support:
         """
         generator = torch.Generator().manual_seed(seed)
         training = self.training
-        rows = torch.randint(len(training), (count,), generator=generator).to(training.device)
-        ray = torch.randn(count, self.dim, generator=generator, dtype=torch.float64).to(training.device)
+        rows = torch.randint(len(training), (count,), generator=generator, device="cpu").to(training.device)
+        ray = torch.randn(count, self.dim, generator=generator, device="cpu", dtype=torch.float64).to(training.device)
         ray = (ray / ray.norm(dim=1, keepdim=True)) @ self._frame.T
         origin = training[rows]
         target = self.spread + offset * self.radius
@@ -171,7 +173,7 @@ class Support:
         """Up to ``count`` midpoints (n, d) of far pairs of training latents that lie off the data (offset > 0)."""
         generator = torch.Generator().manual_seed(seed)
         training = self.training
-        pairs = torch.randint(len(training), (8 * count, 2), generator=generator).to(training.device)
+        pairs = torch.randint(len(training), (8 * count, 2), generator=generator, device="cpu").to(training.device)
         first, second = training[pairs[:, 0]], training[pairs[:, 1]]
         length = (first - second).norm(dim=1)
         middle = 0.5 * (first + second)[length > length.median()]
@@ -203,7 +205,8 @@ def _copies_together(latents: Tensor, order: Tensor, cuts: tuple[int, int]) -> t
 def _hashes(latents: Tensor) -> Tensor:
     """Numbers (N,) that are equal for equal latents (N, d), and for hardly any others."""
     found = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
-    factors = torch.randint(2**62, (latents.shape[1],), generator=torch.Generator().manual_seed(0)).tolist()
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(2**62, (latents.shape[1],), generator=generator, device="cpu").tolist()
     for column, factor in zip(latents.unbind(1), factors, strict=True):
         bits = (column.double() + 0.0).view(torch.int64)  # with one zero only
         # the high bits of short numbers, too, are to reach the low ones

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import posthoc_metric as pm
+from posthoc_metric import geometry
 
 
 def network(dtype=torch.float32):
@@ -113,3 +115,60 @@ class TestInferenceMode:
             z = latents() + 0
         results = repaired.tensor(z), repaired.mean(z[:6]), repaired.geodesic(z[:1], z[1:2]).points
         assert not any(result.is_inference() for result in results)
+
+
+def everything(decoder, z):
+    """What the library gives for latents z (n, 2), by name."""
+    data = decoder(z)
+    repaired = pm.repair(decoder, z, data)
+    low, high = [-1.0, -1.0], [1.0, 1.0]
+    curves = repaired.geodesic(z[:2], z[-2:])
+    audit = repaired.audit(pairs=2, points=60)
+    return {
+        "jacobian": pm.Decoder(decoder._found.call.target, latent_dim=2).jacobian(z[:3]),
+        "rbf": repaired.tensor(2 * z),
+        "gp": pm.repair(decoder, z, uncertainty="gp").tensor(2 * z),
+        "published": pm.repair(decoder, z, data, uncertainty="rbf-published").tensor(2 * z),
+        "curves": curves.points,
+        "frames": curves.decode(4),
+        "fixed point": repaired.geodesic(z[:1], z[-1:], solver="fixed-point").points,
+        "no curves": repaired.geodesic(z[:0], z[:0]).points,
+        "log": repaired.log(z[:2], z[2:4]),
+        "exp": repaired.exp(z[:2], z[2:4] / 10),
+        "mean": repaired.mean(z[:4]),
+        "distances": repaired.distances(z[:4]),
+        "graph": repaired.distances(z[:30], method="graph"),
+        "transport": geometry.transport(repaired, z[:2], z[3:5], z[:2]).vectors,
+        "curvature": geometry.curvature(repaired, z[:3]),
+        "walk": geometry.random_walk(repaired, z[:3], time=0.1, steps=3),
+        "volume": geometry.sample_volume(repaired, 5, low, high, steps=5).points,
+        "directions": geometry.principal_geodesics(repaired, z[:5]).directions,
+        "mixed": pm.geodesic_mixup(repaired, z, np.arange(len(z)) % 3, pairs=3).sample(4)[0],
+        "inverse": pm.invert(decoder, data[:3], starts=32).latents,
+        "audit": torch.tensor([line.after for line in audit.criteria], dtype=torch.float64, device="cpu"),
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(decoder):
+    return everything(decoder, latents(300))
+
+
+class TestDefaults:
+    """torch's default device is where most things of a script are made; the library's are where the decoder is."""
+
+    def test_the_default_device_does_not_matter(self, decoder, expected):
+        z = latents(300)
+        # nothing can be computed there, so that whatever is made there is found
+        with torch.device("meta"):
+            found = everything(decoder, z)
+        assert [name for name in found if not np.array_equal(found[name], expected[name])] == []
+
+    def test_the_default_dtype_does_not_matter(self, decoder, expected):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            found = everything(decoder, latents(300))
+        finally:
+            torch.set_default_dtype(before)
+        assert [name for name in found if not np.array_equal(found[name], expected[name])] == []

@@ -149,7 +149,8 @@ def read_scvi(container: Container, trust: bool) -> Read:
         raise CheckpointError(
             f"{folder} is a scvi-tools folder whose {name} cannot be rebuilt ({type(error).__name__}: {error})."
         ) from error
-    condition = {"library": torch.full((1, 1), math.log(1e4)), "batch_index": torch.zeros(1, 1, dtype=torch.long)}
+    library = torch.full((1, 1), math.log(1e4), dtype=torch.float32, device="cpu")
+    condition = {"library": library, "batch_index": torch.zeros(1, 1, dtype=torch.long, device="cpu")}
     told = {"method": "generative", "output": "px", "condition": condition, "latent_dim": arguments.get("n_latent")}
     return module, told
 

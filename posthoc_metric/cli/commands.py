@@ -262,7 +262,8 @@ def report(
         check_image_shape(shape, metric.decoder.output_dim)
         latents = metric.geometry.latents
         count = min(pairs, len(latents) // 2)
-        order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(seed)).to(latents.device)
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(latents), generator=generator, device="cpu").to(latents.device)
         start, end = latents[order[:count]], latents[order[count : 2 * count]]
         bar.next(f"{count} geodesics of the repaired metric")
         after = metric.geodesic(start, end)

@@ -86,7 +86,7 @@ def one_thread() -> Iterator[None]:
 
 def _pairs(latents: torch.Tensor, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents of ``count`` pairs of digits, no digit twice, (count, d) each."""
-    order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(seed), device="cpu")
     return latents[order[:count]], latents[order[count : 2 * count]]
 
 

@@ -100,7 +100,7 @@ def _array(value: Any) -> Any:
     if isinstance(value, (bool, float, str)) or value is None:
         return value
     if isinstance(value, (int, list, np.ndarray, np.generic)):
-        return torch.as_tensor(np.asarray(value))
+        return torch.from_numpy(np.asarray(value))
     return value
 
 

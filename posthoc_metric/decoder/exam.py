@@ -222,7 +222,7 @@ class Exam:
         call = call or self.call
         z, v = self.z.to(call.dtype), self.v.to(call.dtype)
         generator = torch.Generator().manual_seed(3)
-        u = torch.randn(pushed.shape, generator=generator, dtype=torch.float64).to(pushed.device, pushed.dtype)
+        u = torch.randn(pushed.shape, generator=generator, device="cpu", dtype=torch.float64).to(pushed)
         expected = (u * pushed).sum(dim=1)
         size = u.norm(dim=1) * pushed.norm(dim=1)
         tolerance = 1e-4 if u.dtype == torch.float32 else 1e-8

@@ -17,8 +17,8 @@ def sketch(outputs: Tensor) -> Tensor:
     later version could change.
     """
     outputs = outputs.double().cpu()
-    index = torch.arange(1, outputs.shape[1] + 1, dtype=torch.float64)
-    frequencies = math.sqrt(5.0) * torch.arange(1, _NUMBERS + 1, dtype=torch.float64).sqrt()
+    index = torch.arange(1, outputs.shape[1] + 1, dtype=torch.float64, device="cpu")
+    frequencies = math.sqrt(5.0) * torch.arange(1, _NUMBERS + 1, dtype=torch.float64, device="cpu").sqrt()
     directions = torch.cos(index[:, None] * frequencies) * math.sqrt(2.0)
     return torch.cat([outputs.norm(dim=1, keepdim=True), outputs @ directions], dim=1)
 

@@ -162,7 +162,7 @@ _COORDINATES: dict[type[Distribution], Callable[[Any], Tensor]] = {
     Multinomial: lambda d: d.total_count**0.5 * _of_classes(d.logits),
     Poisson: lambda d: 2 * d.rate.clamp_min(_NONE).sqrt(),
     NegativeBinomial: lambda d: _of_counts(d.logits, d.total_count),
-    Geometric: lambda d: _of_counts(-d.logits, torch.ones(())),
+    Geometric: lambda d: _of_counts(-d.logits, d.logits.new_ones(())),
     Exponential: lambda d: d.rate.clamp_min(_NONE).log(),
     Gamma: lambda d: _root(d.concentration, "concentration") * d.rate.clamp_min(_NONE).log(),
 }

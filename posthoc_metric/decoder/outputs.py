@@ -69,7 +69,7 @@ def _only_tensor(result: Any) -> Tensor:
     if isinstance(result, Tensor):
         return result
     if isinstance(result, (np.ndarray, np.generic)):
-        return torch.as_tensor(np.asarray(result))
+        return torch.from_numpy(np.asarray(result))
     if isinstance(result, Distribution):
         return _mean(result, bare=False)
     entries = {key: value for key, value in _entries(result).items() if _is_output(value)}

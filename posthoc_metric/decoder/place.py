@@ -51,13 +51,13 @@ class Place:
 
 def standard(call: Call, latent_dim: int, unit: float = 1.0) -> Place:
     """Normal latents around zero, of deviation ``unit``."""
-    spread = unit * torch.linspace(1.0, 3.0, _MORE_ROWS, dtype=torch.float64).to(call.device, call.dtype)
+    spread = unit * torch.linspace(1.0, 3.0, _MORE_ROWS, dtype=torch.float64, device="cpu").to(call.device, call.dtype)
     return Place(
         few=unit * probe_latents(ROWS, latent_dim, call),
         wider=spread[:, None] * probe_latents(_MORE_ROWS, latent_dim, call, seed=5),
         others=3 * unit * probe_latents(ROWS, latent_dim, call, seed=2),
         unit=unit,
-        centre=torch.zeros(latent_dim, dtype=torch.float64),
+        centre=torch.zeros(latent_dim, dtype=torch.float64, device="cpu"),
     )
 
 

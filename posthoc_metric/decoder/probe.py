@@ -76,7 +76,7 @@ def _probed(call: Call, latent_dim: int, place: Place, unless: Callable[[Exam, T
         check_rows_apart(call, z, value, scale, place.others, place.unit)
         precise = in_float64(call, z, value, place.unit)
     generator = torch.Generator().manual_seed(1)
-    v = torch.randn(2 * len(z), latent_dim, generator=generator, dtype=torch.float64).to(call.device)
+    v = torch.randn(2 * len(z), latent_dim, generator=generator, device="cpu", dtype=torch.float64).to(call.device)
     v = v / v.norm(dim=1, keepdim=True)
     exam = Exam(call, precise, z.repeat(2, 1), v, place)
     flatness = exam.flatness(value)

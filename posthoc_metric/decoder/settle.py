@@ -44,7 +44,7 @@ class Settled:
 def probe_latents(rows: int, dim: int, like: Call, seed: int = 0) -> Tensor:
     """Standard normal latents (rows, d) from a generator of their own."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, dim, generator=generator, dtype=torch.float64).to(like.device, like.dtype)
+    return torch.randn(rows, dim, generator=generator, device="cpu", dtype=torch.float64).to(like.device, like.dtype)
 
 
 def settle(

@@ -66,7 +66,7 @@ def faithfulness(repaired: RepairedMetric, pairs: int, *, seed: int = 0) -> Fait
     t = torch.linspace(0, 1, _SAMPLES, dtype=start.dtype, device=start.device)
     straight = start[:, None] + t[None, :, None] * (end - start)[:, None]
     return Faithfulness(
-        straight=_shares(straight, torch.ones(len(start)), support),
+        straight=_shares(straight, start.new_ones(len(start)), support),
         before=_followed(repaired.decoder_metric, start, end, support),
         after=_followed(repaired, start, end, support),
         pairs=len(start),
@@ -81,15 +81,16 @@ def connected_pairs(support: Support, count: int, *, seed: int = 0) -> tuple[Ten
     _, component = connected_components(links, directed=False)
     held_out = support.audit[support.distance(support.audit) <= support.spread]
     generator = torch.Generator().manual_seed(seed)
-    held_out = held_out[torch.randperm(len(held_out), generator=generator).to(held_out.device)][: 20 * count]
+    order = torch.randperm(len(held_out), generator=generator, device="cpu")
+    held_out = held_out[order.to(held_out.device)][: 20 * count]
     if len(held_out) < 2:
         return held_out[:0], held_out[:0]
     _, nearest_row = nearest(held_out - support.mean, training - support.mean)
-    label = torch.as_tensor(component)[nearest_row.cpu()]
+    label = torch.from_numpy(component)[nearest_row.cpu()]
     order = torch.argsort(label, stable=True)
     first, second = order[:-1:2], order[1::2]
     joined = label[first] == label[second]
-    drawn = torch.randperm(int(joined.sum()), generator=generator)[:count]
+    drawn = torch.randperm(int(joined.sum()), generator=generator, device="cpu")[:count]
     return held_out[first[joined][drawn]], held_out[second[joined][drawn]]
 
 

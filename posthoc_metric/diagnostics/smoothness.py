@@ -29,5 +29,5 @@ def smoothness(tensor: Tensor, derivative: Tensor, radius: float) -> Tensor:
 def directions(points: Tensor, *, seed: int = 0) -> Tensor:
     """One random unit vector for each of the points, (n, d)."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(points.shape, generator=generator, dtype=torch.float64).to(points)
+    drawn = torch.randn(points.shape, generator=generator, device="cpu", dtype=torch.float64).to(points)
     return drawn / drawn.norm(dim=1, keepdim=True)

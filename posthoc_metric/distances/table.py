@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike, check_range, check_seed, to_points
+from .._arrays import ArrayLike, as_tensor, check_range, check_seed, to_points
 from ..errors import ConvergenceWarning, InvalidArgumentError, NumericalError
 from ..metric import Metric
 from .splines import GHOSTS, Level, dilate, make_level
@@ -112,7 +112,7 @@ class MetricTable(Metric):
             return restore(_compose(self._parameters(where), self.dim).to(points.dtype))
         out = where.new_empty(len(where), self.dim, self.dim)
         out[inside] = _compose(self._parameters(where[inside]), self.dim)
-        out[~inside] = torch.as_tensor(self.exact.tensor(where[~inside])).to(out)
+        out[~inside] = as_tensor(self.exact.tensor(where[~inside])).to(out)
         return restore(out.to(points.dtype))
 
     def _parameters(self, z: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ class MetricTable(Metric):
 
     def _evaluate(self, nodes: Tensor) -> Tensor:
         self.evaluations += len(nodes)
-        found = torch.cat([torch.as_tensor(self.exact.tensor(part)).double() for part in nodes.split(_CHUNK)])
+        found = torch.cat([as_tensor(self.exact.tensor(part)).double() for part in nodes.split(_CHUNK)])
         _, info = torch.linalg.cholesky_ex(found.nan_to_num(nan=-1.0))
         if bool((info != 0).any()) or not bool(torch.isfinite(found).all()):
             first = nodes[(info != 0).nonzero().flatten()[:1]].tolist()
@@ -167,7 +167,7 @@ class MetricTable(Metric):
 
     def _check(self, seed: int) -> TableError:
         generator = torch.Generator().manual_seed(seed)
-        random = torch.rand(_CHECKED, self.dim, generator=generator, dtype=torch.float64).to(self.low)
+        random = torch.rand(_CHECKED, self.dim, generator=generator, device="cpu", dtype=torch.float64).to(self.low)
         where = self.low + random * (self.high - self.low)
         error = _length_error(self._evaluate(where), _compose(self._parameters(where), self.dim))
         return TableError(_CHECKED, float(error.median()), float(torch.quantile(error, 0.99)), float(error.max()))
@@ -178,13 +178,13 @@ def _decompose(matrices: Tensor) -> Tensor:
     factor = torch.linalg.cholesky(matrices)
     root = factor.diagonal(dim1=1, dim2=2)
     unit = factor / root[:, None, :]
-    row, column = torch.tril_indices(matrices.shape[1], matrices.shape[1], offset=-1)
+    row, column = torch.tril_indices(matrices.shape[1], matrices.shape[1], offset=-1, device=matrices.device)
     return torch.cat([2 * root.log(), unit[:, row, column]], dim=1)
 
 
 def _compose(parameters: Tensor, dim: int) -> Tensor:
     unit = torch.eye(dim, dtype=parameters.dtype, device=parameters.device).repeat(len(parameters), 1, 1)
-    row, column = torch.tril_indices(dim, dim, offset=-1)
+    row, column = torch.tril_indices(dim, dim, offset=-1, device=parameters.device)
     unit[:, row, column] = parameters[:, dim:]
     factor = unit * (0.5 * parameters[:, None, :dim]).exp()
     return factor @ factor.mT

@@ -215,7 +215,7 @@ def _iterate(
         final[active.row[who]] = active.accelerations[who]
 
     row = torch.arange(len(rows), device=rows.device)
-    final = torch.zeros(len(rows), len(process.times), posterior.start.shape[1]).to(posterior.start)
+    final = posterior.start.new_zeros(len(rows), len(process.times), posterior.start.shape[1])
     wanted = ask(posterior, final, row)
     active = _State(row, posterior, final.clone(), wanted, _cost(final, wanted), torch.zeros_like(row))
     nowhere = ~torch.isfinite(active.best)

@@ -185,4 +185,4 @@ def subsample(latents: Tensor, most: int, seed: int = 0) -> Tensor:
     if len(latents) <= most:
         return latents
     generator = torch.Generator().manual_seed(seed)
-    return latents[torch.randperm(len(latents), generator=generator)[:most].to(latents.device)]
+    return latents[torch.randperm(len(latents), generator=generator, device="cpu")[:most].to(latents.device)]

@@ -86,7 +86,7 @@ class MatrixFreeEnergy:
         if nodes.device.type != "cpu" or not len(nodes):
             return self._slope(elements, nodes)
         found = []
-        for some in torch.arange(len(nodes)).split(self.together(nodes.shape[1] - 2)):
+        for some in torch.arange(len(nodes), device="cpu").split(self.together(nodes.shape[1] - 2)):
             found.append(self._slope(elements.take(some), nodes[some]))
         return Slope.join(found)
 

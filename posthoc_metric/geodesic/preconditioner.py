@@ -115,7 +115,8 @@ def precondition(parts: MetricParts, nodes: Tensor, h: Tensor, memory_limit: int
         weights = torch.stack([parts.weight(curve) for curve in (nodes[:, 1:] + nodes[:, :-1]) / 2])
     good = torch.isfinite(metrics).flatten(1).all(1) & torch.isfinite(weights).all(1)
     good &= metrics.diagonal(dim1=1, dim2=2).sum(1) + weights.sum(1) > 0
-    metrics[~good], weights = torch.eye(dim).to(metrics), torch.where(good[:, None], weights, 0.0)
+    metrics[~good] = torch.eye(dim, dtype=metrics.dtype, device=metrics.device)
+    weights = torch.where(good[:, None], weights, 0.0)
     return Preconditioner(metrics, weights, h), len(places)
 
 
@@ -128,7 +129,8 @@ def _sketch(embedding: SmoothMap, where: Tensor) -> Tensor:
     number, dim = where.shape
     products = min(_PRODUCTS, dim)
     generator = torch.Generator().manual_seed(0)
-    omega = torch.linalg.qr(torch.randn(dim, products, generator=generator, dtype=torch.float64))[0].to(where)
+    drawn = torch.randn(dim, products, generator=generator, device="cpu", dtype=torch.float64)
+    omega = torch.linalg.qr(drawn)[0].to(where)
     pushed = where.new_empty(number, dim, products)
     for column in range(products):
         for row in range(number):
@@ -136,11 +138,13 @@ def _sketch(embedding: SmoothMap, where: Tensor) -> Tensor:
             _, along = embedding.jvp(z, omega[None, :, column])
             pushed[row, :, column] = embedding.vjp(z, along)[1][0]
     good = torch.isfinite(pushed).flatten(1).all(1)
-    core = torch.where(good[:, None, None], omega.mT @ pushed, torch.eye(products).to(pushed))
+    core = torch.where(
+        good[:, None, None], omega.mT @ pushed, torch.eye(products, dtype=pushed.dtype, device=pushed.device)
+    )
     trace = core.diagonal(dim1=1, dim2=2).sum(1) * (dim / products)
     values, vectors = torch.linalg.eigh((core + core.mT) / 2)
     root = vectors * values.clamp_min(1e-12 * values[:, -1:]).rsqrt()[:, None, :]
     half = pushed @ root
     low = half @ half.mT
     rest = (trace - low.diagonal(dim1=1, dim2=2).sum(1)).clamp_min(0) / dim
-    return low + rest[:, None, None] * torch.eye(dim).to(low)
+    return low + rest[:, None, None] * torch.eye(dim, dtype=low.dtype, device=low.device)

@@ -176,7 +176,7 @@ def chorded(parts: MetricParts, spline: Spline, known: Measured) -> Measured:
         return known
     count, spans, _ = known.squares.shape
     dim = spline.nodes.shape[2]
-    points, _ = spline.inside(torch.linspace(0, 0.75, 4))
+    points, _ = spline.inside(torch.linspace(0, 0.75, 4, dtype=spline.nodes.dtype, device=spline.nodes.device))
     dense = torch.cat([points.reshape(count, -1, dim), spline.nodes[:, -1:]], dim=1)
     flat = alike(dense)
     values = unpadded(parts.embedding(flat), dense)

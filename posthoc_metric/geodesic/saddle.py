@@ -64,7 +64,7 @@ def escapes(model: Model, inertia: Tensor, gradient: Tensor, radius: Tensor, wor
 def _lowest(model: Model, inertia: Tensor, like: Tensor) -> Tensor:
     """The direction of lowest curvature relative to ``inertia``, of unit length, by inverse iteration."""
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(like.shape[1:], generator=generator, dtype=like.dtype).to(like.device)
+    start = torch.randn(like.shape[1:], generator=generator, device="cpu", dtype=like.dtype).to(like.device)
     v = start.expand_as(like).clone()
     scale = model.diagonal.diagonal(dim1=2, dim2=3).abs().amax((1, 2)) / inertia.diagonal(dim1=2, dim2=3).amax((1, 2))
     shift = 1e-4 * scale

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._arrays import as_tensor
 from ..machine import working_memory
 from ..metric import Metric, MetricParts
 from .acceleration import attainable
@@ -63,7 +64,7 @@ def departures(metric: Metric, solution: Solution, options: dict[str, Any], *, s
     """
     velocities, length = solution.double_velocity(0.0), solution.double_length
     found = Departures(velocities, torch.full_like(velocities[:, 0], float("inf")))
-    by_length = torch.as_tensor(solution.length_error).to(length) / length.clamp_min(1e-300)
+    by_length = as_tensor(solution.length_error).to(length) / length.clamp_min(1e-300)
     relaxed = options.get("solver", "relaxation") == "relaxation"
     if metric.dim == 1 and relaxed:
         # there is one direction, and the velocity is as right as the length
@@ -80,7 +81,8 @@ def departures(metric: Metric, solution: Solution, options: dict[str, Any], *, s
         curves, _ = spline.at(clock.at(even(spline.nodes, _MOST)))
         block = energy.at_once(_MOST + 1, metric.dim)
         wanted = sure(parts, curves[:, 0])
-        better = in_blocks(torch.arange(len(rows)), block, lambda few: _settle(parts, energy, curves[few], wanted))
+        order = torch.arange(len(rows), device="cpu")
+        better = in_blocks(order, block, lambda few: _settle(parts, energy, curves[few], wanted))
         known = better.errors <= SURE
         some.put(known, better)
     found.put_rows(rows, some)

@@ -172,7 +172,7 @@ class Solution:
         )[0].cpu()
         for curve, status in zip(curves, self.status, strict=True):
             across = curve[:, 0]
-            up = curve[:, 1] if curve.shape[1] > 1 else torch.linspace(0, 1, len(curve))
+            up = curve[:, 1] if curve.shape[1] > 1 else torch.linspace(0, 1, len(curve), device="cpu")
             ax.plot(across, up, "-" if status is Status.CONVERGED else "--", linewidth=1)
         ax.set_xlabel("$z_1$")
         ax.set_ylabel("$z_2$" if curves.shape[-1] > 1 else "$t$")

@@ -215,9 +215,9 @@ def _assemble(
 def _empty(metric: Metric, points: Tensor, restore: Restore, num_points: int) -> Solution:
     """The solution of no pairs."""
     none = restore(points.new_zeros(0))
-    count = restore(torch.zeros(0, dtype=torch.long))
-    knots = torch.zeros(0, 2, dtype=torch.float64)
-    nodes = torch.zeros(0, 2, points.shape[1], dtype=torch.float64)
+    count = restore(points.new_zeros(0, dtype=torch.long))
+    knots = points.new_zeros(0, 2, dtype=torch.float64)
+    nodes = points.new_zeros(0, 2, points.shape[1], dtype=torch.float64)
     return Solution(
         points=restore(points.new_zeros(0, num_points, points.shape[1])),
         length=none,
@@ -230,11 +230,11 @@ def _empty(metric: Metric, points: Tensor, restore: Restore, num_points: int) ->
         spans=count,
         start=(),
         status=(),
-        converged=restore(torch.zeros(0, dtype=torch.bool)),
+        converged=restore(points.new_zeros(0, dtype=torch.bool)),
         _spline=Spline(knots, nodes, nodes),
         _clock=Clock(knots, knots),
-        _length=torch.zeros(0, dtype=torch.float64),
-        _rough=torch.zeros(0, dtype=torch.bool),
+        _length=points.new_zeros(0, dtype=torch.float64),
+        _rough=points.new_zeros(0, dtype=torch.bool),
         _metric=metric,
         _restore=restore,
         _dtype=points.dtype,

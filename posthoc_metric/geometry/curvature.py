@@ -51,7 +51,7 @@ def curvature(
     where = points.double()
     rounding = torch.finfo(points.dtype).eps
     if u is None and v is None and metric.dim == 2:
-        left, right = torch.eye(2).to(where)[:, None].expand(2, len(where), 2)
+        left, right = torch.eye(2, dtype=where.dtype, device=where.device)[:, None].expand(2, len(where), 2)
     else:
         if u is None or v is None:
             raise InvalidArgumentError(

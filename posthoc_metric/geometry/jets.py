@@ -58,7 +58,7 @@ class Jet:
     @property
     def axes(self) -> Tensor:
         """Directions of the coordinates, (B, d, d)."""
-        return torch.eye(self.z.shape[1]).to(self.z).expand(len(self.z), -1, -1)
+        return torch.eye(self.z.shape[1], dtype=self.z.dtype, device=self.z.device).expand(len(self.z), -1, -1)
 
     @property
     def singular(self) -> Tensor:
@@ -124,7 +124,7 @@ class Jet:
             longest: where to stop (B, n); infinity is returned where the metric has not changed until there.
         """
         count, many, dim = lines.shape
-        h, low, high = start.flatten().clone(), torch.zeros(count * many).to(start), torch.full_like(start, torch.inf)
+        h, low, high = start.flatten().clone(), start.new_zeros(count * many), torch.full_like(start, torch.inf)
         high, most, floor, lines = high.flatten(), longest.flatten(), 1e-7 * start.flatten(), lines.reshape(-1, dim)
         row = torch.arange(count, device=start.device).repeat_interleave(many)
         found = h.clone()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .._arrays import ArrayLike, check_count, to_points
+from .._arrays import ArrayLike, as_tensor, check_count, to_points
 from ..errors import ConvergenceWarning, InvalidArgumentError, NumericalError
 from ..geodesic import Status, exp, frechet_mean, logarithm
 from ..matrix_field import to_matrices
@@ -45,8 +45,8 @@ class PrincipalGeodesics:
     def points(self, scores: ArrayLike) -> Any:
         """Latents (n, d) at the given coordinates (n, k): the exponential map at the mean."""
         coordinates, restore = to_points(scores, "scores", len(self.directions))
-        centre = torch.as_tensor(self.mean).double()
-        velocities = coordinates.double() @ torch.as_tensor(self.directions).double()
+        centre = as_tensor(self.mean).double()
+        velocities = coordinates.double() @ as_tensor(self.directions).double()
         return restore(exp(self._metric, centre.expand_as(velocities), velocities).to(coordinates.dtype))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arrays import describe
+from .._arrays import as_tensor, describe
 from ..errors import InvalidArgumentError
 
 #: which latents (B, d) belong to a region: a mask (B,)
@@ -39,7 +39,7 @@ def admitted(inside: Inside | None, z: Tensor) -> Tensor:
         return torch.ones(len(z), dtype=torch.bool, device=z.device)
     found = inside(z)
     try:
-        mask = torch.as_tensor(found)
+        mask = as_tensor(found)
     except (TypeError, ValueError, RuntimeError):
         mask = None
     # of numbers every one but zero would count as inside, such as a distance to the border

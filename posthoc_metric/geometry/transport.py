@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike, check_count, describe, to_points
+from .._arrays import ArrayLike, as_tensor, check_count, describe, to_points
 from ..errors import InvalidArgumentError
 from ..geodesic import Solution, geodesic
 from ..geodesic.matrix_free import MOST_COLUMNS
@@ -87,7 +87,7 @@ def transport(
     ends = to_points(end, "end", metric.dim)[0].to(points.device)
     fine = beneath(options, _FINE) if metric.dim <= MOST_COLUMNS else options
     solution = geodesic(metric, points.double(), ends.double(), **fine)
-    times = torch.linspace(0, 1, 2 * num + 1, dtype=torch.float64)
+    times = torch.linspace(0, 1, 2 * num + 1, dtype=torch.float64, device="cpu")
     places, velocities = solution(times), solution.velocity(times)
     # a pair without a curve carries nothing, and must not upset the metric's own checks
     lost = ~(torch.isfinite(places).flatten(1).all(1) & torch.isfinite(velocities).flatten(1).all(1))
@@ -110,7 +110,7 @@ def transport(
     drift = torch.where(before > 0, (after / before - 1).abs(), none).masked_fill(lost, float("nan"))
     error = torch.where(before > 0, change / before / _GAIN, none).masked_fill(lost, float("nan"))
     carried = carried.masked_fill(lost[:, None], float("nan"))
-    good = torch.as_tensor(solution.converged).to(drift.device) & (drift < _MOST) & (error < _MOST)
+    good = as_tensor(solution.converged).to(drift.device) & (drift < _MOST) & (error < _MOST)
     carried, drift, error = (restore(x.to(points.dtype)) for x in (carried, drift, error))
     return Transport(carried, drift, error, solution, restore(good))
 
@@ -137,7 +137,8 @@ class _Connection:
             found = jet.reaches(jet.axes, self.reach, _GROWTH * self.reach)
             self.reach = torch.where(torch.isfinite(found), found, self.reach)
         first = jet.first(jet.share * self.reach)
-        columns = [christoffel_first(velocity, e.expand_as(z), first) for e in torch.eye(z.shape[1]).to(z)]
+        axes = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+        columns = [christoffel_first(velocity, e.expand_as(z), first) for e in axes]
         return -torch.linalg.solve_ex(jet.tensor, torch.stack(columns, dim=2))[0]
 
 
@@ -155,4 +156,4 @@ def _times(matrix: Tensor, v: Tensor) -> Tensor:
 
 
 def _norm(metric: Metric, z: Tensor, v: Tensor) -> Tensor:
-    return torch.as_tensor(metric.norm(z, v)).double()
+    return as_tensor(metric.norm(z, v)).double()

@@ -11,7 +11,7 @@ import torch
 from scipy.stats import qmc
 from torch import Tensor
 
-from .._arrays import ArrayLike, check_count, check_seed, describe, to_tensor
+from .._arrays import ArrayLike, as_tensor, check_count, check_seed, describe, to_tensor
 from ..errors import InvalidArgumentError, NumericalError
 from ..matrix_field import to_matrices
 from ..metric import Metric
@@ -121,7 +121,8 @@ def sample_volume(
     generator = torch.Generator().manual_seed(check_seed(seed))
 
     def uniform(n: int) -> Tensor:
-        return lower + torch.rand(n, metric.dim, generator=generator, dtype=torch.float64).to(lower) * sides
+        drawn = torch.rand(n, metric.dim, generator=generator, device="cpu", dtype=torch.float64)
+        return lower + drawn.to(lower) * sides
 
     pool = uniform(max(16 * count, 4096))
     weight = _density(metric, pool, inside)
@@ -133,15 +134,15 @@ def sample_volume(
     reach = 2.38 / math.sqrt(metric.dim) * float(pool[weight > 0].std(0).mean()) * float(here.scale)
     accepted = 0
     for _ in range(steps):
-        local = torch.rand(count, generator=generator, dtype=torch.float64).to(z) < 0.5
-        noise = torch.randn(count, metric.dim, generator=generator, dtype=torch.float64).to(z)
+        local = torch.rand(count, generator=generator, device="cpu", dtype=torch.float64).to(z) < 0.5
+        noise = torch.randn(count, metric.dim, generator=generator, device="cpu", dtype=torch.float64).to(z)
         move = reach * torch.linalg.solve_triangular(here.factor.mT, noise[..., None], upper=True)[..., 0]
         there = _State(metric, torch.where(local[:, None], here.z + move, uniform(count)), inside, lower, sides)
         forward, back = ((there.z - here.z) / reach, (here.z - there.z) / reach)
         log_ratio = there.log_density - here.log_density
         # density of the local proposal: sqrt(det M) exp(-½ Δᵀ M Δ / h²); the uniform one is symmetric
         log_ratio = log_ratio + torch.where(local, there.log_proposal(back) - here.log_proposal(forward), 0.0)
-        chance = torch.rand(count, generator=generator, dtype=torch.float64).to(z)
+        chance = torch.rand(count, generator=generator, device="cpu", dtype=torch.float64).to(z)
         accept = chance.log() < log_ratio
         accepted += int(accept.sum())
         here = here.replace(accept, there)
@@ -159,7 +160,7 @@ class _State:
         allowed = admitted(inside, z)
         if low is not None and sides is not None:
             allowed = allowed & ((z >= low) & (z <= low + sides)).all(1)
-        matrices = torch.eye(z.shape[1]).to(z).repeat(len(z), 1, 1)
+        matrices = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).repeat(len(z), 1, 1)
         if bool(allowed.any()):
             matrices[allowed] = to_matrices(metric.tensor(z[allowed]), z[allowed], "`tensor(z)`")
         self.factor, info = torch.linalg.cholesky_ex(matrices)
@@ -191,7 +192,7 @@ def _density(metric: Metric, z: Tensor, inside: Inside | None) -> Tensor:
     found = z.new_zeros(len(z))
     for part in counts.nonzero().flatten().split(_CHUNK):
         try:
-            found[part] = torch.as_tensor(metric.log_volume(z[part])).to(z).exp()
+            found[part] = as_tensor(metric.log_volume(z[part])).to(z).exp()
         except NumericalError as error:
             raise NumericalError(f"{error} What of the box should not count is left out by `inside`.") from None
     if not bool(torch.isfinite(found).all()):

@@ -67,7 +67,7 @@ def random_walk(
                     f"the metric must be positive definite along the walk; it is not at {z[info != 0][0].tolist()}. "
                     "Repair it first (pm.repair), or keep the walk out of there by `inside`."
                 )
-            noise = size * torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z)
+            noise = size * torch.randn(z.shape, generator=generator, device="cpu", dtype=torch.float64).to(z)
             v = torch.linalg.solve_triangular(factor.mT, noise[..., None], upper=True)[..., 0]
             moved, there = stride(z, v, noise.norm(dim=1))
             stay = ~(torch.isfinite(moved).all(1) & admitted(inside, moved))

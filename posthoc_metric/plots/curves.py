@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap
 
+from .._arrays import as_tensor
 from ..errors import InvalidArgumentError
 from .planes import Plane
 from .style import FAINT, INK, OFF_DATA, ON_DATA, SUPPORT, tidy
@@ -36,7 +36,7 @@ def draw_curves(
     if region is not None:
         ground = ListedColormap([SUPPORT])
         ax.contourf(*plane.ticks(len(region)), region, [min(region.min(), 0) - 1, 0], cmap=ground, zorder=0)
-    flat = plane.project(torch.as_tensor(curves).flatten(0, 1)).reshape(*np.shape(curves)[:2], 2)
+    flat = plane.project(as_tensor(curves).flatten(0, 1)).reshape(*np.shape(curves)[:2], 2)
     if latents is not None:
         x, y = plane.project(latents).T
         ax.scatter(x, y, s=4, c=FAINT, linewidths=0, zorder=1)

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from .._arrays import check_count, describe
+from .._arrays import as_tensor, check_count, describe
 from ..errors import InvalidArgumentError
 from ..metric import Metric
 from .planes import Plane
@@ -54,7 +53,7 @@ def evaluate(metric: Metric, plane: Plane, quantity: str = "log_volume", resolut
         raise InvalidArgumentError(f"`plane` must be what latent_plane(latents) gives; got {describe(plane)}.")
     resolution = check_count(resolution, "resolution", 1, "the points along a side of the picture")
     values = getattr(metric, _quantity(quantity).method)(plane.grid(resolution))
-    return torch.as_tensor(values).detach().cpu().numpy().reshape(resolution, resolution)
+    return as_tensor(values).detach().cpu().numpy().reshape(resolution, resolution)
 
 
 def shared_norm(fields: Sequence[np.ndarray], quantity: str = "log_volume", ceiling: float = 1e3) -> Normalize:

@@ -10,7 +10,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from .._arrays import ArrayLike, check_range, describe, to_points
+from .._arrays import ArrayLike, as_tensor, check_range, describe, to_points
 from ..errors import InvalidArgumentError
 
 
@@ -49,7 +49,7 @@ class Plane:
 
     def project(self, z: Any) -> np.ndarray:
         """Coordinates (B, 2) of latents (B, d), orthogonally."""
-        centred = torch.as_tensor(z).detach().to(self.origin) - self.origin
+        centred = as_tensor(z).detach().to(self.origin) - self.origin
         return torch.stack([centred @ self.first, centred @ self.second], dim=1).cpu().numpy()
 
 
@@ -131,7 +131,7 @@ def _window(flat: Tensor, margin: float) -> tuple[float, float, float, float]:
 def _spread_rows(points: Tensor, seed: int) -> list[int]:
     """Rows of the latents nearest to three k-means centres, three different ones."""
     sample = points[:: max(1, len(points) // 5_000)].cpu().numpy()
-    centres = torch.as_tensor(KMeans(3, n_init=4, random_state=seed).fit(sample).cluster_centers_).to(points)
+    centres = as_tensor(KMeans(3, n_init=4, random_state=seed).fit(sample).cluster_centers_).to(points)
     rows: list[int] = []
     for centre in centres:
         distance = (points - centre).norm(dim=1)

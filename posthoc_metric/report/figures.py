@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .. import plots
+from .._arrays import as_tensor
 from ..decoder.observation import Observation, observer_of
 from ..diagnostics import Audit, share_off_data
 from .pairs import straight_lines
@@ -202,7 +202,7 @@ def _figure(height: float, layout: Literal["constrained", "compressed"] = "const
 
 
 def _tensor(value: object) -> torch.Tensor:
-    return torch.as_tensor(np.asarray(value) if not isinstance(value, torch.Tensor) else value).detach().double()
+    return as_tensor(value).detach().double()
 
 
 def _finite(solution: Solution) -> torch.Tensor:
@@ -211,5 +211,5 @@ def _finite(solution: Solution) -> torch.Tensor:
 
 def _sampled(solution: Solution, rows: torch.Tensor, num: int = _SAMPLES) -> torch.Tensor:
     """Points (n, num, d) at constant speed of the chosen rows."""
-    t = torch.linspace(0, 1, num, dtype=torch.float64)
+    t = torch.linspace(0, 1, num, dtype=torch.float64, device="cpu")
     return _tensor(solution(t))[rows]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .._arrays import as_tensor
 from ..diagnostics import share_off_data
 
 if TYPE_CHECKING:
@@ -75,19 +76,19 @@ def pair_statistics(repaired: RepairedMetric, before: Solution, after: Solution)
 
 def straight_lines(start: Any, end: Any, num: int = 65) -> Tensor:
     """Points (B, num, d) float64 on the straight lines from start (B, d) to end (B, d)."""
-    first, last = torch.as_tensor(start).double(), torch.as_tensor(end).double()
+    first, last = as_tensor(start).double(), as_tensor(end).double()
     t = torch.linspace(0, 1, num, dtype=torch.float64, device=first.device)
     return first[:, None] + t[None, :, None] * (last - first)[:, None]
 
 
 def _curves(repaired: RepairedMetric, solution: Solution) -> Curves:
-    points = torch.as_tensor(solution.points).double()
+    points = as_tensor(solution.points).double()
     finite = torch.isfinite(points).flatten(1).all(1)
     shares = share_off_data(points[finite], repaired.geometry)
-    lengths = torch.as_tensor(solution.length).double()[finite]
+    lengths = as_tensor(solution.length).double()[finite]
     counts = Counter(solution.status)
     return Curves(
-        converged=int(torch.as_tensor(solution.converged).sum()),
+        converged=int(as_tensor(solution.converged).sum()),
         # torch's own median of an even number is the lower of the middle two
         median_length=float(lengths.quantile(0.5)) if len(lengths) else float("nan"),
         off_data_mean=float(shares.mean()) if len(shares) else float("nan"),

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from .._arrays import describe
+from .._arrays import as_tensor, describe
 from ..diagnostics import Audit
 from ..errors import InvalidArgumentError
 from ..output import jsonable, staged_folder, to_json
@@ -130,7 +129,7 @@ def _versions() -> dict[str, str]:
 def _curves(solution: Solution, side: str) -> dict[str, np.ndarray]:
     """Arrays of one solution, first axis the pair."""
     arrays = {
-        name: torch.as_tensor(getattr(solution, name)).detach().cpu().numpy()
+        name: as_tensor(getattr(solution, name)).detach().cpu().numpy()
         for name in ("points", "length", "energy", "residual", "length_error", "steps", "converged")
     }
     arrays["status"] = np.array([status.name for status in solution.status])

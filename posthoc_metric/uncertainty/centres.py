@@ -82,7 +82,7 @@ def place_centres(latents: Tensor, count: int, *, seed: int = 0, outliers: int =
         distance = torch.where(closer, update, distance)
         labels[closer] = len(points) - 1
     counts = torch.bincount(labels, minlength=len(points))
-    radius = torch.zeros(len(points), dtype=torch.float64).index_add_(0, labels, distance) / counts.clamp_min(1)
+    radius = distance.new_zeros(len(points)).index_add_(0, labels, distance) / counts.clamp_min(1)
     kept = counts > 0
     relabel = torch.cumsum(kept, 0) - 1
     device = latents.device

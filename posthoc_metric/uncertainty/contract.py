@@ -83,7 +83,9 @@ def _points(geometry: Support) -> Tensor:
 
 def _unit(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Unit vectors along the last axis, the same every time."""
-    ways = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=like.dtype).to(like.device)
+    ways = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu", dtype=like.dtype).to(
+        like.device
+    )
     return ways / ways.norm(dim=-1, keepdim=True)
 
 

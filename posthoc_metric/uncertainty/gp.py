@@ -192,7 +192,7 @@ class GaussianProcess(UncertaintyModel):
             "radius": self._radius,
             "sites": self._sites,
             "factor": self._factor,
-            "numbers": torch.tensor([*numbers, float(self.exact)], dtype=torch.float64),
+            "numbers": torch.tensor([*numbers, float(self.exact)], dtype=torch.float64, device="cpu"),
         }
 
     @classmethod
@@ -243,8 +243,8 @@ def _condition(points: Tensor, inducing: Tensor | None, length_scale: float, noi
 def _choose_rows(count: int, outputs: int, seed: int) -> Tensor:
     most = min(_EVIDENCE_ROWS, max(ENTRIES // outputs, EXACT_UP_TO))
     if count <= most:
-        return torch.arange(count)
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].sort().values
+        return torch.arange(count, device="cpu")
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")[:most].sort().values
 
 
 def _place_inducing(points: Tensor, count: int, seed: int) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
+from .._arrays import as_tensor
 from ..errors import FitError
 from ..smooth_map import SmoothMap
 
@@ -64,7 +65,7 @@ def outputs(decoder: SmoothMap, latents: Tensor, data: Any, rows: Tensor) -> Ten
     """Rows (n, D) of what the process is conditioned on: the data, or the decoder's outputs without data."""
     step = max(1, ENTRIES // (4 * decoder.output_dim))
     found = [
-        (decoder(latents[block]) if data is None else torch.as_tensor(data[block.to("cpu").numpy()])).flatten(1)
+        (decoder(latents[block]) if data is None else as_tensor(data[block.to("cpu").numpy()])).flatten(1)
         for block in rows.split(step)
     ]
     result = torch.cat(found).to(latents)
@@ -113,8 +114,9 @@ def maximise(
         length_scales: the range allowed.
     """
     low, high = length_scales
-    kernel = gpytorch.kernels.RBFKernel(lengthscale_constraint=gpytorch.constraints.Interval(low, high))
-    noise = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=gpytorch.constraints.Interval(*_NOISE_RANGE))
+    with torch.device(points.device):
+        kernel = gpytorch.kernels.RBFKernel(lengthscale_constraint=_interval(low, high))
+        noise = gpytorch.likelihoods.GaussianLikelihood(noise_constraint=_interval(*_NOISE_RANGE))
     kernel, noise = kernel.to(points), noise.to(points)
 
     def loss() -> tuple[Tensor, Tensor]:
@@ -124,7 +126,8 @@ def maximise(
         return _titsias(kernel(inducing).to_dense(), kernel(inducing, points).to_dense(), ratio, targets)
 
     def place(start: tuple[float, float]) -> float:
-        kernel.lengthscale, noise.noise = start
+        # tensors, as gpytorch rounds numbers to the default precision
+        kernel.lengthscale, noise.noise = points.new_tensor(start).unbind()
         return float(loss()[0])
 
     with torch.no_grad():
@@ -145,10 +148,17 @@ def maximise(
     return Hyperparameters(kernel.lengthscale.item(), noise.noise.item(), float(variance), -float(value))
 
 
+def _interval(low: float, high: float) -> gpytorch.constraints.Interval:
+    """A range of a parameter, whose ends gpytorch itself would round to the precision that the caller made default."""
+    found = gpytorch.constraints.Interval(0.0, 1.0)
+    found.lower_bound, found.upper_bound = (torch.tensor(end, dtype=torch.float64) for end in (low, high))
+    return found
+
+
 def _exact(kernel: Tensor, noise: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
     """``½ log(tr(Yᵀ A⁻¹ Y)/n) + log det(A)/2n`` with ``A = K + νI``, and the best amplitude."""
     rows = len(kernel)
-    root, _ = cholesky(kernel + noise * torch.eye(rows).to(kernel))
+    root, _ = cholesky(kernel + noise * torch.eye(rows, dtype=kernel.dtype, device=kernel.device))
     variance = torch.linalg.solve_triangular(root, targets.factor, upper=False).square().sum() / rows
     return 0.5 * variance.log() + root.diagonal().log().sum() / rows, variance
 
@@ -158,7 +168,7 @@ def _titsias(inner: Tensor, cross: Tensor, noise: Tensor, targets: Targets) -> t
     rows = cross.shape[1]
     root, _ = cholesky(inner)
     white = torch.linalg.solve_triangular(root, cross, upper=False)
-    capacity = torch.eye(len(inner)).to(inner) + white @ white.T / noise
+    capacity = torch.eye(len(inner), dtype=inner.dtype, device=inner.device) + white @ white.T / noise
     root, _ = cholesky(capacity)
     fitted = torch.linalg.solve_triangular(root, white @ targets.factor, upper=False)
     unfitted = rows - len(inner) + torch.cholesky_inverse(root).diagonal().sum()
@@ -176,7 +186,7 @@ def cholesky(matrix: Tensor) -> tuple[Tensor, float]:
         FitError: the matrix is not positive definite even with a jitter of 1e-4.
     """
     size = matrix.diagonal().mean().detach()
-    eye = torch.eye(len(matrix)).to(matrix)
+    eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     for jitter in (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4):
         root, info = torch.linalg.cholesky_ex(matrix + jitter * size * eye if jitter else matrix)
         if not int(info):

@@ -106,7 +106,7 @@ def _known(points: Tensor, sites: Tensor, factor: Tensor, length_scale: float) -
 def _unknown(known: Tensor) -> Tensor:
     square = known @ known.mT
     # a batched product is symmetric only up to rounding
-    return torch.eye(known.shape[1]).to(known) - (0.5 - 0.5 * KEPT) * (square + square.mT)
+    return torch.eye(known.shape[1], dtype=known.dtype, device=known.device) - (0.5 - 0.5 * KEPT) * (square + square.mT)
 
 
 class LeftOut:
@@ -134,7 +134,9 @@ class LeftOut:
     def _shapes(self, rows: Tensor) -> Tensor:
         delta, kernel, known = _known(self.sites[rows], self.sites, self.factor, self.length_scale)
         own = self.inverse[rows]
-        lost = ((kernel * own)[:, None] @ delta.mT)[:, 0] / own[torch.arange(len(rows)), rows].sqrt()[:, None]
+        lost = ((kernel * own)[:, None] @ delta.mT)[:, 0] / own[
+            torch.arange(len(rows), device=rows.device), rows
+        ].sqrt()[:, None]
         return _unknown(known) + (1 - KEPT) * lost[:, :, None] * lost[:, None]
 
 

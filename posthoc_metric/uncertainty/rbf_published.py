@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike, check_range, describe, to_points
+from .._arrays import ArrayLike, as_tensor, check_range, describe, to_points
 from ..errors import FitError, InvalidArgumentError, NotFittedError
 from ..smooth_map import SmoothMap
 from .centres import place_centres, squared_distances
@@ -203,8 +203,8 @@ class PublishedRBF:
 def _choose_rows(count: int, outputs: int, centres: int, seed: int) -> Tensor:
     most = min(_MOST_ROWS, max(_ENTRIES // outputs, 16 * centres))
     if count <= most:
-        return torch.arange(count)
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].sort().values
+        return torch.arange(count, device="cpu")
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")[:most].sort().values
 
 
 def _moments(
@@ -212,7 +212,7 @@ def _moments(
 ) -> tuple[Tensor, Tensor, bool]:
     """``VᵀR`` (K, D) and ``Σ_n R`` (D,) of the squared residuals R, in chunks of rows, and whether R is rounding."""
     step = max(1, _BLOCK // decoder.output_dim)
-    sample = torch.as_tensor(data[rows[:: len(rows) // step + 1].numpy()]).to(points).flatten(1)
+    sample = as_tensor(data[rows[:: len(rows) // step + 1].numpy()]).to(points).flatten(1)
     variance = sample.var(0, correction=0).mean()
     if bool(variance == 0):
         raise FitError("`data` must differ from row to row; all rows are the same. Check what was passed as `data`.")
@@ -220,8 +220,8 @@ def _moments(
     moments: Any = 0
     total: Any = 0
     plain = 0.0
-    for block in torch.arange(len(rows)).split(step):
-        target = torch.as_tensor(data[rows[block].numpy()]).to(points).flatten(1)
+    for block in torch.arange(len(rows), device="cpu").split(step):
+        target = as_tensor(data[rows[block].numpy()]).to(points).flatten(1)
         square = (target - decoder(points[block]).to(points)).square_()
         plain += float(square.sum())
         square.clamp_min_(least)

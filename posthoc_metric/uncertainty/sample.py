@@ -103,7 +103,11 @@ def _unless_plain(shape: Callable[[Tensor], Tensor] | None, points: Tensor) -> C
     if shape is None:
         return None
     found = shape(points[:_TRIED])
-    return None if bool((found - torch.eye(found.shape[1]).to(found)).abs().max() < _ALIKE) else shape
+    return (
+        None
+        if bool((found - torch.eye(found.shape[1], dtype=found.dtype, device=found.device)).abs().max() < _ALIKE)
+        else shape
+    )
 
 
 def _volumes(
