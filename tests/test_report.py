@@ -4,6 +4,7 @@ import json
 import re
 from html.parser import HTMLParser
 
+import matplotlib.style
 import numpy as np
 import pytest
 import torch
@@ -154,6 +155,16 @@ class TestFiles:
         assert (tmp_path / "mine.txt").read_text() == "keep"
         assert json.loads((tmp_path / "audit.json").read_text())["geodesics"]["pairs"] == 4
         assert not (tmp_path / "frames.png").exists()
+
+    @pytest.mark.parametrize("style", ["dark_background", {"text.usetex": True, "font.size": 30}])
+    def test_the_callers_style_is_not_the_pages(self, job, written, tmp_path, style):
+        repaired, before, after, audit = job
+        with matplotlib.style.context(style):
+            kept = dict(matplotlib.rcParams)
+            write_report(tmp_path / "styled", repaired, before, after, audit, image_shape=(8, 8))
+            assert dict(matplotlib.rcParams) == kept
+        for name in ("maps.png", "geodesics.png", "frames.png", "profile.png", "audit.png"):
+            assert (tmp_path / "styled" / name).read_bytes() == (written[0] / name).read_bytes()
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("drawing failed")])
     def test_an_error_half_way_leaves_nothing_behind(self, job, tmp_path, monkeypatch, error):

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import matplotlib.style
 import numpy as np
 
 from .._arrays import as_tensor, describe
@@ -65,7 +66,8 @@ def write_report(
             "versions": _versions(),
         }
     )
-    with staged_folder(out_dir) as draft:
+    # a page looks the same whatever style the caller draws in, and needs no TeX where that is part of it
+    with staged_folder(out_dir) as draft, matplotlib.style.context("default"):
         inlined = []
         for picture in pictures(repaired, before, after, audit, image_shape):
             buffer = io.BytesIO()
