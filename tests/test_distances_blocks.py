@@ -81,6 +81,11 @@ def test_threads_as_workers_give_the_same_bits(alone):
         assert same(ask_all(), alone)
 
 
+def test_backends_that_hand_nothing_back_before_the_end_are_taken_too(alone):
+    with joblib.parallel_config(backend="multiprocessing", n_jobs=2):
+        assert same(ask_all(), alone)
+
+
 @pytest.fixture(scope="module")
 def cluster():
     distributed = pytest.importorskip("distributed", reason="the extra [dask] is not installed")

@@ -108,7 +108,10 @@ def run_blocks(
         left = set(missing)
         threads = torch.get_num_threads()
         try:
-            for result in Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)(calls):
+            # some backends, such as multiprocessing, hand nothing back before all is done
+            lazily = getattr(get_active_backend()[0], "supports_return_generator", False)
+            kind = "generator_unordered" if lazily else "list"
+            for result in Parallel(n_jobs=workers, return_as=kind, batch_size=1)(calls):
                 if isinstance(result, _Done):
                     left.discard(result.index)
                     progress.advance(result.seconds)
