@@ -117,6 +117,10 @@ class TestInferenceMode:
         assert not any(result.is_inference() for result in results)
 
 
+def bowl(z):
+    return (1 + z.square().sum(1))[:, None, None] * torch.eye(2, dtype=z.dtype, device=z.device)
+
+
 def everything(decoder, z):
     """What the library gives for latents z (n, 2), by name."""
     data = decoder(z)
@@ -132,6 +136,7 @@ def everything(decoder, z):
         "curves": curves.points,
         "frames": curves.decode(4),
         "fixed point": repaired.geodesic(z[:1], z[-1:], solver="fixed-point").points,
+        "of a function": pm.geodesic(bowl, z[:2], z[-2:]).points,
         "no curves": repaired.geodesic(z[:0], z[:0]).points,
         "log": repaired.log(z[:2], z[2:4]),
         "exp": repaired.exp(z[:2], z[2:4] / 10),

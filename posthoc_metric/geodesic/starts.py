@@ -270,7 +270,7 @@ def _boxes(start: Tensor, end: Tensor, support: Tensor | None) -> dict[tuple[flo
 def _grid(cache: StartCache, parts: MetricParts, box: tuple[float, ...], support: Tensor | None) -> MetricGraph:
     key = ("grid", box)
     if key not in cache.graphs:
-        device = None if support is None else support.device
+        device = "cpu" if support is None else support.device
         values = torch.tensor(box, dtype=torch.float64, device=device)
         centre, half = values.chunk(2)
         ruler = TensorRuler(parts)
