@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import multiprocessing
+import os
 import pickle
 import threading
 import warnings
@@ -515,6 +517,31 @@ def test_threads_differentiate_at_once():
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(derivatives, range(80)))
     assert all(torch.equal(a, b) for one in found for a, b in zip(one, expected, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_process_may_fork_while_a_thread_differentiates():
+    """As a training script does whose loader has workers; a lock that was held then would never be given back."""
+    decoder, z, done = Decoder(net()), latents(200), threading.Event()
+
+    def work():
+        while not done.is_set():
+            decoder.jacobian(z)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for _ in range(10):
+            child = multiprocessing.get_context("fork").Process(target=decoder.jacobian, args=(z,))
+            child.start()
+            child.join(30)
+            alive = child.is_alive()
+            child.kill()
+            assert not alive and child.exitcode == 0
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_inference_mode_is_left_for_derivatives():

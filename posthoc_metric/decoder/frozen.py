@@ -6,7 +6,6 @@ which torch refuses by default, from the inside of a decoder whose mean or logit
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,25 +14,25 @@ from torch import nn
 from torch.distributions import Distribution
 
 from ..surroundings import own_precision
+from .turns import BOOKS
 
 
 class _Unchecked:
     """Takes away the default of checking distributions while at least one thread is inside any decoder."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._inside = 0
         self._before = True
 
     def __enter__(self) -> None:
-        with self._lock:
+        with BOOKS:
             if self._inside == 0:
                 self._before = Distribution._validate_args
                 Distribution.set_default_validate_args(False)
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
-        with self._lock:
+        with BOOKS:
             self._inside -= 1
             if self._inside == 0:
                 Distribution.set_default_validate_args(self._before)
@@ -47,13 +46,12 @@ class EvalMode:
 
     def __init__(self, roots: tuple[nn.Module, ...]):
         self._modules = list({id(module): module for root in roots for module in root.modules()}.values())
-        self._lock = threading.RLock()
         self._inside = 0
         self._trained: list[nn.Module] = []
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        with self._lock:
+        with BOOKS:
             self._inside += 1
             for module in self._modules:
                 if getattr(module, "training", False):  # frozen TorchScript has no such flag
@@ -63,7 +61,7 @@ class EvalMode:
             with _unchecked, own_precision():
                 yield
         finally:
-            with self._lock:
+            with BOOKS:
                 self._inside -= 1
                 if self._inside == 0:
                     for module in self._trained:
@@ -75,6 +73,5 @@ class EvalMode:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._modules = state["_modules"]
-        self._lock = threading.RLock()
         self._inside = 0
         self._trained = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from . import derivatives, kernels
 from .finite import difference
+from .turns import ONE_AT_A_TIME
 
 Function = Callable[[Tensor], Tensor]
 
@@ -28,8 +28,6 @@ REVERSE_WAYS = {
     "reverse": "reverse-mode AD",
     "columns": "d forward columns",
 }
-#: torch has one level of forward-mode AD for all threads, and so have the switches behind some kernels
-_ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class Route:
             return self._push(function, z, v)
 
     def _alone(self) -> AbstractContextManager[Any]:
-        return _ONE_AT_A_TIME if self.kernels or self.forward in ("forward", "per row") else nullcontext()
+        return ONE_AT_A_TIME if self.kernels or self.forward in ("forward", "per row") else nullcontext()
 
     def _push(self, function: Function, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if self.forward == "forward":
@@ -96,7 +94,7 @@ class Route:
     def vjp(self, function: Function, z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """``f(z)`` (B, D) and ``J(z)ᵀ u`` (B, d)."""
         if self.reverse == "reverse":
-            with _ONE_AT_A_TIME if self.reverse_kernels else nullcontext(), kernels.in_force(self.reverse_kernels):
+            with ONE_AT_A_TIME if self.reverse_kernels else nullcontext(), kernels.in_force(self.reverse_kernels):
                 return derivatives.reverse(function, z, u)
         value, columns = self.columns(function, z, 0, z.shape[1])
         return value, torch.einsum("kbo,bo->bk", columns, u)
