@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from .._arrays import as_tensor
 from ..errors import DecoderError, InvalidArgumentError
 from .families import ADDED, FAMILIES, KINDS
 
@@ -191,7 +192,7 @@ def observation(calls: list[tuple[Distribution, Tensor]], output: Tensor) -> Obs
         rows = min(coordinates.shape[0], len(flat)) if coordinates.ndim else 0
         if rows and torch.equal(coordinates[:rows].reshape(rows, -1), flat[-rows:].to(coordinates)):
             family = next((name for kind, name in KINDS.items() if isinstance(distribution, kind)), "NegativeBinomial")
-            constant = torch.as_tensor(FAMILIES[family].constant(distribution)).detach().double()
+            constant = as_tensor(FAMILIES[family].constant(distribution)).detach().double()
             if family == "Multinomial":
                 constant = constant.unsqueeze(-1)
             constant = constant.to(coordinates.device).expand(coordinates.shape)[0].clone()
