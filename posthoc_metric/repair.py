@@ -27,6 +27,7 @@ from .surroundings import lasting
 from .uncertainty import PublishedRBF, UncertaintyModel, make_model, model_name
 from .uncertainty.calibration import Knobs, calibrate
 from .uncertainty.contract import check_contract, check_held_out
+from .uncertainty.evened import Evened
 from .uncertainty.gate import Gate, ShapedField
 from .uncertainty.measurement import measure
 
@@ -44,7 +45,8 @@ class RepairedMetric(StructuredMetric):
 
     ``M(z) = J_fᵀJ_f + w(z) I`` for a model whose ignorance is the same in all directions, ``w`` being the
     calibrated :class:`~posthoc_metric.uncertainty.Gate`; ``J_fᵀJ_f + εI + (w(z) - ε) S(z)`` for one
-    with a shape ``S``; ``J_fᵀJ_f + J_σᵀJ_σ`` for ``"rbf-published"``, which is not calibrated.
+    with a shape ``S``, evened as far as the bound on κ(J) needs; ``J_fᵀJ_f + J_σᵀJ_σ`` for ``"rbf-published"``,
+    which is not calibrated.
 
     The first form is the expected metric ``J_fᵀJ_f + J_sᵀJ_s + (Σ_j s_j²)/ℓ² I`` of a decoder with correlated
     noise, at fixed ``w = Σ_j s_j²/ℓ²`` and small ``ℓ``: the rank-one term ``J_sᵀJ_s`` then vanishes, and with it
@@ -261,4 +263,4 @@ def _parts(decoder: SmoothMap, model: UncertaintyModel | PublishedRBF, gate: Gat
     shape = model.shape()
     if shape is None:
         return MetricParts(embedding=decoder, weight=gate)
-    return MetricParts(embedding=decoder, field=ShapedField(gate, shape))
+    return MetricParts(embedding=decoder, field=ShapedField(gate, Evened(shape, gate.even) if gate.even else shape))

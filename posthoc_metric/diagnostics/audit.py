@@ -12,6 +12,7 @@ from .._arrays import check_count, check_seed
 from ..metric import condition_numbers
 from ..smooth_map import gram, told_apart
 from ..uncertainty import PublishedRBF
+from ..uncertainty.measurement import AUDITED
 from .criteria import Criterion, faithfulness_criteria, fidelity, shell_criteria
 from .faithfulness import Faithfulness, faithfulness
 from .shells import Field, Shell, ShellRow, shells, statistics
@@ -20,8 +21,7 @@ from .smoothness import directions, smoothness
 if TYPE_CHECKING:
     from ..repair import RepairedMetric
 
-#: points on a shell at most, and entries of Jacobians on all shells together
-_MOST_POINTS = 200
+#: points on a shell at least, and entries of Jacobians on all shells together
 _FEWEST_POINTS = 24
 _BUDGET = 3e8
 #: where the decoder's condition number is beyond the bound at most latents, fidelity is judged by few of them: more
@@ -96,7 +96,7 @@ def audit(
     if points is not None:
         points = check_count(points, "points", 2, "how many points of each shell to measure at")
     entries = repaired.dim * repaired.decoder.output_dim * 10
-    count = points or int(min(max(_BUDGET / entries, _FEWEST_POINTS), _MOST_POINTS))
+    count = points or int(min(max(_BUDGET / entries, _FEWEST_POINTS), AUDITED))
     added: dict[str, Field] = {"decoder": lambda z: z.new_zeros(len(z), z.shape[1], z.shape[1])}
     added["repaired"] = repaired.added
     if isinstance(repaired.model, PublishedRBF):

@@ -26,8 +26,8 @@ from torch import Tensor
 from ..errors import CalibrationWarning, FitError
 from .base import UncertaintyModel
 from .gate import Gate
-from .measurement import VOID_OFFSETS, Measured
-from .sample import Sample, look
+from .measurement import AUDITED, VOID_OFFSETS, Measured
+from .sample import MEDIANS, TAILS, Sample, likely, look
 from .scales import about_scales
 
 #: where the rise may end, widest first: a wide rise is a smooth metric, a narrow one hugs the data
@@ -44,6 +44,8 @@ _LESSER_SHARES = (0.98, 0.97, 0.96, 0.95, 0.94, 0.93, 0.92, 0.91, 0.9)
 #: how many times higher the ceiling may be for a model that says it knows some directions in the void, before it is
 #: told that this is not enough: lengths there come out up to twice as large
 _BOOSTS = (1.0, 2.0, 4.0)
+#: by how much it may be raised at most so that the inflation comes out as asked for
+_MOST_LACK = 4.0
 #: how far beyond the largest of a few scores the edge is put, in distances to their 80 % quantile
 _TAIL = 0.3
 
@@ -81,6 +83,32 @@ def calibrate(model: UncertaintyModel, measured: Measured, knobs: Knobs, held_ou
     known, void = sample.known, sample.void
     if not bool(torch.isfinite(known).all() and torch.isfinite(void).all()):
         raise FitError("the uncertainty model's score must be finite on and off the data; it is NaN or infinite.")
+    chosen = _choose(model, sample, knobs)
+    if chosen is None:
+        _warn("the uncertainty model does not tell the data from the void. Try more centres or more latents.")
+        edge = _edge(known, knobs.support_quantile)
+        beyond = float(torch.quantile(void[VOID_OFFSETS.index(1.0)], 0.5))
+        top = edge + max(0.1 * abs(beyond - edge), 1e-6 * abs(edge), 1e-12)
+        return _risen(model, sample, _ceiling(sample, knobs), edge, top, knobs.support_quantile)
+    gate, doubt = chosen
+    if doubt:
+        _warn(doubt)
+    delivered = math.sqrt(_least_added(gate, sample) / measured.costliest)
+    if delivered < 0.7 * knobs.inflation:
+        _warn(
+            f"a step in the void may cost only {delivered:.2g} times the costliest one on the data, not "
+            f"{knobs.inflation:g}: the uncertainty model says that it knows some directions there. Its `shape` must "
+            "tend to the identity far from the data."
+        )
+    return gate
+
+
+def _choose(model: UncertaintyModel, sample: Sample, knobs: Knobs) -> tuple[Gate, str] | None:
+    """The widest rise that passes, of the largest support that has one, and what there is to warn of.
+
+    ``None`` where no score of the void is above those of the data.
+    """
+    known, void = sample.known, sample.void
     found: list[tuple[float, Gate]] = []
     shares = (knobs.support_quantile, *(less for less in _LESSER_SHARES if less < knobs.support_quantile))
     for boost, share in product((1.0,) if model.shape() is None else _BOOSTS, shares):
@@ -89,26 +117,21 @@ def calibrate(model: UncertaintyModel, measured: Measured, knobs: Knobs, held_ou
             gate = _gate(model, sample, knobs, edge, top, share, boost)
             shortfall = _shortfall(gate, sample)
             if shortfall <= 0:
-                # the widest rise that passes, and the largest support that has one
-                if knobs.support_quantile - share > _chance(knobs.support_quantile, len(known)):
-                    _warn(
-                        f"only {share:.0%} of held-out latents could be left alone, not {knobs.support_quantile:.0%}: "
-                        "the rest lie as far from the data as the void does. More latents help."
-                    )
-                return gate
+                lost = knobs.support_quantile - share > _chance(knobs.support_quantile, len(known))
+                return gate, (
+                    f"only {share:.0%} of held-out latents could be left alone, not {knobs.support_quantile:.0%}: "
+                    "the rest lie as far from the data as the void does. More latents help."
+                    if lost
+                    else ""
+                )
             found.append((shortfall, gate))
     if not found:
-        _warn("the uncertainty model does not tell the data from the void. Try more centres or more latents.")
-        edge = _edge(known, knobs.support_quantile)
-        beyond = float(torch.quantile(void[VOID_OFFSETS.index(1.0)], 0.5))
-        top = edge + max(0.1 * abs(beyond - edge), 1e-6 * abs(edge), 1e-12)
-        return _gate(model, sample, knobs, edge, top, knobs.support_quantile)
+        return None
     shortfall, gate = min(found, key=lambda pair: pair[0])
-    _warn(
-        f"the repaired volume falls somewhere between the data and the void by {shortfall:.2f} more per dimension "
-        "than the audit allows; see repaired.audit()."
+    return gate, (
+        f"the repaired volume may fall somewhere between the data and the void by {shortfall:.2f} more per dimension "
+        "than the audit allows, as far as chance in its points goes; see repaired.audit()."
     )
-    return gate
 
 
 def _chance(share: float, count: int) -> float:
@@ -139,24 +162,46 @@ def _tops(edge: float, void: Tensor) -> list[float]:
 def _gate(
     model: UncertaintyModel, sample: Sample, knobs: Knobs, edge: float, top: float, share: float, boost: float = 1.0
 ) -> Gate:
-    """The gate that rises from score ``edge`` to ``top``, with the least depth that leaves the data alone."""
+    """The gate that rises from score ``edge`` to ``top``, and as high as the inflation needs."""
+    ceiling = _ceiling(sample, knobs, boost)
+    gate = _risen(model, sample, ceiling, edge, top, share)
+    wanted = knobs.inflation**2 * sample.costliest
+    lack = wanted / max(_least_added(gate, sample), wanted / _MOST_LACK)
+    return gate if lack <= 1 else _risen(model, sample, lack * ceiling, edge, top, share)
+
+
+def _ceiling(sample: Sample, knobs: Knobs, boost: float = 1.0) -> float:
+    ceiling = boost * knobs.inflation**2 * sample.measured.costliest / _SATURATION
+    return ceiling * _raise(ceiling, sample.measured)
+
+
+def _risen(model: UncertaintyModel, sample: Sample, ceiling: float, edge: float, top: float, share: float) -> Gate:
+    """The gate below a ceiling, with the least depth that leaves the data alone."""
     measured = sample.measured
-    ceiling = boost * knobs.inflation**2 * measured.costliest / _SATURATION
-    ceiling *= _raise(ceiling, measured)
     level = min(measured.costliest, ceiling / 4)
     knee_offset = min(max(measured.spacing, _KNEE_RANGE[0]), _KNEE_RANGE[1])
     knee = edge + knee_offset / _RISE_ENDS[0] * (top - edge)
     gentle = (top - knee) / math.log(ceiling / level / (1 / _SATURATION - 1))
+
+    def of(depth: float) -> Gate:
+        return Gate(model, knee, level, (knee - edge) / depth, gentle, ceiling, sample.floor, sample.even)
+
     # never less steep than the climb above the knee, or the ceiling would not be reached by ``top``
     low, high = (knee - edge) / gentle, _MOST_DEPTH
     for _ in range(40):
         depth = 0.5 * (low + high)
-        gate = Gate(model, knee, level, (knee - edge) / depth, gentle, ceiling, sample.floor)
-        if _fidelity_met(sample.on_data.change(gate.weight(sample.data_scores)[0]), share):
+        if _fidelity_met(sample.on_data.volumes.change(of(depth).weight(sample.on_data.scores)[0]), share):
             high = depth
         else:
             low = depth
-    return Gate(model, knee, level, (knee - edge) / high, gentle, ceiling, sample.floor)
+    return of(high)
+
+
+def _least_added(gate: Gate, sample: Sample) -> float:
+    """What an audit may find added in the cheapest direction at offset 1 and beyond, by its 5 % quantile."""
+    beyond = (there for offset, there in zip(VOID_OFFSETS, sample.in_void, strict=True) if offset >= 1)
+    added = [gate.weight(there.scores)[0] * there.least for there in beyond]
+    return min(float(there.quantile(likely(0.05, len(there), AUDITED, -TAILS))) for there in added)
 
 
 def _fidelity_met(change: Tensor, share: float) -> bool:
@@ -180,14 +225,12 @@ def _raise(ceiling: float, measured: Measured) -> float:
 def _shortfall(gate: Gate, sample: Sample) -> float:
     """The largest fall of the median log volume from any shell, data included, to a farther one, less 0.04.
 
-    With a ``caution`` of ½ medians are taken a standard error, a rank of ``½ / √n``, too high on the data and too low
-    on the shells.
+    Medians are taken too high on the data and too low on the shells, by as much as an audit's may be so by chance.
     """
-    on_data = sample.on_data(gate.weight(sample.data_scores)[0])
-    medians = [on_data.quantile(0.5 + sample.caution / math.sqrt(len(on_data)))]
-    for there, scores in zip(sample.in_void, sample.void_scores, strict=True):
-        lower = 0.5 - sample.caution / math.sqrt(len(scores))
-        medians.append(there(gate.weight(scores)[0]).quantile(lower))
+    on_data, audited = sample.on_data, sample.measured.audited
+    wanted = [(on_data, likely(0.5, len(on_data.scores), audited, MEDIANS))]
+    wanted += [(there, likely(0.5, len(there.scores), AUDITED, -MEDIANS)) for there in sample.in_void]
+    medians = [there.volumes(gate.weight(there.scores)[0]).quantile(share) for there, share in wanted]
     fall, peak = 0.0, -math.inf
     for value in map(float, medians):
         peak = max(peak, value)

@@ -29,6 +29,7 @@ class Gate:
         steep, gentle: δ₁ and δ₂, in units of the score.
         ceiling: W, what ``w`` tends to in the void.
         floor: ε, itself a smooth function of z.
+        even: what share of ``w - ε`` is alike in all directions, whatever the model's shape.
     """
 
     model: UncertaintyModel
@@ -38,6 +39,7 @@ class Gate:
     gentle: float
     ceiling: float
     floor: Floor
+    even: float = 0.0
 
     def weight(self, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``w - ε`` and its first and second derivative by the score, each (B,), from scores (B,)."""
@@ -99,7 +101,7 @@ class Gate:
 
     def numbers(self) -> dict[str, float]:
         """The numbers that calibration chose; the floor has a state of its own."""
-        return {name: float(getattr(self, name)) for name in ("knee", "level", "steep", "gentle", "ceiling")}
+        return {name: float(getattr(self, name)) for name in ("knee", "level", "steep", "gentle", "ceiling", "even")}
 
 
 @dataclass(frozen=True)

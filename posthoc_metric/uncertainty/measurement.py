@@ -15,7 +15,11 @@ from .scales import mismatch
 
 #: offsets at which the void is sampled
 VOID_OFFSETS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 100.0, 1000.0)
+#: held-out latents, and points of a shell, that an audit looks at unless it is told otherwise
+AUDITED = 200
 _JACOBIAN_BUDGET = 5e8
+#: how many more points than of the others there are of the first shell
+_MORE = 3
 #: entries of matrices that are kept, of each kind of points
 _KEPT_ENTRIES = 2**23
 
@@ -31,6 +35,8 @@ class Measured:
             and of each shell's points, (m, d, d) and (shells, m, d, d); in many dimensions not at all of them.
         support_points: training latents and gaps (n, d) whose eigenvalues ``support`` also set the floor.
         training_count: how many of them are training latents; those come first.
+        more, more_points, more_grams: the same at more points of the first shell, (n, d), (n, d) and (m, d, d).
+        audited: how many latents an audit will judge by.
         spacing: the 95th percentile of held-out distances to the nearest training latent, in data radii.
         scales: the held-out latents' standard deviation along each axis, (d,).
         mismatch: how ill these suit the decoder; see :func:`~posthoc_metric.uncertainty.scales.mismatch`.
@@ -46,6 +52,10 @@ class Measured:
     void: Tensor
     void_points: Tensor
     void_grams: Tensor
+    more: Tensor
+    more_points: Tensor
+    more_grams: Tensor
+    audited: int
     spacing: float
     scales: Tensor
     mismatch: float
@@ -75,21 +85,13 @@ def measure(decoder: SmoothMap, support: Support, *, seed: int = 0) -> Measured:
     gap_grams, bad = _grams(decoder, gaps)
     if bool(bad.any()):
         raise _off_the_data(f"at {int(bad.sum())} of {len(gaps)} midpoints between latents")
-    void = torch.stack(
-        [support.shell(offset, each, seed=seed + 1 + index) for index, offset in enumerate(VOID_OFFSETS)]
-    )
-    void_grams, bad = _grams(decoder, void.flatten(0, 1))
-    if bool(bad.any()):
-        counts = bad.view(len(VOID_OFFSETS), each).sum(1)
-        nearest = int(torch.nonzero(counts)[0])
-        raise _off_the_data(
-            f"at {int(counts[nearest])} of {each} points tried {VOID_OFFSETS[nearest]:g} data radii "
-            f"(of {support.radius:.3g}) away from the latents"
-        )
+    shells = [support.shell(offset, each, seed=seed + 1 + index) for index, offset in enumerate(VOID_OFFSETS)]
+    # the addition climbs there from nothing to more than all else, so that a median of few points is a guess
+    more = support.shell(VOID_OFFSETS[0], _MORE * most // len(VOID_OFFSETS), seed=seed + 1 + len(VOID_OFFSETS))
+    *void_grams, more_grams = _around(decoder, [*shells, more], (*VOID_OFFSETS, VOID_OFFSETS[0]), support.radius)
     scales = support.calibration.std(0, correction=0)
     kept = _KEPT_ENTRIES // dim**2 + 1
-    void_values = _eigenvalues(void_grams).view(len(VOID_OFFSETS), each, dim)
-    void_grams = void_grams.view(len(VOID_OFFSETS), each, dim, dim)[:, : kept // len(VOID_OFFSETS) + 1]
+    grams = torch.stack(void_grams)
     # copies, so that what is not kept is not held either
     return Measured(
         data=_eigenvalues(data_grams),
@@ -99,9 +101,13 @@ def measure(decoder: SmoothMap, support: Support, *, seed: int = 0) -> Measured:
         support_points=torch.cat([training, gaps]),
         training_count=len(training),
         training_grams=training_grams[:kept].clone(),
-        void=void_values,
-        void_points=void,
-        void_grams=void_grams.clone(),
+        void=_eigenvalues(grams.flatten(0, 1)).view(len(VOID_OFFSETS), each, dim),
+        void_points=torch.stack(shells),
+        void_grams=grams[:, : kept // len(VOID_OFFSETS) + 1].clone(),
+        more=_eigenvalues(more_grams),
+        more_points=more,
+        more_grams=more_grams[:kept].clone(),
+        audited=min(len(support.audit), AUDITED),
         spacing=support.spread / support.radius,
         scales=scales,
         mismatch=mismatch(data_grams, scales),
@@ -120,6 +126,19 @@ def _on_latents(decoder: SmoothMap, points: Tensor, rows: Tensor) -> Tensor:
             rows=tuple(named),
         )
     return found
+
+
+def _around(decoder: SmoothMap, shells: list[Tensor], offsets: tuple[float, ...], radius: float) -> tuple[Tensor, ...]:
+    """``JᵀJ`` (n, d, d) at each shell's points (n, d)."""
+    counts = [len(points) for points in shells]
+    found, bad = _grams(decoder, torch.cat(shells))
+    for offset, there in zip(offsets, bad.split(counts), strict=True):
+        if bool(there.any()):
+            raise _off_the_data(
+                f"at {int(there.sum())} of {len(there)} points tried {offset:g} data radii (of {radius:.3g}) away from "
+                "the latents"
+            )
+    return found.split(counts)
 
 
 def _off_the_data(where: str) -> FitError:

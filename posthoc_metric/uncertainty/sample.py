@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .base import UncertaintyModel
+from .evened import Evened, evened
 from .floor import Floor, fit_floor
 from .measurement import Measured
 from .volumes import Volumes, joined, plain_volumes, shaped_volumes
@@ -17,6 +19,29 @@ from .volumes import Volumes, joined, plain_volumes, shaped_volumes
 _MOST_SHAPES = 100
 #: points of a shell at which a shape that is the identity to this accuracy is taken for that at all others
 _TRIED, _ALIKE = 8, 1e-3
+#: standard errors by which an audit's medians, and its quantiles of the inflation, may be worse than those found here;
+#: of the inflation an audit leaves half to chance
+MEDIANS, TAILS = 2.0, 1.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Points of one kind; fewer than all where matrices are large.
+
+    Attributes:
+        scores: of the model, (n,).
+        volumes: that weights would make.
+        least: the least eigenvalue of the model's shape, (n,); 1 without one.
+    """
+
+    scores: Tensor
+    volumes: Volumes
+    least: Tensor
+
+    def and_also(self, others: Seen) -> Seen:
+        """With the points of both."""
+        scores, least = torch.cat([self.scores, others.scores]), torch.cat([self.least, others.least])
+        return Seen(scores, joined(self.volumes, others.volumes), least)
 
 
 @dataclass(frozen=True)
@@ -26,21 +51,20 @@ class Sample:
     Attributes:
         measured: the decoder's eigenvalues, with those of training latents that a model without them has scored.
         floor: what these eigenvalues need.
+        even: see :class:`~posthoc_metric.uncertainty.gate.Gate`.
+        costliest: the costliest eigenvalue on the data that an audit may come upon.
         known, void: scores on the data (n,) and in the void (shells, n).
-        on_data, in_void: the volumes at those data and at each shell's points whose scores ``data_scores`` (m,) and
-            ``void_scores`` (m,) are; fewer than all where matrices are large.
-        caution: by how many standard errors medians are taken too high or too low.
+        on_data, in_void: those points and those of each shell, with what weights would make of them.
     """
 
     measured: Measured
     floor: Floor
+    even: float
+    costliest: float
     known: Tensor
     void: Tensor
-    on_data: Volumes
-    in_void: tuple[Volumes, ...]
-    data_scores: Tensor
-    void_scores: tuple[Tensor, ...]
-    caution: float
+    on_data: Seen
+    in_void: tuple[Seen, ...]
 
 
 def look(model: UncertaintyModel, measured: Measured, bound: float, held_out: Tensor | None) -> Sample:
@@ -56,36 +80,47 @@ def look(model: UncertaintyModel, measured: Measured, bound: float, held_out: Te
     void = torch.stack([model.score(points) for points in measured.void_points])
     both = measured if held_out is None else _with_training(measured, held_out)
     floor, scale, shape = fit_floor(both, bound), both.costliest, model.shape()
-    in_void = tuple(
-        _volumes(_unless_plain(shape, there[0]), floor, scale, *there)
-        for there in zip(measured.void_points, measured.void, measured.void_grams, strict=True)
-    )
-    on_data = _volumes(shape, floor, scale, measured.data_points, measured.data, measured.data_grams)
-    scores = known[: len(on_data.level)]
+    # the floor bounds what the decoder needs, this what the shape needs, and then their sum keeps to the bound
+    even = 0.0 if shape is None else bound**-2
+    shape = None if shape is None else Evened(shape, even)
+
+    def seen(scores: Tensor, points: Tensor, values: Tensor, grams: Tensor, shapes: Tensor | None) -> Seen:
+        if shapes is None:
+            return Seen(scores, plain_volumes(values, floor(points)), torch.ones_like(scores))
+        some = slice(len(shapes))
+        volumes = shaped_volumes(grams[some], floor(points[some]), shapes, scale)
+        return Seen(scores[some], volumes, torch.linalg.eigvalsh(shapes)[:, 0].clamp_min(0))
+
+    shells = zip(void, measured.void_points, measured.void, measured.void_grams, strict=True)
+    nearest, *beyond = (seen(*there, _unless_plain(shape, there[1][: len(there[3])])) for there in shells)
+    points, grams = measured.more_points, measured.more_grams
+    more = seen(model.score(points), points, measured.more, grams, _unless_plain(shape, points[: len(grams)]))
+    points, grams = measured.data_points, measured.data_grams
+    on_data = seen(known, points, measured.data, grams, None if shape is None else shape(points[: len(grams)]))
     if held_out is not None:
         count = min(len(held_out), measured.training_count)
-        points, values = measured.support_points[:count], measured.support[:count]
-        kept = min(count, len(measured.training_grams), _MOST_SHAPES)
-        shapes = None if shape is None else model.held_out_shapes(points[:kept])
-        if shapes is None:
-            # ignorance alike in all directions is the most that there can be
-            more = plain_volumes(values, floor(points))
-        else:
-            more = shaped_volumes(measured.training_grams[:kept], floor(points[:kept]), shapes[:kept], scale)
-        on_data, scores = joined(on_data, more), torch.cat([scores, held_out[: len(more.level)]])
+        points, grams = measured.support_points[:count], measured.training_grams[: min(count, _MOST_SHAPES)]
+        # ignorance alike in all directions is the most that there can be
+        found = None if shape is None else model.held_out_shapes(points[: len(grams)])
+        found = None if found is None else evened(found[: len(grams)], even)
+        on_data = on_data.and_also(seen(held_out[:count], points, measured.support[:count], grams, found))
         known = torch.cat([known, held_out[:count]])
     return Sample(
         measured=both,
         floor=floor,
+        even=even,
+        costliest=float(both.data[:, -1].quantile(likely(0.95, len(both.data), both.audited, TAILS))),
         known=known,
         void=void,
         on_data=on_data,
-        in_void=in_void,
-        data_scores=scores,
-        void_scores=tuple(scores[: len(there.level)] for scores, there in zip(void, in_void, strict=True)),
-        # few latents say little of those to come
-        caution=0.0 if held_out is None else 0.5,
+        in_void=(nearest.and_also(more), *beyond),
     )
+
+
+def likely(share: float, seen: int, others: int, errors: float) -> float:
+    """The share of ``seen`` values below what the quantile of ``others`` may be that is so many standard errors off."""
+    off = math.sqrt(share * (1 - share) * (1 / seen + 1 / others))
+    return min(max(share + errors * off, 0.0), 1.0)
 
 
 def _with_training(measured: Measured, held_out: Tensor) -> Measured:
@@ -98,27 +133,10 @@ def _with_training(measured: Measured, held_out: Tensor) -> Measured:
     )
 
 
-def _unless_plain(shape: Callable[[Tensor], Tensor] | None, points: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """The shape, or none where nothing is known: far away, where asking at all points costs as much as anywhere."""
+def _unless_plain(shape: Callable[[Tensor], Tensor] | None, points: Tensor) -> Tensor | None:
+    """Shapes (n, d, d), or none where nothing is known: far away, where asking at all costs as much as anywhere."""
     if shape is None:
         return None
     found = shape(points[:_TRIED])
-    return (
-        None
-        if bool((found - torch.eye(found.shape[1], dtype=found.dtype, device=found.device)).abs().max() < _ALIKE)
-        else shape
-    )
-
-
-def _volumes(
-    shape: Callable[[Tensor], Tensor] | None,
-    floor: Floor,
-    scale: float,
-    points: Tensor,
-    eigenvalues: Tensor,
-    grams: Tensor,
-) -> Volumes:
-    if shape is None:
-        return plain_volumes(eigenvalues, floor(points))
-    few = points[: len(grams)]
-    return shaped_volumes(grams, floor(few), shape(few), scale)
+    eye = torch.eye(found.shape[1], dtype=found.dtype, device=found.device)
+    return None if bool((found - eye).abs().max() < _ALIKE) else shape(points)
