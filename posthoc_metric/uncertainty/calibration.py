@@ -198,10 +198,10 @@ def _risen(model: UncertaintyModel, sample: Sample, ceiling: float, edge: float,
 
 
 def _least_added(gate: Gate, sample: Sample) -> float:
-    """What an audit may find added in the cheapest direction at offset 1 and beyond, by its 5 % quantile."""
+    """What is added in the cheapest direction at offset 1 and beyond: its 5 % quantile, no more than it may be."""
     beyond = (there for offset, there in zip(VOID_OFFSETS, sample.in_void, strict=True) if offset >= 1)
     added = [gate.weight(there.scores)[0] * there.least for there in beyond]
-    return min(float(there.quantile(likely(0.05, len(there), AUDITED, -TAILS))) for there in added)
+    return min(float(there.quantile(likely(0.05, len(there), math.inf, -TAILS))) for there in added)
 
 
 def _fidelity_met(change: Tensor, share: float) -> bool:

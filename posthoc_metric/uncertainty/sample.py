@@ -19,8 +19,8 @@ from .volumes import Volumes, joined, plain_volumes, shaped_volumes
 _MOST_SHAPES = 100
 #: points of a shell at which a shape that is the identity to this accuracy is taken for that at all others
 _TRIED, _ALIKE = 8, 1e-3
-#: standard errors by which an audit's medians, and its quantiles of the inflation, may be worse than those found here;
-#: of the inflation an audit leaves half to chance
+#: standard errors by which an audit's medians may be worse than those found here, and the inflation less; of that an
+#: audit leaves half to chance in its own points
 MEDIANS, TAILS = 2.0, 1.0
 
 
@@ -52,7 +52,7 @@ class Sample:
         measured: the decoder's eigenvalues, with those of training latents that a model without them has scored.
         floor: what these eigenvalues need.
         even: see :class:`~posthoc_metric.uncertainty.gate.Gate`.
-        costliest: the costliest eigenvalue on the data that an audit may come upon.
+        costliest: the 95th percentile of the largest eigenvalue on the data, no less than it may be.
         known, void: scores on the data (n,) and in the void (shells, n).
         on_data, in_void: those points and those of each shell, with what weights would make of them.
     """
@@ -109,7 +109,7 @@ def look(model: UncertaintyModel, measured: Measured, bound: float, held_out: Te
         measured=both,
         floor=floor,
         even=even,
-        costliest=float(both.data[:, -1].quantile(likely(0.95, len(both.data), both.audited, TAILS))),
+        costliest=float(both.data[:, -1].quantile(likely(0.95, len(both.data), math.inf, TAILS))),
         known=known,
         void=void,
         on_data=on_data,
@@ -117,7 +117,7 @@ def look(model: UncertaintyModel, measured: Measured, bound: float, held_out: Te
     )
 
 
-def likely(share: float, seen: int, others: int, errors: float) -> float:
+def likely(share: float, seen: float, others: float, errors: float) -> float:
     """The share of ``seen`` values below what the quantile of ``others`` may be that is so many standard errors off."""
     off = math.sqrt(share * (1 - share) * (1 / seen + 1 / others))
     return min(max(share + errors * off, 0.0), 1.0)
