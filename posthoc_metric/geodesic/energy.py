@@ -23,6 +23,7 @@ from ..smooth_map import SmoothMap, gram
 from .batch import Batch
 from .elements import Model, add_blocks, add_gradient, add_weight, chord_products, empty_model
 from .field import FieldDerivative
+from .field_model import add_field_model
 from .frame import Frame
 from .image import Image
 from .rows import alike, unpadded
@@ -284,10 +285,8 @@ class CurveEnergy:
         out.energy += (v * along).sum((1, 2, 3))
         by_place = (pushed.mT @ v[..., None])[..., 0]
         add_gradient(out.gradient, where.shapes.mT @ by_place + where.slopes.mT @ (2 * along))
-        curved = pushed.mT @ torch.linalg.solve_ex(tensors, pushed)[0]
-        add_blocks(out.convex, coupled, curved / 2, pushed.mT, 2 * tensors)
-        exact = curved / 2 if exact is None else share * exact.reshape(curved.shape) - curved / 2
-        add_blocks(out.rest, coupled, exact, pushed.mT)
+        bend = None if exact is None else share * exact.reshape(tensors.shape)
+        add_field_model(out.convex, out.rest, coupled, tensors, pushed, bend)
 
 
 def _products(rows: Tensor) -> Tensor:
