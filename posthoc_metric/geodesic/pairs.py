@@ -67,8 +67,8 @@ def _relaxed(
         starts = make_starts(metric, parts, first, last, latents, options.starts)
         found = Refiner(parts, starts, len(first), options).run()
         found = _along_lines(parts, first, last, options, found)
-        for admit in (admit_slopes, admit_jumps):
-            admit(parts, found, max(options.rtol, options.rough_rtol), options.memory_limit)
+        admit_slopes(parts, found, options)
+        admit_jumps(parts, found, max(options.rtol, options.rough_rtol), options.memory_limit)
         blocks.append(found)
     return blocks[0] if len(blocks) == 1 else joined(blocks)
 

@@ -1,7 +1,9 @@
-"""Curves across kinks of a decoder judged once more by the metric alone: what the last steps taught may be a kink.
+"""Curves judged once more by the metric alone, where what the steps have taught of the energy may be wrong.
 
 A step across a kink changes the Jacobian at once, however short it was, and a model of the energy that has learnt this
-is so stiff that every slope looks like none.  The Gauss-Newton model has learnt nothing.
+is so stiff that every slope looks like none.  Where gradients alone brought a curve on for a long time, most of what
+is left lies in directions that few steps went, of which the model has learnt too little.  The Gauss-Newton model has
+learnt nothing.
 """
 
 from __future__ import annotations
@@ -12,33 +14,38 @@ from torch import Tensor
 from ..metric import MetricParts
 from .energy import CurveEnergy
 from .linear import solve_model
+from .options import RelaxationOptions
 from .refinement import Refined
 from .relaxation import STATUSES
-from .routes import MOST_COARSE
+from .routes import FEW, MOST_COARSE
 from .status import Status
 
 #: dimensions beyond which Jacobians at every node are more than the curve itself has cost
 _MOST_DIM = 32
+#: evaluations of a curve over what Jacobians at its nodes cost, from which on these do not weigh
+_LONG = 4
 #: what is added to the model where it is nearly singular, as a share of its own blocks
 _LITTLE = 1e-9
 
 _CONVERGED, _UNRESOLVED = STATUSES.index(Status.CONVERGED), STATUSES.index(Status.UNRESOLVED)
 
 
-def admit_slopes(parts: MetricParts, found: Refined, rtol: float, memory_limit: int) -> None:
-    """Add to the errors of curves ``found`` across kinks what a Gauss-Newton step still promises to gain.
+def admit_slopes(parts: MetricParts, found: Refined, options: RelaxationOptions) -> None:
+    """Add to the errors of curves ``found``, where these may be wrong, what a Gauss-Newton step still promises to gain.
 
-    Those for which that is more than ``rtol`` are ``UNRESOLVED``.  A residual ``r`` is a share of ``r² / 2`` of the
+    Those for which that is more than is allowed are ``UNRESOLVED``.  A residual ``r`` is a share of ``r² / 2`` of the
     energy, and half of that of the length.
     """
     facts = found.facts
     dim = found.spline.nodes.shape[2]
     # a curve with few kinks may look smooth, but has taken many spans to say so
-    suspect = (found.rough | (facts.spans > MOST_COARSE)) & torch.isfinite(facts.length) & (facts.length > 0)
-    rows = suspect.nonzero().flatten()
+    suspect = found.rough | (facts.spans > MOST_COARSE)
+    if dim > FEW:
+        suspect |= found.evaluations > _LONG * dim * (facts.spans + 1)
+    rows = (suspect & torch.isfinite(facts.length) & (facts.length > 0)).nonzero().flatten()
     if parts.embedding is None or dim > _MOST_DIM or len(rows) == 0:
         return
-    energy = CurveEnergy(parts, found.spline.nodes[rows, ::16].flatten(0, 1)[:512], memory_limit)
+    energy = CurveEnergy(parts, found.spline.nodes[rows, ::16].flatten(0, 1)[:512], options.memory_limit)
     for spans in facts.spans[rows].unique().tolist():
         some = rows[facts.spans[rows] == spans]
         for part in some.split(energy.at_once(spans + 1, dim)):
@@ -46,7 +53,9 @@ def admit_slopes(parts: MetricParts, found: Refined, rtol: float, memory_limit: 
             knots, nodes = found.spline.knots[part, : spans + 1], found.spline.nodes[part, : spans + 1]
             residual = _residuals(energy, nodes, knots)
             gain, error = residual.square() / 4 * facts.length[part], facts.length_error[part]
-            still = gain <= rtol * facts.length[part]
+            lenient = found.rough[part] | (spans >= MOST_COARSE)
+            loose = max(options.rtol, options.rough_rtol) * facts.length[part]
+            still = gain <= torch.where(lenient, loose, options.rtol * facts.length[part])
             facts.length_error[part] = torch.where(still, error.maximum(gain), error + gain)
             facts.residual[part] = facts.residual[part].maximum(residual)
             facts.status[part[~still & (facts.status[part] == _CONVERGED)]] = _UNRESOLVED
