@@ -47,6 +47,16 @@ class Departures(Batch):
 
 
 @dataclass
+class Settled(Departures):
+    """The same of settled curves, and these at even times (P, n+1, d); NaN, and of infinite error, where there is none.
+
+    Stationary curves run at constant speed.
+    """
+
+    curves: Tensor
+
+
+@dataclass
 class _Settling(Batch):
     """Curves at work: their nodes, what is learnt of their Hessian and how fast they settle, and how they left last."""
 
@@ -72,19 +82,13 @@ def departures(metric: Metric, solution: Solution, options: dict[str, Any], *, s
     rows = (torch.isfinite(velocities).all(1) & (length > 0)).nonzero().flatten()
     if len(rows) == 0 or not relaxed:
         return found
-    parts, limit = guard(metric.parts()), options.get("memory_limit", working_memory())
-    spline, clock = solution.curve[0].take(rows), solution.curve[1].take(rows)
-    energy = CurveEnergy(parts, spline.nodes[:, ::8].flatten(0, 1)[:512], limit)
+    parts = guard(metric.parts())
+    spline, energy = solution.curve[0].take(rows), _energy(parts, solution, rows, options)
     left, _ = leaving(parts, energy, spline)
     some = Departures(torch.where(torch.isfinite(left), left, velocities[rows]), found.errors[rows])
-    if settled and not energy.lean(_MOST + 1, metric.dim):
-        curves, _ = spline.at(clock.at(even(spline.nodes, _MOST)))
-        block = energy.at_once(_MOST + 1, metric.dim)
-        wanted = sure(parts, curves[:, 0])
-        order = torch.arange(len(rows), device="cpu")
-        better = in_blocks(order, block, lambda few: _settle(parts, energy, curves[few], wanted))
-        known = better.errors <= SURE
-        some.put(known, better)
+    if settled:
+        better = _settled(parts, energy, solution, rows)
+        some.put(better.errors <= SURE, better)
     found.put_rows(rows, some)
     # at kinks the length is known better than how fast a curve leaves
     rough = (solution.rough & (found.errors > by_length) & torch.isfinite(found.velocities).all(1)).nonzero().flatten()
@@ -95,15 +99,49 @@ def departures(metric: Metric, solution: Solution, options: dict[str, Any], *, s
     return found
 
 
+def settle(metric: Metric, solution: Solution, options: dict[str, Any]) -> Settled:
+    """The curves of a relaxation with ``options``, settled where that succeeds to :data:`SURE` (B)."""
+    found = _none(solution.curve[0].nodes[:, 0])
+    rows = (torch.isfinite(solution.double_length) & (solution.double_length > 0)).nonzero().flatten()
+    if len(rows) and options.get("solver", "relaxation") == "relaxation":
+        parts = guard(metric.parts())
+        better = _settled(parts, _energy(parts, solution, rows, options), solution, rows)
+        known = better.errors <= SURE
+        found.put_rows(rows[known], better.take(known))
+    return found
+
+
+def _energy(parts: MetricParts, solution: Solution, rows: Tensor, options: dict[str, Any]) -> CurveEnergy:
+    probe = solution.curve[0].nodes[rows, ::8].flatten(0, 1)[:512]
+    return CurveEnergy(parts, probe, options.get("memory_limit", working_memory()))
+
+
+def _settled(parts: MetricParts, energy: CurveEnergy, solution: Solution, rows: Tensor) -> Settled:
+    """Of the rows that have a curve; of none where Jacobians do not fit into the memory limit."""
+    spline, clock = solution.curve[0].take(rows), solution.curve[1].take(rows)
+    if energy.lean(_MOST + 1, spline.nodes.shape[2]):
+        return _none(spline.nodes[:, 0])
+    curves, _ = spline.at(clock.at(even(spline.nodes, _MOST)))
+    wanted = sure(parts, curves[:, 0])
+    block = energy.at_once(_MOST + 1, curves.shape[2])
+    return in_blocks(
+        torch.arange(len(rows), device="cpu"), block, lambda few: _settle(parts, energy, curves[few], wanted)
+    )
+
+
+def _none(like: Tensor) -> Settled:
+    lost = torch.full_like(like, float("nan"))
+    return Settled(lost, torch.full_like(like[:, 0], float("inf")), lost[:, None].repeat(1, _MOST + 1, 1))
+
+
 def sure(parts: MetricParts, probe: Tensor) -> float:
     """Relative error of a velocity near ``probe`` (N, d) that is as good as exact."""
     return max(_WANTED, _GRAINS * attainable(parts, probe))
 
 
-def _settle(parts: MetricParts, energy: CurveEnergy, curves: Tensor, wanted: float) -> Departures:
+def _settle(parts: MetricParts, energy: CurveEnergy, curves: Tensor, wanted: float) -> Settled:
     """Of curves (P, _MOST + 1, d) at constant speed; velocities are NaN of those that are not finite."""
-    start = curves[:, 0]
-    found = Departures(torch.full_like(start, float("nan")), torch.full_like(start[:, 0], float("inf")))
+    found = _none(curves[:, 0])
     spans = _FIRST
     nodes = curves[:, :: _MOST // spans]
     secant = nodes.new_zeros(*nodes[:, 1:-1].shape, nodes.shape[2])
@@ -126,6 +164,7 @@ def _settle(parts: MetricParts, energy: CurveEnergy, curves: Tensor, wanted: flo
         better = errors < found.errors[active.row]
         rows = active.row[better]
         found.velocities[rows], found.errors[rows] = velocities[better], errors[better]
+        found.curves[rows] = spline.at(even(spline.nodes, _MOST))[0][better]
         going = (errors > wanted) & (better | (spans == _FIRST))
         if 2 * spans > _MOST:
             break

@@ -11,8 +11,11 @@ from torch import Tensor
 from .._arrays import ArrayLike, as_tensor, check_count, describe, to_points
 from ..errors import InvalidArgumentError
 from ..geodesic import Solution, geodesic
+from ..geodesic.curves import even
 from ..geodesic.matrix_free import MOST_COLUMNS
 from ..geodesic.options import beneath
+from ..geodesic.settling import settle
+from ..geodesic.spline import interpolate
 from ..metric import Metric
 from .jets import Jet, christoffel_first, computes_single
 
@@ -36,7 +39,7 @@ class Transport:
         error: of the integration over the norm at the start (B,), rotations included, estimated from what half as many
             steps would have made of the vectors (Richardson).  It does not see how far the curve is from the geodesic
             either, of which ``geodesics.residual`` tells.
-        geodesics: the curves they were carried along, with a status for each.
+        geodesics: the curves they were carried along, as they were before they were settled, with a status for each.
         converged: the geodesic converged, and drift and error are below 1e-3 (B,), bool.
     """
 
@@ -53,8 +56,8 @@ def transport(
     """Carry ``vectors`` at ``start`` to ``end``, parallel along the geodesic between them.
 
     Integrates ``v̇ = -M⁻¹ Γ(ż, v)`` by the classical Runge-Kutta rule of fourth order.  In up to 8 dimensions the
-    geodesic is relaxed more finely than by default, since vectors carried along two curves differ by the curvature of
-    the area between them.
+    geodesic is relaxed more finely than by default, and in more it is settled by Newton's method where its Jacobians
+    fit into memory, since vectors carried along two curves differ by the curvature of the area between them.
 
     Args:
         metric: any positive definite metric.
@@ -89,6 +92,8 @@ def transport(
     solution = geodesic(metric, points.double(), ends.double(), **fine)
     times = torch.linspace(0, 1, 2 * num + 1, dtype=torch.float64, device="cpu")
     places, velocities = solution(times), solution.velocity(times)
+    if metric.dim > MOST_COLUMNS:
+        places, velocities = _settled(metric, solution, fine, times, places, velocities)
     # a pair without a curve carries nothing, and must not upset the metric's own checks
     lost = ~(torch.isfinite(places).flatten(1).all(1) & torch.isfinite(velocities).flatten(1).all(1))
     places = torch.where(lost[:, None, None], points.double()[:, None], places)
@@ -113,6 +118,23 @@ def transport(
     good = as_tensor(solution.converged).to(drift.device) & (drift < _MOST) & (error < _MOST)
     carried, drift, error = (restore(x.to(points.dtype)) for x in (carried, drift, error))
     return Transport(carried, drift, error, solution, restore(good))
+
+
+def _settled(
+    metric: Metric, solution: Solution, options: dict[str, Any], times: Tensor, places: Tensor, velocities: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Points and velocities (B, m, d) of curves that Newton's method has settled, where it has, at ``times`` (m,)."""
+    with torch.no_grad():
+        found = settle(metric, solution, options)
+    known = torch.isfinite(found.errors)
+    if not bool(known.any()):
+        return places, velocities
+    curves = found.curves[known]
+    spline = interpolate(even(curves, curves.shape[1] - 1), curves)
+    at, along = spline.at(times.to(curves).expand(len(curves), -1))
+    places, velocities = places.clone(), velocities.clone()
+    places[known], velocities[known] = at, along
+    return places, velocities
 
 
 class _Connection:

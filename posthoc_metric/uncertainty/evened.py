@@ -49,4 +49,4 @@ class Evened:
 
 def evened(shapes: Tensor, share: float) -> Tensor:
     """``(1 - t) S + t I`` of matrices (B, d, d)."""
-    return (1 - share) * shapes + share * torch.eye(shapes.shape[1]).to(shapes)
+    return (1 - share) * shapes + share * torch.eye(shapes.shape[1], dtype=shapes.dtype, device=shapes.device)
