@@ -499,3 +499,12 @@ def test_models_that_are_not_convex_keep_no_other_from_being_solved():
     assert torch.equal(convex, ~bad)
     torch.testing.assert_close(model.take(convex).times(found[convex]), force[convex])
     assert not found[~convex].any()
+
+
+@pytest.mark.parametrize("rtol", [1e-6, 1e-8])
+def test_a_small_rtol_is_enough_for_lengths_that_good(rtol):
+    """Curves as still as the default ``tol`` asks for are a few millionths too long, however many nodes they have."""
+    space, a, b = Sphere(), points(10, 2, 0, 0.6), points(10, 2, 1, 0.6)
+    solution = geodesic(space, a, b, rtol=rtol, rough_rtol=rtol)
+    assert set(solution.status) == {Status.CONVERGED} and solution.evaluations.double().mean() < 2000
+    torch.testing.assert_close(solution.length, space.distance(a, b), rtol=rtol, atol=0)

@@ -27,8 +27,8 @@ class RelaxationOptions:
             precision ends and more nodes gain ever less; ``length_error`` is then estimated as for a first-order
             method.  Give ``rtol`` to forbid it.
         tol: residual of the discrete geodesic equation at which a curve counts as stationary; the energy is
-            then within ``tol²/2`` of its minimum.  For curves that gradients alone relax (see
-            :func:`~posthoc_metric.geodesic`) it is ``sqrt(rtol)`` where that is more.
+            then within ``tol²/2`` of its minimum.  It is ``sqrt(rtol)`` where that is less, and for curves that
+            gradients alone relax (see :func:`~posthoc_metric.geodesic`) where that is more.
         spans: spans of the curve at the first refinement, rounded up to a power of two between 8 and 256.
         max_spans: spans to which a curve may be refined where its length is not confirmed.
         max_steps: Gauss-Newton steps for one curve at one number of spans, or six times as many quasi-Newton steps.

@@ -86,10 +86,12 @@ class Refiner:
             coarse.append(found)
         for curves in contest(coarse, _COARSE_MARGIN):
             queue(curves, 2 * (curves.spline.knots.shape[1] - 1))
+        # a length errs by a quarter of the residual's square
+        tol = min(self.options.tol, self.options.rtol**0.5)
         while waiting:
             spans = min(waiting)
             before = waiting.pop(spans)
-            begun, single, better = self._relaxed(self._begun(before, spans), self.options.tol)
+            begun, single, better = self._relaxed(self._begun(before, spans), tol)
             finished, again = self._settled(begun, better)
             anew = torch.zeros_like(single).masked_scatter(single, again)
             for part, mask in zip(before, anew.split([len(curves.pair) for curves in before]), strict=True):
