@@ -70,7 +70,7 @@ def invert(
     observer = observer_of(decoder)
     if observer is not None and rows.ndim:
         observer.check(tuple(rows.shape[1:]))
-        rows = observer(rows, torch.arange(len(rows)))
+        rows = observer(rows, torch.arange(len(rows), device="cpu"))
     if rows.ndim < 2:
         raise InvalidArgumentError(f"`data` must have shape (B, D) or (B, ...); got {describe(data)}. Add an axis.")
     rows, _ = to_points(rows.flatten(1), "data")

@@ -85,7 +85,7 @@ class GeodesicMixup:
         observer = observer_of(self.decoder)
         if observer is not None and isinstance(x, Tensor) and x.ndim:
             observer.check(tuple(x.shape[1:]))
-            x = observer(x.to(getattr(self.decoder, "dtype", torch.float64)), torch.arange(len(x)))
+            x = observer(x.to(getattr(self.decoder, "dtype", torch.float64)), torch.arange(len(x), device="cpu"))
         if not isinstance(x, Tensor) or x.ndim < 2 or prod(x.shape[1:]) != self.decoder.output_dim:
             raise InvalidArgumentError(
                 f"`x` must be a batch whose rows hold {self.decoder.output_dim} numbers, as the decoder's output does; "
