@@ -39,7 +39,7 @@ class TestAutocast:
         z = latents(5)
         expected = decoder(z), decoder.jacobian(z)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            wrapped = pm.Decoder(decoder._found.call.target, latent_dim=2)
+            wrapped = pm.Decoder(decoder._engine.found.call.target, latent_dim=2)
             for one in (decoder, wrapped):
                 assert torch.equal(one(z), expected[0]) and torch.equal(one.jacobian(z), expected[1])
             assert torch.is_autocast_enabled("cpu")
@@ -129,7 +129,7 @@ def everything(decoder, z):
     curves = repaired.geodesic(z[:2], z[-2:])
     audit = repaired.audit(pairs=2, points=60)
     return {
-        "jacobian": pm.Decoder(decoder._found.call.target, latent_dim=2).jacobian(z[:3]),
+        "jacobian": pm.Decoder(decoder._engine.found.call.target, latent_dim=2).jacobian(z[:3]),
         "rbf": repaired.tensor(2 * z),
         "gp": pm.repair(decoder, z, uncertainty="gp").tensor(2 * z),
         "published": pm.repair(decoder, z, data, uncertainty="rbf-published").tensor(2 * z),

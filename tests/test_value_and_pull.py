@@ -112,7 +112,7 @@ def test_one_evaluation_gives_what_two_give(name):
 def test_modes_and_arguments_stay_as_they_were():
     decoder, _ = wrapped("checkpointed")
     z, u = random(5, 3), random(5, 6, 2)
-    module = decoder._found.call.roots[0]
+    module = decoder._engine.found.call.roots[0]
     kept = z.clone(), u.clone()
     _, pull = decoder.value_and_pull(z)
     assert module.inside.training
@@ -132,7 +132,7 @@ def test_arrays_come_back_as_arrays():
 
 def test_more_rows_than_memory_holds_are_evaluated_twice():
     decoder, _ = wrapped("mlp")
-    small, _ = wrapped("mlp", max_bytes=8 * 5 * decoder._found.row_bytes)
+    small, _ = wrapped("mlp", max_bytes=8 * 5 * decoder._engine.found.row_bytes)
     assert small.pull_rows == 5
     for rows, counts in ((5, (0, 5)), (6, (6, 6)), (0, (0, 0))):
         z, u = random(rows, 3), random(rows, 6, 2)
@@ -212,7 +212,7 @@ class Plain:
 
 def test_stacks_go_part_by_part():
     decoder = wrapped("mlp")[0]
-    small = Decoder(mlp().double(), latent_dim=3, max_bytes=8 * 50 * decoder._found.row_bytes)
+    small = Decoder(mlp().double(), latent_dim=3, max_bytes=8 * 50 * decoder._engine.found.row_bytes)
     z, u = random(7, 3), random(7, 18, 2)
     stack = StackedMap([decoder, Plain(decoder), small])
     assert stack.pull_rows == small.pull_rows < decoder.pull_rows
@@ -243,7 +243,7 @@ def many(**options):
 def test_slopes_of_curves_are_the_same_by_one_evaluation_or_two(rows):
     decoder = many()
     if rows is not None:
-        decoder = many(max_bytes=8 * rows * decoder._found.row_bytes)
+        decoder = many(max_bytes=8 * rows * decoder._engine.found.row_bytes)
     nodes, h = random(2 * 65, 12).view(2, 65, 12), 0.2 + random(2, 64).abs()
     one, two = (MatrixFreeEnergy(MetricParts(embedding=e), nodes[:, 0]) for e in (decoder, Plain(decoder)))
     with decoder.counting() as work:
@@ -259,7 +259,7 @@ def test_slopes_of_curves_are_the_same_by_one_evaluation_or_two(rows):
 def test_a_geodesic_asks_for_less_and_is_the_same(rows):
     decoder = many()
     if rows is not None:
-        decoder = many(max_bytes=8 * rows * decoder._found.row_bytes)
+        decoder = many(max_bytes=8 * rows * decoder._engine.found.row_bytes)
     a, b = random(2, 12, 3), random(2, 12, 4)
     with decoder.counting() as one:
         found = PullbackMetric(decoder).geodesic(a, b)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,19 +15,16 @@ from torch import Tensor
 from .._arrays import ArrayLike, describe, is_integer, to_points
 from ..errors import BatchWarning, DerivativeWarning, InvalidArgumentError
 from ..machine import working_memory
-from .derivatives import reverse_later
+from .call import Call
+from .engine import Engine
 from .fingerprint import sketch
 from .frozen import EvalMode
 from .observation import Given, Observer
 from .probe import Found, doubled
 from .probe import probe as run_probe
-from .promises import finite
 from .routes import FORWARD_WAYS, REVERSE_WAYS
 from .settle import probe_latents, settle
 from .work import Counters, Work
-
-#: what a row takes that reverse mode is to go back through, in rows of a plain call
-_GRAPH = 8
 
 
 class Decoder:
@@ -103,19 +101,18 @@ class Decoder:
             latent_shape=latent_shape,
         )
         self.latent_dim = settled.latent_dim
-        self.max_bytes = int(max_bytes)
-        self._eval_mode = EvalMode(settled.call.roots)
         latents = None if probe is None else to_points(probe, "probe", self.latent_dim)[0]
         if latents is not None and not len(latents):
             raise InvalidArgumentError("`probe` must hold at least one latent; got none. Leave it out to draw some.")
-        found = self._found = self._probed(settled.call, latents)
+        eval_mode = EvalMode(settled.call.roots)
+        found = _probed(settled.call, self.latent_dim, latents, eval_mode)
+        self._engine = Engine(found, eval_mode, self.latent_dim, int(max_bytes), Counters())
         self._notes = settled.notes
         self.output_shape = found.output_shape
-        self.output_dim = int(torch.Size(found.output_shape).numel())
+        self.output_dim = found.output_dim
         self.dtype = found.call.dtype
         self.device = found.call.device
         self.observer: Observer | None = found.observer if observe is None else Given(observe, self.output_dim)
-        self._counters = Counters()
         if settled.warning:
             warnings.warn(settled.warning, BatchWarning, stacklevel=2)
         if found.warning:
@@ -131,12 +128,7 @@ class Decoder:
         points, restore = to_points(z, "z", self.latent_dim)
         if not len(points):
             return restore(points.new_empty(0, self.output_dim))
-        inner = points.to(self.device, self.dtype)
-        route, call = self._found.route, self._found.call
-        with self._eval_mode():
-            value = self._gather([route.value(call, rows) for rows in self._chunks(inner)], inner)
-        self._counters.add(values=len(inner))
-        return restore(finite(value, "output").to(points))
+        return restore(self._engine.value(points).to(points))
 
     def jvp(self, z: ArrayLike, v: ArrayLike) -> tuple[Any, Any]:
         """``f(z)`` and ``J(z) v``, each (B, D), for ``z`` and ``v`` of shape (B, d)."""
@@ -144,14 +136,7 @@ class Decoder:
         tangents = self._beside(points, v, "v", self.latent_dim)
         if not len(points):
             return restore(points.new_empty(0, self.output_dim)), restore(points.new_empty(0, self.output_dim))
-        route, smooth = self._found.route, self._found.smooth
-        inner, tangents = points.to(smooth.device, smooth.dtype), tangents.to(smooth.device, smooth.dtype)
-        with self._eval_mode():
-            chunks = zip(self._chunks(inner, 3), self._chunks(tangents, 3), strict=True)
-            pairs = [route.jvp(smooth, rows, along) for rows, along in chunks]
-        self._counters.add(jvps=len(inner), values=route.evaluations * len(inner))
-        value = finite(self._gather([pair[0] for pair in pairs], inner), "output")
-        pushed = finite(self._gather([pair[1] for pair in pairs], inner), "derivative")
+        value, pushed = self._engine.push(points, tangents)
         return restore(value.to(points)), restore(pushed.to(points))
 
     def vjp(self, z: ArrayLike, u: ArrayLike) -> tuple[Any, Any]:
@@ -160,29 +145,18 @@ class Decoder:
         cotangents = self._beside(points, u, "u", self.output_dim)
         if not len(points):
             return restore(points.new_empty(0, self.output_dim)), restore(points.new_empty(0, self.latent_dim))
-        route, smooth = self._found.route, self._found.smooth
-        inner, cotangents = points.to(smooth.device, smooth.dtype), cotangents.to(smooth.device, smooth.dtype)
-        values, pulls = [inner.new_empty(0, self.output_dim)], [inner.new_empty(0, self.latent_dim)]
-        with self._eval_mode():
-            if route.reverse == "reverse":
-                for rows, weights in zip(self._chunks(inner, _GRAPH), self._chunks(cotangents, _GRAPH), strict=True):
-                    value, pulled = route.vjp(smooth, rows, weights)
-                    values.append(value)
-                    pulls.append(pulled)
-                self._counters.add(vjps=len(inner))
-            else:
-                for start, rows in self._column_chunks(inner):
-                    value, columns = self._columns(rows)
-                    values.append(value)
-                    pulls.append(torch.einsum("kbo,bo->bk", columns, cotangents[start : start + len(rows)]))
-        value = finite(torch.cat(values), "output")
-        pulled = finite(torch.cat(pulls), "derivative")
+        value, pulled = self._engine.pull(points, cotangents)
         return restore(value.to(points)), restore(pulled.to(points))
+
+    @property
+    def max_bytes(self) -> int:
+        """The memory that one chunk of rows may take inside the decoder, approximately."""
+        return self._engine.max_bytes
 
     @property
     def pull_rows(self) -> int:
         """The most rows for which :meth:`value_and_pull` is one evaluation; 0 where it is two whatever they are."""
-        return self._chunk(_GRAPH) if self._found.route.one_pass else 0
+        return self._engine.pull_rows
 
     def value_and_pull(self, z: ArrayLike) -> tuple[Any, Callable[[ArrayLike], Any]]:
         """``f(z)`` (B, D), as a call gives it, and a function of ``u`` (B, D) that gives ``J(z)ᵀ u`` (B, d) once.
@@ -193,18 +167,12 @@ class Decoder:
         points, restore = to_points(z, "z", self.latent_dim)
         if not 0 < len(points) <= self.pull_rows:
             return self(z), lambda u: self.vjp(z, u)[1]
-        inner = points.to(self.device, self.dtype)
-        with self._eval_mode():
-            value, pull = reverse_later(self._found.smooth, inner)
-        self._counters.add(vjps=len(inner))
+        value, pull = self._engine.value_and_pull(points)
 
         def pulled(u: ArrayLike) -> Any:
-            cotangents = self._beside(points, u, "u", self.output_dim).to(inner)
-            with self._eval_mode():
-                found = pull(cotangents)
-            return restore(finite(found, "derivative").to(points))
+            return restore(pull(self._beside(points, u, "u", self.output_dim)).to(points))
 
-        return restore(finite(value, "output").to(points)), pulled
+        return restore(value.to(points)), pulled
 
     def value_and_jacobian(self, z: ArrayLike) -> tuple[Any, Any]:
         """``f(z)`` (B, D) and ``J(z)`` (B, D, d), by forward-mode columns in chunks of ``max_bytes``."""
@@ -212,18 +180,7 @@ class Decoder:
         if not len(points):
             empty = points.new_empty(0, self.output_dim, self.latent_dim)
             return restore(empty[..., 0]), restore(empty)
-        inner = points.to(self._found.smooth.device, self._found.smooth.dtype)
-        chunks = list(self._column_chunks(inner))
-        with self._eval_mode():
-            if len(chunks) == 1:
-                value, columns = self._columns(inner)
-            else:
-                value = inner.new_empty(len(inner), self.output_dim)
-                columns = inner.new_empty(self.latent_dim, len(inner), self.output_dim)
-                for start, rows in chunks:
-                    value[start : start + len(rows)], columns[:, start : start + len(rows)] = self._columns(rows)
-        value = finite(value, "output")
-        jacobian = finite(columns.permute(1, 2, 0), "derivative")
+        value, jacobian = self._engine.value_and_jacobian(points)
         return restore(value.to(points)), restore(jacobian.to(points))
 
     def jacobian(self, z: ArrayLike) -> Any:
@@ -243,22 +200,19 @@ class Decoder:
             DerivativeWarning: as at wrap time, where there was no such warning then.
         """
         points, _ = to_points(latents, "latents", self.latent_dim)
-        before = self._found
+        before = self._engine.found
         if not len(points) or (before.place.holds(points) and not before.saturated):
             return self
         other = copy.copy(self)
-        other._found = self._probed(before.call, points)
-        if other._found.warning and not before.warning:
-            warnings.warn(other._found.warning, DerivativeWarning, stacklevel=3)
+        found = _probed(before.call, self.latent_dim, points, self._engine.eval_mode)
+        other._engine = replace(self._engine, found=found)
+        if found.warning and not before.warning:
+            warnings.warn(found.warning, DerivativeWarning, stacklevel=3)
         return other
-
-    def _probed(self, call: Any, latents: Tensor | None) -> Found:
-        with self._eval_mode(), torch.random.fork_rng(devices=[]):
-            return run_probe(call, self.latent_dim, latents)
 
     def describe(self) -> str:
         """What the probe found and chose, for a person to read."""
-        route = self._found.route
+        route = self._engine.found.route
         kernels = f", with {', '.join(route.kernels)}" if route.kernels else ""
         plainly = (f"  f(z) by a plain call, with {', '.join(route.plain_kernels)}",) if route.plain_kernels else ()
         columns = "sharing one evaluation (vmap)" if route.mapped else "on a batch repeated for each"
@@ -271,7 +225,7 @@ class Decoder:
             f"  J by columns of that, {columns}",
             f"  Jᵀu by {REVERSE_WAYS[route.reverse]}",
             *(() if self.observer is None else (f"  {self.observer}",)),
-            *(f"  note: {note}" for note in self._found.notes),
+            *(f"  note: {note}" for note in self._engine.found.notes),
         ]
         return "\n".join(lines)
 
@@ -282,17 +236,18 @@ class Decoder:
 
     def in_float64(self) -> Decoder | None:
         """The same decoder in float64, on a copy of the model; ``None`` where there is none, or it is in float64."""
-        with self._eval_mode(), torch.random.fork_rng(devices=[]):
-            found = doubled(self._found)
+        with self._engine.eval_mode(), torch.random.fork_rng(devices=[]):
+            found = doubled(self._engine.found)
         if found is None:
             return None
         other = copy.copy(self)
-        other._found, other._eval_mode, other.dtype = found, EvalMode(found.call.roots), found.call.dtype
+        other._engine = replace(self._engine, found=found, eval_mode=EvalMode(found.call.roots))
+        other.dtype = found.call.dtype
         return other
 
     def counting(self) -> AbstractContextManager[Work]:
         """Count the rows this decoder evaluates inside the ``with`` block, from any thread."""
-        return self._counters.counting()
+        return self._engine.counters.counting()
 
     def fingerprint(self, points: ArrayLike | None = None) -> Tensor:
         """A short record (K, 9) of the outputs at ``points`` (K, d), by default four fixed standard normal latents.
@@ -300,41 +255,9 @@ class Decoder:
         Compare two records with :func:`posthoc_metric.decoder.same_fingerprint`.
         """
         if points is None:
-            points = probe_latents(4, self.latent_dim, self._found.call).double().cpu()
+            points = probe_latents(4, self.latent_dim, self._engine.found.call).double().cpu()
         latents = to_points(points, "points", self.latent_dim)[0].double().cpu()
         return sketch(self(latents))
-
-    def _chunks(self, rows: Tensor, weight: int = 1) -> tuple[Tensor, ...]:
-        return rows.split(self._chunk(weight))
-
-    def _chunk(self, weight: int) -> int:
-        return max(1, self.max_bytes // (weight * self._found.row_bytes))
-
-    def _column_chunks(self, inner: Tensor) -> Iterator[tuple[int, Tensor]]:
-        width = min(self.latent_dim, self._columns_at_once()) + 1 + self._found.route.evaluations
-        start = 0
-        for rows in self._chunks(inner, 2 * width):
-            yield start, rows
-            start += len(rows)
-
-    def _columns_at_once(self) -> int:
-        return max(1, self.max_bytes // (4 * self._found.row_bytes))
-
-    def _columns(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """``f`` (B, D) and all columns (d, B, D) of a chunk of rows."""
-        route, smooth, step = self._found.route, self._found.smooth, self._columns_at_once()
-        jvps = len(rows) * self.latent_dim
-        self._counters.add(values=len(rows) + route.evaluations * jvps, jvps=jvps)
-        if self.latent_dim <= step:
-            return route.columns(smooth, rows, 0, self.latent_dim)
-        columns = rows.new_empty(self.latent_dim, len(rows), self.output_dim)
-        for first in range(0, self.latent_dim, step):
-            last = min(first + step, self.latent_dim)
-            value, columns[first:last] = route.columns(smooth, rows, first, last)
-        return value, columns
-
-    def _gather(self, pieces: list[Tensor], inner: Tensor) -> Tensor:
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def _beside(self, points: Tensor, vectors: ArrayLike, name: str, width: int) -> Tensor:
         tensor, _ = to_points(vectors, name, width, "latent dimension" if width == self.latent_dim else "output width")
@@ -346,3 +269,8 @@ class Decoder:
 
     def __repr__(self) -> str:
         return f"Decoder(latent_dim={self.latent_dim}, output_shape={self.output_shape}, dtype={self.dtype})"
+
+
+def _probed(call: Call, latent_dim: int, latents: Tensor | None, eval_mode: EvalMode) -> Found:
+    with eval_mode(), torch.random.fork_rng(devices=[]):
+        return run_probe(call, latent_dim, latents)

@@ -36,19 +36,20 @@ _LAST = 5
 
 def about_cuts(decoder: Decoder, latents: Tensor) -> str:
     """A warning of jumps between latents (N, d) in random order; empty where there is none, or one was given before."""
-    found = decoder._found
+    engine = decoder._engine
+    found = engine.found
     if "jump" in found.warning:
         return ""
     count = min(_ENDS, len(latents) // 2)
     here, there = latents[:count].to(decoder.device), latents[count : 2 * count].to(decoder.device)
     first = torch.cat([here, here])
     second = torch.cat([there[torch.cdist(here.double(), there.double()).argmin(dim=1)], there])
-    with decoder._eval_mode(), torch.random.fork_rng(devices=[]), torch.no_grad():
+    with engine.eval_mode(), torch.random.fork_rng(devices=[]), torch.no_grad():
         few = first[:ROWS].to(found.call.dtype)
         call = in_float64(found.call, few, found.call(few), found.place.unit) or found.call
 
         def function(z: Tensor) -> Tensor:
-            return torch.cat([call(rows) for rows in decoder._chunks(z, 2)])
+            return torch.cat([call(rows) for rows in engine.chunks(z, 2)])
 
         segments, outputs = jumps(function, first.to(call.dtype), second.to(call.dtype))
     if not segments:
