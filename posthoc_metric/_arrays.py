@@ -35,9 +35,14 @@ def describe(value: Any) -> str:
         if getattr(value, "is_nested", False):
             return "nested tensor"
         return f"{kind} of shape {tuple(value.shape)} and dtype {value.dtype}"
-    if _is_sparse(value):
+    if is_sparse(value):
         return f"sparse {type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"
     return f"{type(value).__name__} ({' '.join(repr(value).split()):.60})"
+
+
+def is_sparse(value: Any) -> bool:
+    """Whether ``value`` is a sparse table of SciPy's, whose kinds all have these."""
+    return hasattr(value, "toarray") and hasattr(value, "tocsr")
 
 
 def as_tensor(value: Any) -> torch.Tensor:
@@ -52,11 +57,11 @@ def to_tensor(value: ArrayLike, name: str) -> tuple[torch.Tensor, Restore]:
         InvalidArgumentError: ``value`` is no dense real-valued array.
     """
     if isinstance(value, torch.Tensor):
-        _refuse_tensor(value, name)
+        refuse_tensor(value, name)
         tensor = _ordinary(value) if value.is_inference() else value.detach()
         restore: Restore = partial(_to_device, device=value.device)
     else:
-        tensor = torch.from_numpy(_native(value, name))
+        tensor = torch.from_numpy(native(value, name))
         restore = _to_numpy
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.get_default_dtype())
@@ -77,7 +82,12 @@ def _to_numpy(out: torch.Tensor) -> np.ndarray:
     return out.detach().cpu().numpy()
 
 
-def _refuse_tensor(value: torch.Tensor, name: str) -> None:
+def refuse_tensor(value: torch.Tensor, name: str) -> None:
+    """Raise where a tensor is not dense, or holds no real numbers.
+
+    Raises:
+        InvalidArgumentError: it is one of these.
+    """
     if value.layout != torch.strided or value.is_nested:
         raise InvalidArgumentError(f"`{name}` must be a dense tensor; got {describe(value)}, {_layout(value)}.")
     if value.device.type == "meta":
@@ -98,8 +108,12 @@ def _remedy(dtype: torch.dtype) -> str:
     return "Convert it with .float() first." if dtype.is_floating_point else "Pass a float array."
 
 
-def _native(value: Any, name: str) -> np.ndarray:
-    """``value`` as a writeable array that torch takes: native byte order, no negative strides, double at most."""
+def native(value: Any, name: str) -> np.ndarray:
+    """``value`` as a writeable array that torch takes: native byte order, no negative strides, double at most.
+
+    Raises:
+        InvalidArgumentError: ``value`` holds no real numbers, or does not hold one for each place.
+    """
     wanted = f"`{name}` must be a tensor, a NumPy array or nested lists of numbers; got {describe(value)}."
     if hasattr(value, "toarray"):
         raise InvalidArgumentError(f"{wanted} Call .toarray() first: sparse matrices are not taken.")
@@ -235,79 +249,3 @@ def computes_in_single(function: Callable[[torch.Tensor], torch.Tensor], points:
     beside = function(some + _BESIDE * (some.abs() + (size or 1.0)))
     usable = bool(torch.isfinite(beside).flatten(1).all(1).any())
     return is_single(beside if usable else function(some))
-
-
-def _is_sparse(value: Any) -> bool:
-    """Whether ``value`` is a sparse table of SciPy's, whose kinds all have these."""
-    return hasattr(value, "toarray") and hasattr(value, "tocsr")
-
-
-class Rows:
-    """Rows of a data array, read when asked for: a memory-mapped file never enters memory whole, nor a sparse table.
-
-    Args:
-        data: (N, ...) tensor, array or memory map; trailing axes are flattened.  Or a sparse table (N, D) of SciPy's.
-        order: which rows, in which order; all by default.
-        observe: what a block of rows (n, ...) becomes, (n, width), given what these are called in messages (n,).
-        width: of rows that went through ``observe``.
-
-    Raises:
-        InvalidArgumentError: it is no dense array of real numbers; once rows are read, one of them is not finite.
-    """
-
-    def __init__(
-        self,
-        data: Any,
-        order: torch.Tensor | None = None,
-        *,
-        observe: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-        width: int = 0,
-    ):
-        if _is_sparse(data):
-            if data.dtype.kind not in "fiub" or data.ndim != 2:
-                raise InvalidArgumentError(f"`data` must be a table (N, D) of real numbers; got {describe(data)}.")
-            data = data.tocsr()
-        elif not isinstance(data, (torch.Tensor, np.ndarray)) or isinstance(data, np.ma.MaskedArray):
-            data = _native(data, "data")
-        elif isinstance(data, torch.Tensor):
-            if data.dtype != torch.bool:
-                _refuse_tensor(data, "data")
-        elif data.dtype.kind not in "fiub":
-            raise InvalidArgumentError(f"`data` must hold real numbers; got {describe(data)}. Pass a float array.")
-        if data.ndim == 0:
-            raise InvalidArgumentError(f"`data` must have shape (N, D) or (N, ...); got {describe(data)}.")
-        self._data = data
-        self._order = torch.arange(data.shape[0], device="cpu") if order is None else order.cpu()
-        self._observe = observe
-        self.raw_shape = tuple(data.shape[1:])
-        self.shape = (len(self._order), width if observe is not None else math.prod(self.raw_shape))
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: Any) -> torch.Tensor:
-        """Rows (n, D) as floating point; ``rows`` is a slice, or indices or a mask (n,)."""
-        chosen = self._order[rows if isinstance(rows, slice) else as_tensor(rows).cpu()]
-        if isinstance(self._data, torch.Tensor):
-            found = self._data[chosen.to(self._data.device)].detach()
-        else:
-            # a memory map is read fastest in the order of the file
-            ascending = torch.argsort(chosen)
-            found = torch.empty(len(chosen), *self._data.shape[1:], dtype=torch.float64, device="cpu")
-            block = self._data[chosen[ascending].numpy()]
-            block = block.toarray() if _is_sparse(block) else block
-            found[ascending] = torch.from_numpy(np.asarray(block, dtype=np.float64))
-        if not found.is_floating_point():
-            found = found.double()
-        flat = found.reshape(len(found), math.prod(self.raw_shape))
-        finite = torch.isfinite(flat).all(dim=1)
-        if not bool(finite.all()):
-            bad = ", ".join(map(str, chosen[~finite.cpu()][:5].tolist()))
-            raise InvalidArgumentError(
-                f"`data` must be finite; among its rows {bad} are NaN or infinite. Remove them, and their latents."
-            )
-        return flat if self._observe is None else self._observe(found, chosen)
-
-    def subset(self, order: torch.Tensor) -> Rows:
-        """The rows ``order`` of these rows, still unread."""
-        return Rows(self._data, self._order[order.cpu()], observe=self._observe, width=self.shape[1])

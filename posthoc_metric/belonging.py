@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._arrays import Rows
+from ._rows import Rows
 from .decoder.observation import observer_of
 from .errors import InvalidArgumentError, PosthocMetricError
 from .smooth_map import SmoothMap

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from . import saving
-from ._arrays import ArrayLike, Rows, check_range, check_seed, describe, to_points
+from ._arrays import ArrayLike, check_range, check_seed, describe, to_points
+from ._rows import Rows
 from .belonging import check_data
 from .decoder import Decoder
 from .decoder.cuts import about_cuts

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .._arrays import Rows
+from .._rows import Rows
 from ..smooth_map import SmoothMap
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arrays import Rows, describe
+from .._arrays import describe
+from .._rows import Rows
 from ..errors import FitError, InvalidArgumentError, NotFittedError
 from ..matrix_field import DirectedField
 from ..smooth_map import SmoothMap

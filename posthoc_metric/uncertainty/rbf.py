@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arrays import Rows
+from .._rows import Rows
 from ..errors import NotFittedError
 from ..smooth_map import SmoothMap
 from .base import UncertaintyModel
