@@ -82,8 +82,8 @@ def _to_numpy(out: torch.Tensor) -> np.ndarray:
     return out.detach().cpu().numpy()
 
 
-def refuse_tensor(value: torch.Tensor, name: str) -> None:
-    """Raise where a tensor is not dense, or holds no real numbers.
+def refuse_tensor(value: torch.Tensor, name: str, *, booleans: bool = False) -> None:
+    """Raise where a tensor is not dense, or holds no real numbers; ``booleans`` may pass for such.
 
     Raises:
         InvalidArgumentError: it is one of these.
@@ -92,7 +92,7 @@ def refuse_tensor(value: torch.Tensor, name: str) -> None:
         raise InvalidArgumentError(f"`{name}` must be a dense tensor; got {describe(value)}, {_layout(value)}.")
     if value.device.type == "meta":
         raise InvalidArgumentError(f"`{name}` must hold numbers; got a tensor on the meta device, which holds none.")
-    if value.dtype not in _REAL:
+    if value.dtype not in _REAL and not (booleans and value.dtype == torch.bool):
         raise InvalidArgumentError(f"`{name}` must hold real numbers; got {describe(value)}. {_remedy(value.dtype)}")
 
 

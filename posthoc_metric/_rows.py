@@ -37,13 +37,14 @@ class Rows:
     ):
         if is_sparse(data):
             if data.dtype.kind not in "fiub" or data.ndim != 2:
-                raise InvalidArgumentError(f"`data` must be a table (N, D) of real numbers; got {describe(data)}.")
+                raise InvalidArgumentError(
+                    f"`data` must be a table (N, D) of real numbers; got {describe(data)}. Pass one of floats."
+                )
             data = data.tocsr()
         elif not isinstance(data, (torch.Tensor, np.ndarray)) or isinstance(data, np.ma.MaskedArray):
             data = native(data, "data")
         elif isinstance(data, torch.Tensor):
-            if data.dtype != torch.bool:
-                refuse_tensor(data, "data")
+            refuse_tensor(data, "data", booleans=True)
         elif data.dtype.kind not in "fiub":
             raise InvalidArgumentError(f"`data` must hold real numbers; got {describe(data)}. Pass a float array.")
         if data.ndim == 0:
