@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -68,8 +69,10 @@ def invert(
     tolerance = check_range(tolerance, "tolerance", 0.0, 1.0, "the relative residual of a reproduced row")
     rows, restore = to_tensor(data, "data")
     observer = observer_of(decoder)
+    dtype = rows.dtype
     if observer is not None and rows.ndim:
         observer.check(tuple(rows.shape[1:]))
+        to_points(rows.reshape(len(rows), math.prod(rows.shape[1:])), "data")
         rows = observer(rows, torch.arange(len(rows), device="cpu"))
     if rows.ndim < 2:
         raise InvalidArgumentError(f"`data` must have shape (B, D) or (B, ...); got {describe(data)}. Add an axis.")
@@ -93,8 +96,8 @@ def invert(
     status = tuple(kinds[code] for code in state.tolist())
     residual = torch.where(square.isfinite(), square.sqrt() / norm, torch.nan)
     return Inversion(
-        latents=restore(latents.to(rows.dtype)),
-        residual=restore(residual.to(rows.dtype)),
+        latents=restore(latents.to(dtype)),
+        residual=restore(residual.to(dtype)),
         status=status,
         converged=restore(state <= kinds.index(InversionStatus.BEST_FIT)),
         steps=restore(steps),

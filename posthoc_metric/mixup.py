@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._arrays import ArrayLike, check_count, check_range, check_seed, describe, to_points
+from ._arrays import ArrayLike, check_count, check_range, check_seed, describe, refuse_tensor, to_points
 from .decoder.observation import observer_of
 from .errors import ConvergenceWarning, InvalidArgumentError, NumericalError
 from .geodesic import Status
@@ -76,16 +76,21 @@ class GeodesicMixup:
             y: class indices (B,) or soft labels (B, C).
 
         Returns:
-            x in its own shape, dtype and device, and soft labels (B, C), fit for ``cross_entropy``; of no rows where
-            the batch has none.
+            x in its own shape, dtype and device, or in coordinates, which have the decoder's dtype; and soft labels
+            (B, C), fit for ``cross_entropy``; of no rows where the batch has none.
 
         Raises:
-            InvalidArgumentError: ``x`` is not floating point, its rows do not hold D numbers, or ``y`` does not fit it.
+            InvalidArgumentError: ``x`` is neither floating point nor observations, its rows do not hold D numbers, or
+                ``y`` does not fit it.
         """
         observer = observer_of(self.decoder)
+        if isinstance(x, Tensor):
+            refuse_tensor(x, "x", booleans=True)
         if observer is not None and isinstance(x, Tensor) and x.ndim:
-            observer.check(tuple(x.shape[1:]))
-            x = observer(x.to(getattr(self.decoder, "dtype", torch.float64)), torch.arange(len(x), device="cpu"))
+            observer.check(tuple(x.shape[1:]), "x")
+            whole = x if x.is_floating_point() else x.double()
+            coordinates = observer(whole, torch.arange(len(x), device="cpu"), "x")
+            x = coordinates.to(getattr(self.decoder, "dtype", torch.float64))
         if not isinstance(x, Tensor) or x.ndim < 2 or prod(x.shape[1:]) != self.decoder.output_dim:
             raise InvalidArgumentError(
                 f"`x` must be a batch whose rows hold {self.decoder.output_dim} numbers, as the decoder's output does; "

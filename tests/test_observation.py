@@ -144,8 +144,11 @@ def test_observe_serves_decoders_of_any_output():
     images[:, 0] = 100
     assert float(data_rows(decoder, images, 60)[:].mean()) == pytest.approx(100 / 255)
     for observe, words in (
-        (lambda x: x, r"`observe` must give a tensor of 6 values a row.*\(60, 2, 6\).*gives a tensor of shape"),
-        (lambda x: x.numpy(), "gives ndarray"),
+        (lambda x: x, r"`observe` must give a dense tensor of 6 values a row.*\(60, 2, 6\).*gives tensor of shape"),
+        (lambda x: x.numpy(), "gives array of shape.*with torch's own functions"),
+        (lambda x: x[:, 0].to_sparse(), "must give a dense tensor"),
+        (lambda x: x[:, 0] * 1j, "must give real numbers.*complex128"),
+        (lambda x: x[:, 0].to("meta"), "must give real numbers.*meta"),
         (lambda x: torch.where(x[:, 0] > 0, torch.nan, 0.0), "finite numbers; it does not for row 0"),
     ):
         other = pm.Decoder(network, latent_dim=2, observe=observe)
@@ -153,6 +156,26 @@ def test_observe_serves_decoders_of_any_output():
             pm.repair(other, latents, images)
     with pytest.raises(InvalidArgumentError, match="`observe` must be a function"):
         pm.Decoder(network, latent_dim=2, observe="counts")
+
+
+def test_a_single_output_may_come_without_an_axis_and_in_any_precision():
+    latents = normal(60, 2)
+    for way in (torch.Tensor.float, torch.Tensor.long, torch.Tensor.half):
+        decoder = pm.Decoder(lambda z: network(z, 1), latent_dim=2, observe=lambda x, way=way: way(x[:, 0]))
+        rows = data_rows(decoder, counts(latents).round(), 60)
+        assert rows[:].dtype == torch.float64 and torch.equal(rows[:], counts(latents)[:, :1])
+        assert rows[torch.arange(0)].shape == (0, 1)
+
+
+def test_counts_in_half_precision_are_taken_as_they_are():
+    """A dispersion beyond what it holds made every coordinate NaN, and large counts lost their digits."""
+    make = lambda y: td.NegativeBinomial(1e5 * torch.ones(6).double(), logits=y - 6)  # noqa: E731
+    decoder = pm.Decoder(lambda z: make(network(z)), output=pm.fisher_rao, latent_dim=2)
+    data = drawn(make, normal(60, 2)).clamp_max(2048)
+    for dtype in (torch.float16, torch.float32):
+        found = data_rows(decoder, data.to(dtype), 60)[:]
+        torch.testing.assert_close(found, data_rows(decoder, data, 60)[:].float(), rtol=1e-6, atol=1e-6)
+    assert pm.invert(decoder, data[:2].half(), starts=16).latents.dtype == torch.float16
 
 
 def test_class_numbers_one_hot_rows_and_probabilities_are_all_taken():
@@ -209,6 +232,10 @@ def test_rows_are_named_as_the_caller_counts_them():
         pm.repair(of_poisson(), latents, data)
     with pytest.raises(InvalidArgumentError, match="row 41 and 0 others"):
         pm.invert(of_poisson(), data)
+    data[41] = torch.nan
+    for decoder in (of_poisson(), of_poisson(observe=lambda x: 2 * x.sqrt())):
+        with pytest.raises(InvalidArgumentError, match="`data` must be finite; row 41 is NaN or infinite"):
+            pm.invert(decoder, data)
 
 
 def test_a_memory_map_stays_one_and_is_brought_over_in_blocks(tmp_path):
@@ -232,6 +259,31 @@ def test_a_sparse_table_is_read_in_blocks_too(kind):
     assert torch.equal(repaired.data[:], data_rows(of_poisson(), data, 300).subset(repaired.geometry.training_rows)[:])
     plain = pm.Decoder(lambda z: td.Poisson((2 + network(z)).exp()), latent_dim=2)
     assert torch.equal(data_rows(plain, sparse, 300)[torch.tensor([9, 4])], data[[9, 4]])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (torch.Tensor.to_sparse, "must be a dense tensor.*sparse_coo. Call .to_dense"),
+        (torch.Tensor.to_sparse_csr, "must be a dense tensor.*sparse_csr. Call .to_dense"),
+        (lambda x: x.to("meta"), "must hold numbers.*meta device"),
+        (
+            lambda x: torch.nested.nested_tensor([x[:2], x[2:]], layout=torch.jagged),
+            "must be a dense tensor; got nested",
+        ),
+        (
+            lambda x: scipy.sparse.csr_array(x.numpy() * 1j),
+            "must be a table .* of real numbers.*complex128. Pass one of floats",
+        ),
+    ],
+    ids=["sparse", "rows compressed", "meta", "nested", "complex"],
+)
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning")
+def test_what_cannot_be_read_by_rows_is_refused_whatever_its_dtype(change, words):
+    data = counts(normal(60, 2)) > 5
+    for kind in (torch.bool, torch.float64):
+        with pytest.raises(InvalidArgumentError, match=f"`data` {words}"):
+            data_rows(of_poisson(), change(data.to(kind)), 60)
 
 
 def test_counts_scaled_to_a_common_total_are_told_how_to_come():
@@ -286,7 +338,7 @@ def test_data_beside_an_output_that_is_made_of_coordinates_are_refused_without_o
     latents = normal(60, 2)
     make = lambda z: 3 * pm.fisher_rao(td.Poisson((2 + network(z)).exp()))  # noqa: E731
     pm.repair(pm.Decoder(make, latent_dim=2), latents)
-    with pytest.raises(DecoderError, match="Leave `data` out, or wrap the decoder with observe="):
+    with pytest.raises(DecoderError, match="`data` cannot be .* Do without, or wrap the decoder with observe="):
         pm.repair(pm.Decoder(make, latent_dim=2), latents, counts(latents))
     pm.repair(pm.Decoder(make, latent_dim=2, observe=lambda x: 6 * x.sqrt()), latents, counts(latents))
 
@@ -313,8 +365,10 @@ def test_a_batch_of_observations_is_mixed_in_coordinates():
     x, y = mix(counts(latents).long(), (latents[:, 0] > 0).long())
     kept = (x == 2 * counts(latents).sqrt().to(x)).all(1)
     assert x.shape == (60, 6) and int(kept.sum()) == 30 and y.shape == (60, 2)
-    with pytest.raises(InvalidArgumentError, match="counts, whole numbers"):
+    with pytest.raises(InvalidArgumentError, match="`x` must be observations of the Poisson.* counts, whole numbers"):
         mix(2 * counts(latents).sqrt() + 0.1, (latents[:, 0] > 0).long())
+    with pytest.raises(InvalidArgumentError, match="`x` must be a dense tensor"):
+        mix(counts(latents).to_sparse(), (latents[:, 0] > 0).long())
 
 
 def test_images_are_drawn_as_means():

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from .._arrays import as_tensor
+from .._arrays import as_tensor, describe
 from ..errors import DecoderError, InvalidArgumentError
 from .families import ADDED, FAMILIES, KINDS
 
-_CLASSES_FIRST = " The axis of classes seems to come first: move it to the end, as by numpy.moveaxis(data, 1, -1)."
+_CLASSES_FIRST = " The axis of classes seems to come first: move it to the end, as by numpy.moveaxis({}, 1, -1)."
 _INSTEAD = (
     "Data are brought into the coordinates of fisher_rao by themselves. If they are in these coordinates already, or "
     "are something else, wrap the decoder with observe=, a function of rows of data that gives coordinates, such as "
@@ -26,10 +26,10 @@ _INSTEAD = (
 class Observer(Protocol):
     """Brings rows of raw data into the coordinates of a decoder's output; as a string, how it does."""
 
-    def check(self, shape: tuple[int, ...]) -> None:
-        """Raise where rows of this shape cannot be brought there."""
+    def check(self, shape: tuple[int, ...], name: str = "data") -> None:
+        """Raise where rows of this shape cannot be brought there; ``name`` is what the caller's argument is called."""
 
-    def __call__(self, data: Tensor, rows: Tensor) -> Tensor:
+    def __call__(self, data: Tensor, rows: Tensor, name: str = "data") -> Tensor:
         """Floating-point data (n, ...) as coordinates (n, D); ``rows`` (n,) are their names in messages."""
 
 
@@ -56,7 +56,7 @@ class Observation:
     def __str__(self) -> str:
         return f"data are observations of {self.family} distributions: {FAMILIES[self.family].words}"
 
-    def check(self, shape: tuple[int, ...]) -> None:
+    def check(self, shape: tuple[int, ...], name: str = "data") -> None:
         """Raise where rows of this shape are no observations.
 
         Raises:
@@ -67,26 +67,29 @@ class Observation:
             return
         others = f", or {outputs // self.shape[-1]} of class numbers" if self.family == "Categorical" else ""
         raise InvalidArgumentError(
-            f"`data` must have {outputs} values a row, as the decoder's output{others}; got {width}. They must be "
+            f"`{name}` must have {outputs} values a row, as the decoder's output{others}; got {width}. They must be "
             f"{FAMILIES[self.family].words}."
         )
 
-    def __call__(self, data: Tensor, rows: Tensor) -> Tensor:
+    def __call__(self, data: Tensor, rows: Tensor, name: str = "data") -> Tensor:
         """Floating-point data (n, ...) as coordinates (n, D); ``rows`` (n,) are their names in messages.
 
         Raises:
             InvalidArgumentError: they are no observations of this distribution.
         """
+        # half precision holds neither large counts' coordinates nor large dispersions
+        data = data.to(torch.promote_types(data.dtype, torch.float32))
         family, c = FAMILIES[self.family], self.constant.to(data)
         if self._numbered(math.prod(data.shape[1:])):
             numbers, classes = data.reshape(len(data), *self.shape[:-1]), self.shape[-1]
             known = (numbers >= 0) & (numbers < classes) & (numbers == numbers.round())
-            self._refuse(numbers, known, rows, f" below {classes}")
+            self._refuse(name, numbers, known, rows, f" below {classes}")
             x = torch.nn.functional.one_hot(numbers.long(), classes).to(data)
         else:
             x = data.reshape(len(data), *self.shape)
             first = tuple(data.shape[1:]) == (self.shape[-1], *self.shape[:-1]) != self.shape
-            self._refuse(x, family.allowed(x, c), rows, hint=_CLASSES_FIRST if first and len(self.shape) > 1 else "")
+            hint = _CLASSES_FIRST.format(name) if first and len(self.shape) > 1 else ""
+            self._refuse(name, x, family.allowed(x, c), rows, hint=hint)
         return family.coordinates(x, c).flatten(1)
 
     def mean(self, coordinates: Tensor) -> Tensor:
@@ -98,7 +101,7 @@ class Observation:
         """Whether rows of so many values are the numbers of classes."""
         return self.family == "Categorical" and width == math.prod(self.shape[:-1]) and self.shape[-1] > 1
 
-    def _refuse(self, x: Tensor, allowed: Tensor, rows: Tensor, more: str = "", hint: str = "") -> None:
+    def _refuse(self, name: str, x: Tensor, allowed: Tensor, rows: Tensor, more: str = "", hint: str = "") -> None:
         bad = ~allowed.reshape(len(x), math.prod(allowed.shape[1:]))
         if not bool(bad.any()):
             return
@@ -113,7 +116,7 @@ class Observation:
         if more:
             words = f"class numbers from 0{more}"
         raise InvalidArgumentError(
-            f"`data` must be observations of the {self.family} distributions that the decoder gives: {words}; row "
+            f"`{name}` must be observations of the {self.family} distributions that the decoder gives: {words}; row "
             f"{int(rows[row])} and {int(bad.any(1).sum()) - 1} others of {len(x)} looked at are not, the first {first}."
             f"{hint} {_INSTEAD}{FAMILIES[self.family].means}"
         )
@@ -134,24 +137,30 @@ class Given:
     def __str__(self) -> str:
         return "data go through the function given as observe="
 
-    def check(self, shape: tuple[int, ...]) -> None:
+    def check(self, shape: tuple[int, ...], name: str = "data") -> None:
         """What it takes, the function says itself."""
 
-    def __call__(self, data: Tensor, rows: Tensor) -> Tensor:
+    def __call__(self, data: Tensor, rows: Tensor, name: str = "data") -> Tensor:
         """See :class:`Observer`.
 
         Raises:
             InvalidArgumentError: the function gives something else.
         """
         found = self.function(data)
-        shape = tuple(found.shape) if isinstance(found, Tensor) else None
+        shape = tuple(found.shape) if isinstance(found, Tensor) and found.layout == torch.strided else None
         if shape is None or shape[:1] != (len(data),) or math.prod(shape[1:]) != self.width:
-            got = f"a tensor of shape {shape}" if shape is not None else type(found).__name__
             raise InvalidArgumentError(
-                f"`observe` must give a tensor of {self.width} values a row, as the decoder's output; of data of shape "
-                f"{tuple(data.shape)} it gives {got}."
+                f"`observe` must give a dense tensor of {self.width} values a row, as the decoder's output; of data of "
+                f"shape {tuple(data.shape)} it gives {describe(found)}. Write it with torch's own functions."
             )
-        found = found.detach().flatten(1).to(data)
+        if found.is_complex() or found.is_meta:
+            where = " on the meta device" if found.is_meta else ""
+            raise InvalidArgumentError(
+                f"`observe` must give real numbers; it gives {describe(found)}{where}. Give such as are of use beside "
+                "the decoder's output."
+            )
+        found = found.detach().reshape(len(data), self.width)
+        found = found.to(data.device, torch.promote_types(found.dtype, data.dtype))
         finite = torch.isfinite(found).all(dim=1)
         if not bool(finite.all()):
             raise InvalidArgumentError(
@@ -167,20 +176,20 @@ class Unclear:
     def __str__(self) -> str:
         return "data cannot be compared with this output, which is made of what fisher_rao gives, but through observe="
 
-    def check(self, shape: tuple[int, ...]) -> None:
+    def check(self, shape: tuple[int, ...], name: str = "data") -> None:
         """Raise, whatever the data are.
 
         Raises:
             DecoderError: always.
         """
         raise DecoderError(
-            "`data` cannot be compared with this decoder's output: it is made of what fisher_rao gives, but is not "
-            "that by itself. Leave `data` out, or wrap the decoder with observe=, a function of rows of data that "
-            "gives them in the output's coordinates, such as `observe=lambda x: x` where they are in these already."
+            f"`{name}` cannot be compared with this decoder's output: it is made of what fisher_rao gives, but is not "
+            "that by itself. Do without, or wrap the decoder with observe=, a function of rows of data that gives them "
+            "in the output's coordinates, such as `observe=lambda x: x` where they are in these already."
         )
 
-    def __call__(self, data: Tensor, rows: Tensor) -> Tensor:
-        self.check(tuple(data.shape[1:]))
+    def __call__(self, data: Tensor, rows: Tensor, name: str = "data") -> Tensor:
+        self.check(tuple(data.shape[1:]), name)
         return data
 
 
