@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..metric import MetricParts
 from .halving import narrowed
-from .refinement import Refined
+from .refined import Refined
 from .relaxation import STATUSES
 from .status import Status
 

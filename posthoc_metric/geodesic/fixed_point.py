@@ -29,7 +29,7 @@ from .acceleration import Acceleration
 from .batch import Batch
 from .judge import judge
 from .options import START_NAMES, FixedPointOptions
-from .refinement import Refined
+from .refined import Refined
 from .relaxation import STATUSES
 from .rows import alike, unpadded
 from .spline import Spline

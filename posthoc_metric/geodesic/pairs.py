@@ -16,7 +16,8 @@ from .fixed_point import solve_fixed_point
 from .guard import guard
 from .options import FixedPointOptions, RelaxationOptions
 from .precision import finer, too_close
-from .refinement import Refined, Refiner, joined
+from .refined import Refined, joined
+from .refinement import Refiner
 from .starts import cache_of, make_starts
 from .stationarity import admit_slopes
 from .straight_lines import bisected, measure_lines

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -11,14 +10,14 @@ from torch import Tensor
 
 from ..machine import AT_ONCE
 from ..metric import MetricParts
-from .batch import Batch
 from .candidates import Begun, Curves, Facts, begin, begin_anew, contest, rivals
-from .curves import Clock, density, make_clock, pad
+from .curves import density, make_clock, pad
 from .options import RelaxationOptions
 from .quadrature import FOUR, Measured, chorded, confirm, measure, measure_coarser, rule_for, sharpen
+from .refined import Refined
 from .relaxation import STATUSES, Relaxed
 from .routes import COARSE_TOL, MOST_COARSE, Routes
-from .spline import Spline, interpolate
+from .spline import interpolate
 from .start_curves import StartCurves, jump_over
 from .status import Status
 
@@ -39,19 +38,6 @@ _SLOWER = 5
 _SURE = 0.3
 
 _CODE = {status: code for code, status in enumerate(STATUSES)}
-
-
-@dataclass
-class Refined(Batch):
-    """B geodesics with their facts, and the work done on each pair; ``rough``: whose lengths converge as at kinks."""
-
-    facts: Facts
-    kind: Tensor
-    spline: Spline
-    clock: Clock
-    steps: Tensor
-    evaluations: Tensor
-    rough: Tensor
 
 
 class Refiner:
@@ -296,16 +282,3 @@ class Refiner:
         kind = torch.cat([curves.kind for curves in done])[order]
         rough = torch.cat([curves.roughness > _SMOOTH for curves in done])[order]
         return Refined(facts, kind, spline, clock, self.steps, self.evaluations, rough)
-
-
-def joined(blocks: list[Refined]) -> Refined:
-    """The geodesics of several blocks of pairs, one after the other."""
-    rows, first = [], 0
-    for block in blocks:
-        rows.append(torch.arange(first, first + len(block.kind), device=block.kind.device))
-        first += len(block.kind)
-    spline, clock = pad([block.spline for block in blocks], [block.clock for block in blocks], rows, first)
-    kind, steps, evaluations, rough = (
-        torch.cat([getattr(block, name) for block in blocks]) for name in ("kind", "steps", "evaluations", "rough")
-    )
-    return Refined(Facts.join([block.facts for block in blocks]), kind, spline, clock, steps, evaluations, rough)

@@ -18,7 +18,7 @@ from .curves import Clock
 from .guard import guard
 from .options import START_NAMES, FixedPointOptions, RelaxationOptions, make_options
 from .pairs import spread_pairs
-from .refinement import Refined
+from .refined import Refined
 from .relaxation import STATUSES
 from .solution import Solution
 from .spline import Spline

@@ -15,7 +15,7 @@ from ..metric import MetricParts
 from .energy import CurveEnergy
 from .linear import solve_model
 from .options import RelaxationOptions
-from .refinement import Refined
+from .refined import Refined
 from .relaxation import STATUSES
 from .routes import FEW, MOST_COARSE
 from .status import Status

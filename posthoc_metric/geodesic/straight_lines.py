@@ -18,7 +18,7 @@ from .curves import Clock, make_clock
 from .options import RelaxationOptions
 from .polygons import met
 from .quadrature import FIVE, SIMPSON, TRAPEZOID, Measured, chorded, left_open
-from .refinement import Refined
+from .refined import Refined
 from .relaxation import STATUSES
 from .rows import alike, few_rows, unpadded
 from .spline import Spline
