@@ -9,8 +9,9 @@ from torch import Tensor, nn
 import posthoc_metric as pm
 from posthoc_metric.geodesic.curves import make_clock, retimed
 from posthoc_metric.geodesic.elements import Model, chord_products, stiffness
-from posthoc_metric.geodesic.energy import CurveEnergy, Linearisation
+from posthoc_metric.geodesic.energy import CurveEnergy
 from posthoc_metric.geodesic.field import FieldDerivative
+from posthoc_metric.geodesic.linearisation import Linearisation
 from posthoc_metric.geodesic.quadrature import FIVE, confirm, measure
 from posthoc_metric.geodesic.spline import interpolate
 from posthoc_metric.geodesic.trust_region import step_in_region

@@ -12,20 +12,18 @@ discrete geodesic is of fourth order in the spacing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from .._arrays import computes_in_single
 from ..metric import MetricParts
 from ..smooth_map import SmoothMap, gram
-from .batch import Batch
-from .elements import Model, add_blocks, add_gradient, add_weight, chord_products, empty_model
+from .elements import add_blocks, add_gradient, add_weight, chord_products, empty_model
 from .field import FieldDerivative
 from .field_model import add_field_model
 from .frame import Frame
 from .image import Image
+from .linearisation import Linearisation
 from .rows import alike, unpadded
 
 #: latent dimensions in which a grid leads round walls, so that few points of quadrature will do for a field
@@ -36,35 +34,6 @@ CANCELLED = 1e-4
 #: points; and that are worked on at once, while they are in the cache
 _ASKED = 16 * 2**20
 _CACHED = 4 * 2**20
-
-
-@dataclass
-class Linearisation(Batch):
-    """All that is kept about P curves of n spans at their present nodes.
-
-    Attributes:
-        nodes: (P, n+1, d).
-        energy: (P,).
-        gradient: with respect to the inner nodes (P, n-1, d).
-        convex: the Gauss-Newton model, positive semi-definite.
-        rest: what the first derivatives at hand tell of the rest of the Hessian; indefinite.
-        image: of an embedding, at the nodes and between.
-        jacobians: ``J_Fᵀ`` at the inner nodes (P, n-1, d, D), in single precision: they serve the secant only.
-        pull: ``J_Fᵀ b``, ``b`` half the energy's derivative by ``F``, at the inner nodes (P, n-1, d).
-        pull_before: the same ``b`` under the Jacobians of the nodes before (P, n-1, d).
-        grain: rounding error of the energy that comes from the precision of ``F`` (P,).
-    """
-
-    nodes: Tensor
-    energy: Tensor
-    gradient: Tensor
-    convex: Model
-    rest: Model
-    image: Image | None = None
-    jacobians: Tensor | None = None
-    pull: Tensor | None = None
-    pull_before: Tensor | None = None
-    grain: Tensor | None = None
 
 
 class CurveEnergy:

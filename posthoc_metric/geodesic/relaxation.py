@@ -17,9 +17,10 @@ from torch import Tensor
 from .batch import Batch
 from .doubles import couples_of, doubles
 from .elements import Model, node_masses
-from .energy import CurveEnergy, Linearisation
+from .energy import CurveEnergy
 from .frame import Frame
 from .image import Image
+from .linearisation import Linearisation
 from .saddle import escapes
 from .status import Status
 from .trust_region import UNDAMPED, Step, step_in_region

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .batch import Batch
 from .elements import Model
-from .energy import Linearisation
 from .linear import solve_model
+from .linearisation import Linearisation
 
 #: damping at or below which the next step tries to do without
 UNDAMPED = 1e-2
