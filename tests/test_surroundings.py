@@ -110,6 +110,24 @@ class TestInferenceMode:
         assert torch.equal(found.points, expected.points)
         assert torch.equal(velocities, pm.FunctionMetric(metric, 2).log(start, end))
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+    def test_a_decoder_wrapped_or_read_inside_is_the_same(self, dtype, tmp_path):
+        def found():
+            wrapped = pm.Decoder(own, latent_dim=2)
+            read = pm.load_decoder(tmp_path / "m.pt", factory=lambda: network(dtype), latent_dim=2)
+            far = wrapped.acquainted(30 + latents())
+            return [one for one in (wrapped, read, far, wrapped.in_float64()) if one is not None]
+
+        own = network(dtype)
+        torch.save(own.state_dict(), tmp_path / "m.pt")
+        z, u = latents(5), torch.ones(5, 6)
+        expected = found()
+        with torch.inference_mode():
+            made = found()
+        for one, other in zip(made, expected, strict=True):
+            assert one.describe() == other.describe()
+            assert torch.equal(one.vjp(z, u)[1], other.vjp(z, u)[1])
+
     def test_latents_made_inside_give_results_that_can_be_differentiated(self, repaired):
         with torch.inference_mode():
             z = latents() + 0

@@ -11,6 +11,7 @@ from torch import nn
 from .._arrays import describe
 from ..decoder import Decoder
 from ..errors import CheckpointError, InvalidArgumentError
+from ..surroundings import lasting
 from . import folders
 from .factory import build
 from .keras_file import read_keras
@@ -90,7 +91,8 @@ def load_decoder(
         "latent_shape": latent_shape,
     }
     if container.kind in READERS and factory is None:
-        model, told = READERS[container.kind](container, trust)
+        with lasting():
+            model, told = READERS[container.kind](container, trust)
         notes: tuple[str, ...] = told.pop("notes", ())
         # what the caller says about the part and its latents overrides all that the file tells of them
         if latent_dim is not None or latent_shape is not None or method is not None:
@@ -99,7 +101,8 @@ def load_decoder(
             options["condition"] = {**told["condition"], **condition}
         options = {name: told.get(name) if value is None else value for name, value in options.items()}
     else:
-        model, notes = _from_weights(container, factory, factory_kwargs, key, prefix, strict, trust)
+        with lasting():
+            model, notes = _from_weights(container, factory, factory_kwargs, key, prefix, strict, trust)
     decoder = Decoder(model, **options, observe=observe)
     return decoder.remember(f"read from {container.path.name}, {container.looks_like}", *notes)
 

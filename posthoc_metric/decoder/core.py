@@ -15,6 +15,7 @@ from torch import Tensor
 from .._arrays import ArrayLike, describe, is_integer, to_points
 from ..errors import BatchWarning, DerivativeWarning, InvalidArgumentError
 from ..machine import working_memory
+from ..surroundings import lasting
 from .call import Call
 from .engine import Engine
 from .fingerprint import sketch
@@ -92,14 +93,15 @@ class Decoder:
             raise InvalidArgumentError(f"`max_bytes` must be a positive number of bytes; got {max_bytes!r}.")
         if observe is not None and not callable(observe):
             raise InvalidArgumentError(f"`observe` must be a function of rows of data; got {describe(observe)}.")
-        settled = settle(
-            model,
-            latent_dim=latent_dim,
-            method=method,
-            output=output,
-            condition=condition,
-            latent_shape=latent_shape,
-        )
+        with lasting():
+            settled = settle(
+                model,
+                latent_dim=latent_dim,
+                method=method,
+                output=output,
+                condition=condition,
+                latent_shape=latent_shape,
+            )
         self.latent_dim = settled.latent_dim
         latents = None if probe is None else to_points(probe, "probe", self.latent_dim)[0]
         if latents is not None and not len(latents):
@@ -236,7 +238,7 @@ class Decoder:
 
     def in_float64(self) -> Decoder | None:
         """The same decoder in float64, on a copy of the model; ``None`` where there is none, or it is in float64."""
-        with self._engine.eval_mode(), torch.random.fork_rng(devices=[]):
+        with lasting(), self._engine.eval_mode(), torch.random.fork_rng(devices=[]):
             found = doubled(self._engine.found)
         if found is None:
             return None
@@ -272,5 +274,5 @@ class Decoder:
 
 
 def _probed(call: Call, latent_dim: int, latents: Tensor | None, eval_mode: EvalMode) -> Found:
-    with eval_mode(), torch.random.fork_rng(devices=[]):
+    with lasting(), eval_mode(), torch.random.fork_rng(devices=[]):
         return run_probe(call, latent_dim, latents)
