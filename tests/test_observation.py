@@ -371,9 +371,11 @@ def test_a_batch_of_observations_is_mixed_in_coordinates():
         mix(counts(latents).to_sparse(), (latents[:, 0] > 0).long())
 
 
-def test_images_are_drawn_as_means():
+@pytest.mark.parametrize("observe", [None, lambda x: pm.fisher_rao(td.Bernoulli(x / 255))])
+def test_images_are_drawn_as_means(observe):
     latents = normal(60, 2)
-    decoder = pm.Decoder(lambda z: td.Bernoulli(logits=4 * network(z)), output=pm.fisher_rao, latent_dim=2)
+    make = lambda z: td.Bernoulli(logits=4 * network(z))  # noqa: E731
+    decoder = pm.Decoder(make, output=pm.fisher_rao, latent_dim=2, observe=observe)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         repaired = pm.repair(decoder, latents)

@@ -114,7 +114,9 @@ class Decoder:
         self.output_dim = found.output_dim
         self.dtype = found.call.dtype
         self.device = found.call.device
-        self.observer: Observer | None = found.observer if observe is None else Given(observe, self.output_dim)
+        self.observer: Observer | None = found.observer
+        if observe is not None:
+            self.observer = Given(observe, self.output_dim, found.observer)
         if settled.warning:
             warnings.warn(settled.warning, BatchWarning, stacklevel=2)
         if found.warning:

@@ -39,6 +39,14 @@ def observer_of(decoder: Any) -> Observer | None:
     return found
 
 
+def means(decoder: Any, outputs: Tensor) -> Tensor:
+    """Outputs (n, D) of a smooth map, or the means of the distributions of which they are coordinates."""
+    observer = observer_of(decoder)
+    if isinstance(observer, Given):
+        observer = observer.instead_of
+    return observer.mean(outputs) if isinstance(observer, Observation) else outputs
+
+
 @dataclass(frozen=True)
 class Observation:
     """Observations of a distribution: each stands where the distribution does whose mean it is.
@@ -129,10 +137,12 @@ class Given:
     Attributes:
         function: (n, ...) -> (n, D), or (n, ...) that is flattened to it.
         width: D.
+        instead_of: what would bring data there without it, if anything.
     """
 
     function: Callable[[Tensor], Tensor]
     width: int
+    instead_of: Observer | None = None
 
     def __str__(self) -> str:
         return "data go through the function given as observe="

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from .. import plots
 from .._arrays import as_tensor
-from ..decoder.observation import Observation, observer_of
+from ..decoder.observation import means
 from ..diagnostics import Audit, share_off_data
 from .pairs import straight_lines
 
@@ -134,7 +134,6 @@ def geodesics(repaired: RepairedMetric, before: Solution, after: Solution) -> Pi
 def frames(repaired: RepairedMetric, before: Solution, after: Solution, image_shape: tuple[int, ...]) -> Picture:
     """Decoded frames along the straight line and both geodesics, for the pairs that the decoder led astray most."""
     geometry, decoder = repaired.geometry, repaired.decoder
-    observer = observer_of(decoder)
     finite = torch.nonzero(_finite(before) & _finite(after)).flatten()
     astray = share_off_data(_sampled(before, finite), geometry)
     chosen = finite[astray.argsort(descending=True, stable=True)[:_FRAME_PAIRS]]
@@ -149,9 +148,7 @@ def frames(repaired: RepairedMetric, before: Solution, after: Solution, image_sh
     for index, block in enumerate(blocks):
         grid = block.subplots(len(rows), _FRAMES, squeeze=False)
         for axes, (name, curves) in zip(grid, rows.items(), strict=True):
-            values = _tensor(decoder(curves[index]))
-            if isinstance(observer, Observation):
-                values = observer.mean(values)
+            values = means(decoder, _tensor(decoder(curves[index])))
             images = values.reshape(_FRAMES, *image_shape).cpu().numpy()
             off_data = (geometry.offset(curves[index]) > 0).tolist()
             plots.draw_frames(axes, images, label=name, off_data=off_data)
