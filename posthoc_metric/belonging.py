@@ -49,7 +49,7 @@ def check_data(decoder: SmoothMap, data: Any, latents: Tensor) -> tuple[Rows, st
     count = min(len(rows), _COMPARED, max(_FEWEST_COMPARED, _ENTRIES // decoder.output_dim))
     some = torch.linspace(0, len(rows) - 1, count, dtype=torch.float64, device="cpu").round().long()
     if observer_of(decoder) is not None:
-        rows[some]  # whatever they are needed for
+        rows[some]  # what is no observation is refused here, whether or not the model makes use of data
     try:
         outputs = decoder(latents[some.to(latents.device)]).cpu().double()
         return rows, _doubt(outputs, rows[some].cpu().double())

@@ -35,7 +35,8 @@ class Measured:
             and of each shell's points, (m, d, d) and (shells, m, d, d); in many dimensions not at all of them.
         support_points: training latents and gaps (n, d) whose eigenvalues ``support`` also set the floor.
         training_count: how many of them are training latents; those come first.
-        more, more_points, more_grams: the same at more points of the first shell, (n, d), (n, d) and (m, d, d).
+        more, more_points, more_grams: eigenvalues, places and matrices of more points of the first shell, (n, d),
+            (n, d) and (m, d, d).
         audited: how many latents an audit will judge by.
         spacing: the 95th percentile of held-out distances to the nearest training latent, in data radii.
         scales: the held-out latents' standard deviation along each axis, (d,).
