@@ -163,12 +163,14 @@ def _h5ad(path: Path, name: str, key: str | None) -> Any:
             f"`{name}` is an .h5ad file, which needs AnnData. Install it with: pip install 'posthoc-metric[anndata]'"
         ) from None
     table = anndata.read_h5ad(path)
-    chosen = _chosen(list(dict.fromkeys(["X", *table.layers.keys(), *table.obsm.keys()])), path, name, key)
-    if chosen in table.layers and (chosen == "X" or chosen in table.obsm):
+    # a table may hold layers alone
+    main = () if table.X is None else ("X",)
+    chosen = _chosen(list(dict.fromkeys([*main, *table.layers.keys(), *table.obsm.keys()])), path, name, key)
+    if chosen in table.layers and (chosen in main or chosen in table.obsm):
         raise InvalidArgumentError(
             f"`{name}`: {str(path)!r} has a layer and another array that are called {chosen}. Rename one of them."
         )
-    array: Any = table.X if chosen == "X" else {**table.layers, **table.obsm}[chosen]
+    array: Any = table.X if chosen in main else {**table.layers, **table.obsm}[chosen]
     return array if scipy.sparse.issparse(array) else np.asarray(array)
 
 

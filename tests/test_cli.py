@@ -466,6 +466,10 @@ class TestArrays:
             read_named(str(tmp_path / "a.h5ad:both"), "data")
         with pytest.raises(InvalidArgumentError, match="arrays X, both, counts, X_scVI; say which"):
             read_named(str(tmp_path / "a.h5ad"), "data")
+        anndata.AnnData(None, shape=self.VALUES.shape, layers={"counts": self.VALUES}).write_h5ad(tmp_path / "b.h5ad")
+        assert np.array_equal(read_named(str(tmp_path / "b.h5ad"), "data"), self.VALUES)
+        with pytest.raises(InvalidArgumentError, match="names none of them"):
+            read_named(str(tmp_path / "b.h5ad:X"), "data")
 
 
 def test_torch_is_not_heard_over_its_own_classes(recwarn):
