@@ -24,8 +24,8 @@ MISTAKE, NEGATIVE, INTERRUPTED = 2, 1, 130
 VERDICTS = {True: "[green]pass[/]", False: "[red]FAIL[/]", None: "[dim]not judged[/]"}
 #: options by the arguments they stand for
 _OPTIONS = {
-    **{name: f"--{name.replace('_', '-')}" for name in ("latent_dim", "method", "output", "key", "prefix", "factory")},
-    "condition": "--condition",
+    **{name: f"--{name}" for name in ("method", "output", "condition", "key", "prefix", "factory")},
+    "latent_dim": "--latent-dim",
     "factory_kwargs": "--factory-args",
     "trust": "--trust",
 }
