@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -542,6 +543,34 @@ def test_a_process_may_fork_while_a_thread_differentiates():
     finally:
         done.set()
         thread.join()
+
+
+class _Slow(int):
+    """A number of rows that takes its time to be added, so that the counters' lock is held meanwhile."""
+
+    adding = threading.Event()
+
+    def __radd__(self, other):
+        self.adding.set()
+        time.sleep(0.3)
+        return int(self) + other
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_process_may_fork_while_a_thread_counts():
+    counters = Decoder(net())._engine.counters
+    with counters.counting() as work:
+        thread = threading.Thread(target=counters.add, kwargs={"values": _Slow(5)})
+        thread.start()
+        assert _Slow.adding.wait(30)
+        child = multiprocessing.get_context("fork").Process(target=counters.add, kwargs={"values": 1})
+        child.start()
+        child.join(30)
+        alive = child.is_alive()
+        child.kill()
+        thread.join()
+    assert not alive and child.exitcode == 0 and work.values == 5
 
 
 def test_inference_mode_is_left_for_derivatives():

@@ -7,7 +7,7 @@ import threading
 
 #: torch has one level of forward-mode AD for all threads, and so have the switches behind some kernels
 ONE_AT_A_TIME = threading.RLock()
-#: over what is remembered of modes and defaults; held for moments, and by those who hold the other one too
+#: over what is remembered of modes, defaults and counts; held for moments, and by those who hold the other one too
 BOOKS = threading.RLock()
 
 

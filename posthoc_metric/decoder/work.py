@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from .turns import BOOKS
 
 
 @dataclass
@@ -29,24 +30,23 @@ class Counters:
 
     def __init__(self) -> None:
         self._running: list[Work] = []
-        self._lock = threading.Lock()
 
     @contextmanager
     def counting(self) -> Iterator[Work]:
         """Count inside the ``with`` block."""
         work = Work()
-        with self._lock:
+        with BOOKS:
             self._running.append(work)
         try:
             yield work
         finally:
-            with self._lock:
+            with BOOKS:
                 self._running = [counter for counter in self._running if counter is not work]
 
     def add(self, **rows: int) -> None:
         """Add numbers of rows by the names they have in :class:`Work`."""
         if self._running:
-            with self._lock:
+            with BOOKS:
                 for counter in self._running:
                     for name, number in rows.items():
                         setattr(counter, name, getattr(counter, name) + number)
