@@ -29,6 +29,11 @@ def _of(module: nn.Module, *shape: int) -> Callable[[Tensor], Tensor]:
     return lambda x: module(x.view(-1, *shape) if shape else x)
 
 
+def _in_inference_mode(x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return x * C + 1
+
+
 C = _constant(CHANNELS)
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "product": lambda x: x * C,
@@ -75,6 +80,20 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "instance norm by fixed means": _of(nn.InstanceNorm1d(3, affine=True, track_running_stats=True), 3, 2),
     "leaky": _of(nn.PReLU()),
     "leaky by channel": _of(nn.PReLU(3), 3, 2),
+    "leaky number": lambda x: x * functional.prelu(x[0, 0], C[:1]),
+    "reflected difference from what varies": lambda x: Tensor.__rsub__(C, x),
+    "reflected quotient of what varies": lambda x: Tensor.__rdiv__(C, x),
+    "root mean square of half precision": lambda x: functional.rms_norm(x.bfloat16(), (CHANNELS,), C.float()),
+    "instance norm of half precision": lambda x: functional.instance_norm(
+        x.view(-1, 3, 2).bfloat16(), weight=C[:3].float()
+    ),
+    "batch norm of half precision": lambda x: functional.batch_norm(
+        x.bfloat16(), C.float(), C.float(), C.float(), C.float()
+    ),
+    "vmap of its own": lambda x: torch.func.vmap(lambda row: row * C + x[0] / 3)(x),
+    "jvp of its own": lambda x: torch.func.jvp(lambda y: y * C + x / 3, (2 * x,), (1 - x,))[1] / 2,
+    "inference mode inside": lambda x: 2 * _in_inference_mode(x),
+    "compiled": torch.compile(lambda x: functional.layer_norm(x * C, (CHANNELS,), C, C) + 1, backend="eager"),
 }
 RULED = ("product", "sum", "quotient of a constant", "linear", "batch norm", "layer norm", "group norm", "leaky")
 

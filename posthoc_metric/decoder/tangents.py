@@ -28,24 +28,38 @@ class DirectTangents(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
-        rule = _RULES.get(func)
-        if rule is None:
+        # a compiler would keep what it finds for one function, and what is made in inference mode takes no tangents
+        left = torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
+        rule = None if left else _RULES.get(func)
+        varying = None if rule is None else _only_varying(args, options)
+        if rule is None or varying is None:
             return func(*args, **options)
-        pairs = [_unpacked(argument) for argument in args]
-        varies = [index for index, (_, tangent) in enumerate(pairs) if tangent is not None]
-        if len(varies) != 1 or any(_unpacked(option)[1] is not None for option in options.values()):
-            return func(*args, **options)
-        (which,) = varies
-        primals = tuple(primal for primal, _ in pairs)
+        which, primal, tangent = varying
+        primals = (*args[:which], primal, *args[which + 1 :])
         value = func(*primals, **options)
-        tangent = rule(_Done(func, primals, options, value, which, pairs[which][1]))
-        # a rule may not know this use of its operation
-        return func(*args, **options) if tangent is None else forward_ad.make_dual(value, tangent, level=0)
+        pushed = rule(_Done(func, primals, options, value, which, tangent))
+        # a rule may not know this use of its operation: shapes and types differ where operands spread or are promoted
+        if pushed is None or pushed.shape != value.shape or pushed.dtype != value.dtype:
+            return func(*args, **options)
+        return forward_ad.make_dual(value, pushed, level=0)
 
 
-def _unpacked(argument: Any) -> tuple[Any, Any]:
-    """An argument's value, and its tangent or ``None``."""
-    return forward_ad.unpack_dual(argument, level=0) if isinstance(argument, Tensor) else (argument, None)
+def _only_varying(args: Any, options: dict[str, Any]) -> tuple[int, Tensor, Tensor] | None:
+    """Place, value and tangent of the one argument that has a tangent; ``None`` where there are others, or none."""
+    found = None
+    try:
+        for place, argument in enumerate((*args, *options.values())):
+            if not isinstance(argument, Tensor):
+                continue
+            primal, tangent = forward_ad.unpack_dual(argument, level=0)
+            if tangent is not None:
+                if found is not None or place >= len(args):
+                    return None
+                found = place, primal, tangent
+    except RuntimeError:
+        # a decoder's own vmap takes no dual numbers apart
+        return None
+    return found
 
 
 @dataclass(frozen=True)
@@ -65,8 +79,13 @@ class _Done:
         return len(self.args) == 2 and not self.options
 
     def scales(self, *names: str) -> bool:
-        """Whether it acts on its first argument, and a weight and ``names`` are among its options."""
-        return self.which == 0 and all(self.options.get(name) is not None for name in ("weight", *names))
+        """Whether it acts on its first argument, finely, and a weight and ``names`` are among its options."""
+        return self.fine and self.which == 0 and all(self.options.get(name) is not None for name in ("weight", *names))
+
+    @property
+    def fine(self) -> bool:
+        """Whether no digits are lost where PyTorch's own norms of half precision work in float32."""
+        return self.args[0].dtype in (torch.float32, torch.float64)
 
 
 Rule = Callable[[_Done], Tensor | None]
@@ -91,16 +110,15 @@ def _sum(done: _Done) -> Tensor | None:
         return None
     # a copy, for what is done in place to the sum must not reach its summand
     spread = done.tangent.expand(done.value.shape).to(done.value.dtype, copy=True)
-    away = done.func is Tensor.__rsub__ or (done.func in _DIFFERENCES and done.which == 1)
-    return spread.neg_() if away else spread
+    return spread.neg_() if done.func in _TAKEN_AWAY[done.which] else spread
 
 
 def _quotient(done: _Done) -> Tensor | None:
     if not done.plain:
         return None
-    if done.which == 1 or done.func is Tensor.__rdiv__:
+    if done.func in _DIVISORS[done.which]:
         return -(done.tangent * done.value) / done.args[done.which]
-    return done.func(done.tangent, done.args[1])
+    return _product(done)
 
 
 def _batch_norm(done: _Done) -> Tensor | None:
@@ -131,7 +149,7 @@ def _group_norm(done: _Done) -> Tensor | None:
 
 def _instance_norm(done: _Done) -> Tensor | None:
     """By the means and variances of every row's own channels."""
-    if len(done.args) != 1 or not done.options.get("use_input_stats") or "eps" not in done.options:
+    if len(done.args) != 1 or not done.fine or not done.options.get("use_input_stats") or "eps" not in done.options:
         return None
     (x,), weight = done.args, done.options.get("weight")
     pushed = _normalised(x.flatten(2), done.tangent.flatten(2), done.options["eps"]).view(x.shape)
@@ -171,14 +189,17 @@ def _scaled(x: Tensor, tangent: Tensor, eps: float) -> Tensor:
     return size * (tangent - unit * (unit * tangent).mean(-1, keepdim=True))
 
 
-_DIFFERENCES = frozenset((torch.sub, torch.subtract, Tensor.sub, Tensor.subtract))
+_DIFFERENCES = (torch.sub, torch.subtract, Tensor.sub, Tensor.subtract)
+_QUOTIENTS = (torch.div, torch.divide, torch.true_divide, Tensor.div, Tensor.divide, Tensor.true_divide)
+#: what takes its first argument away, or its second; what divides by its first, or its second
+_TAKEN_AWAY = (frozenset((Tensor.__rsub__,)), frozenset(_DIFFERENCES))
+_DIVISORS = (frozenset((Tensor.__rdiv__,)), frozenset(_QUOTIENTS))
 _CONVOLUTIONS = (getattr(functional, f"conv{t}{n}d") for t in ("", "_transpose") for n in (1, 2, 3))
 _RULES: dict[Any, Rule] = {
     **dict.fromkeys((functional.linear, *_CONVOLUTIONS), _affine),
     **dict.fromkeys((torch.mul, torch.multiply, Tensor.mul, Tensor.multiply), _product),
     **dict.fromkeys((torch.add, Tensor.add, Tensor.__rsub__, *_DIFFERENCES), _sum),
-    **dict.fromkeys((torch.div, torch.divide, torch.true_divide), _quotient),
-    **dict.fromkeys((Tensor.div, Tensor.divide, Tensor.true_divide, Tensor.__rdiv__), _quotient),
+    **dict.fromkeys((*_QUOTIENTS, Tensor.__rdiv__), _quotient),
     functional.batch_norm: _batch_norm,
     functional.group_norm: _group_norm,
     functional.instance_norm: _instance_norm,
