@@ -19,8 +19,8 @@ from .volumes import Volumes, joined, plain_volumes, shaped_volumes
 _MOST_SHAPES = 100
 #: points of a shell at which a shape that is the identity to this accuracy is taken for that at all others
 _TRIED, _ALIKE = 8, 1e-3
-#: standard errors by which an audit's medians may be worse than those found here, and the inflation less; of that an
-#: audit leaves half to chance in its own points
+#: standard errors by which an audit's medians may be worse than those found here, and its inflation, of which it asks
+#: for half only
 MEDIANS, TAILS = 2.0, 1.0
 
 
