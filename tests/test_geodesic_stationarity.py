@@ -62,14 +62,15 @@ class Bent(nn.Module):
         return z
 
 
-@pytest.mark.parametrize(("dim", "seed"), [(8, 108), (12, 112)])
-def test_curves_that_gradients_relax_slowly_say_what_they_may_lose(dim, seed):
+@pytest.mark.parametrize(("dim", "seed", "count", "least"), [(8, 108, 40, 34), (12, 112, 10, 5)])
+def test_curves_that_gradients_relax_slowly_say_what_they_may_lose(dim, seed, count, least):
     net = Bent(dim, 1.2, seed)
-    a, b = torch.randn(2, 40, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(5))[:, :10]
+    a, b = torch.randn(2, 40, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(5))[:, :count]
     solution = geodesic(PullbackMetric(Decoder(net, latent_dim=dim)), a, b)
     exact = (net(a) - net(b)).norm(dim=1)
     excess, done = solution.length - exact, solution.converged
-    assert int(done.sum()) >= 5
+    # those that sloped with few spans are relaxed on with more
+    assert int(done.sum()) >= least
     assert (excess[done] <= 1.5 * solution.length_error[done] + 1e-5 * exact[done]).all()
     # what came to rest with few nodes has no kinks to excuse it
     few = done & (solution.spans < 64)

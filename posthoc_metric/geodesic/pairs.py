@@ -18,6 +18,8 @@ from .options import FixedPointOptions, RelaxationOptions
 from .precision import finer, too_close
 from .refined import Refined, joined
 from .refinement import Refiner
+from .routes import MOST_COARSE
+from .start_curves import StartCurves, even
 from .starts import cache_of, make_starts
 from .stationarity import admit_slopes
 from .straight_lines import bisected, measure_lines
@@ -68,7 +70,7 @@ def _relaxed(
         starts = make_starts(metric, parts, first, last, latents, options.starts)
         found = Refiner(parts, starts, len(first), options).run()
         found = _along_lines(parts, first, last, options, found)
-        admit_slopes(parts, found, options)
+        found = _relaxed_on(parts, options, found, admit_slopes(parts, found, options))
         admit_jumps(parts, found, max(options.rtol, options.rough_rtol), options.memory_limit)
         blocks.append(found)
     return blocks[0] if len(blocks) == 1 else joined(blocks)
@@ -87,7 +89,30 @@ def _along_lines(parts: MetricParts, start: Tensor, end: Tensor, options: Relaxa
     lines = bisected(parts, start[rows], end[rows], options)
     # fewer nodes than the bisection had would jump over what it saw
     spans = max(options.spans, min(_LINE_SPANS, options.max_spans))
-    again = Refiner(parts, lines, len(rows), replace(options, spans=spans)).run()
+    return _the_surer(found, rows, Refiner(parts, lines, len(rows), replace(options, spans=spans)).run())
+
+
+def _relaxed_on(parts: MetricParts, options: RelaxationOptions, found: Refined, slopes: Tensor) -> Refined:
+    """``found``, and the curves of few spans that still slope (B,) relaxed on with more.
+
+    What was learnt of the energy has left out where they slope, and is learnt anew.
+    """
+    rows = (slopes & (found.facts.spans < MOST_COARSE)).nonzero().flatten()
+    if options.max_spans < MOST_COARSE or len(rows) == 0:
+        return found
+    spline, clock = found.spline.take(rows), found.clock.take(rows)
+    times = even(len(rows), spline.nodes)
+    nodes, _ = spline.at(clock.at(times))
+    nodes[:, 0], nodes[:, -1] = spline.nodes[:, 0], spline.nodes[:, -1]
+    pair = torch.arange(len(rows), device=rows.device)
+    curves = StartCurves(pair, found.kind[rows], times, nodes, found.facts.length[rows], torch.zeros_like(pair))
+    again = Refiner(parts, curves, len(rows), replace(options, spans=MOST_COARSE)).run()
+    admit_slopes(parts, again, options, every=True)
+    return _the_surer(found, rows, again)
+
+
+def _the_surer(found: Refined, rows: Tensor, again: Refined) -> Refined:
+    """``found`` (B) with those of ``again``, for the pairs ``rows``, that are surely shorter; the work is added."""
     found.steps[rows] += again.steps
     found.evaluations[rows] += again.evaluations
     surely, before = (facts.length + facts.length_error for facts in (again.facts, found.facts))
@@ -96,7 +121,7 @@ def _along_lines(parts: MetricParts, start: Tensor, end: Tensor, options: Relaxa
         return found
     again, rows = again.take(better), rows[better]
     again.steps, again.evaluations = found.steps[rows], found.evaluations[rows]
-    kept = torch.ones_like(lost).index_fill(0, rows, False)
+    kept = torch.ones_like(found.rough).index_fill(0, rows, False)
     order = torch.cat([kept.nonzero().flatten(), rows]).argsort()
     return joined([found.take(kept), again]).take(order)
 

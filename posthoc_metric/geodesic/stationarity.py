@@ -30,21 +30,29 @@ _LITTLE = 1e-9
 _CONVERGED, _UNRESOLVED = STATUSES.index(Status.CONVERGED), STATUSES.index(Status.UNRESOLVED)
 
 
-def admit_slopes(parts: MetricParts, found: Refined, options: RelaxationOptions) -> None:
+def admit_slopes(parts: MetricParts, found: Refined, options: RelaxationOptions, *, every: bool = False) -> Tensor:
     """Add to the errors of curves ``found``, where these may be wrong, what a Gauss-Newton step still promises to gain.
 
     Those for which that is more than is allowed are ``UNRESOLVED``.  A residual ``r`` is a share of ``r² / 2`` of the
     energy, and half of that of the length.
+
+    Args:
+        parts, found, options: of the relaxation.
+        every: judge the others, too.
+
+    Returns:
+        Which of the pairs (B,) were ``CONVERGED`` before.
     """
     facts = found.facts
+    admitted = torch.zeros_like(found.rough)
     dim = found.spline.nodes.shape[2]
     # a curve with few kinks may look smooth, but has taken many spans to say so
-    suspect = found.rough | (facts.spans > MOST_COARSE)
+    suspect = found.rough | (facts.spans > MOST_COARSE) | every
     if dim > FEW:
         suspect |= found.evaluations > _LONG * dim * (facts.spans + 1)
     rows = (suspect & torch.isfinite(facts.length) & (facts.length > 0)).nonzero().flatten()
     if parts.embedding is None or dim > _MOST_DIM or len(rows) == 0:
-        return
+        return admitted
     energy = CurveEnergy(parts, found.spline.nodes[rows, ::16].flatten(0, 1)[:512], options.memory_limit)
     for spans in facts.spans[rows].unique().tolist():
         some = rows[facts.spans[rows] == spans]
@@ -58,7 +66,9 @@ def admit_slopes(parts: MetricParts, found: Refined, options: RelaxationOptions)
             still = gain <= torch.where(lenient, loose, options.rtol * facts.length[part])
             facts.length_error[part] = torch.where(still, error.maximum(gain), error + gain)
             facts.residual[part] = facts.residual[part].maximum(residual)
-            facts.status[part[~still & (facts.status[part] == _CONVERGED)]] = _UNRESOLVED
+            claimed = part[~still & (facts.status[part] == _CONVERGED)]
+            facts.status[claimed], admitted[claimed] = _UNRESOLVED, True
+    return admitted
 
 
 def _residuals(energy: CurveEnergy, nodes: Tensor, knots: Tensor) -> Tensor:
