@@ -48,11 +48,11 @@ def check_data(decoder: SmoothMap, data: Any, latents: Tensor) -> tuple[Rows, st
     rows = data_rows(decoder, data, len(latents))
     count = min(len(rows), _COMPARED, max(_FEWEST_COMPARED, _ENTRIES // decoder.output_dim))
     some = torch.linspace(0, len(rows) - 1, count, dtype=torch.float64, device="cpu").round().long()
-    if observer_of(decoder) is not None:
-        rows[some]  # what is no observation is refused here, whether or not the model makes use of data
+    # what is no observation is refused here, whether or not the model makes use of data
+    known = None if observer_of(decoder) is None else rows[some]
     try:
         outputs = decoder(latents[some.to(latents.device)]).cpu().double()
-        return rows, _doubt(outputs, rows[some].cpu().double())
+        return rows, _doubt(outputs, (rows[some] if known is None else known).cpu().double())
     except PosthocMetricError:
         return rows, ""  # what is not finite is told of with its rows where it is used
 

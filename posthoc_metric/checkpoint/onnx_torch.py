@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from .._arrays import as_tensor
+
 if TYPE_CHECKING:
     from .onnx_file import OnnxModel
 
@@ -70,7 +72,7 @@ def _gap(model: OnnxModel, module: nn.Module) -> float:
     z = torch.randn(_POINTS, *model.latent_shape, generator=generator, device="cpu", dtype=torch.float64)
     z[_POINTS // 2 :] *= 3  # beyond where most activations bend
     latents = z.numpy().astype(model.dtype)
-    expected = torch.from_numpy(np.asarray(model(latents))).double()
+    expected = as_tensor(model(latents)).double()
     with torch.no_grad():
         found = module(torch.from_numpy(latents)).double()
     if found.shape != expected.shape:

@@ -7,8 +7,9 @@ from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from .._arrays import as_tensor
 
 #: single numbers of which some may be columns
 _MOST_SINGLE = 4
@@ -100,7 +101,7 @@ def _array(value: Any) -> Any:
     if isinstance(value, (bool, float, str)) or value is None:
         return value
     if isinstance(value, (int, list, np.ndarray, np.generic)):
-        return torch.from_numpy(np.asarray(value))
+        return as_tensor(value)
     return value
 
 

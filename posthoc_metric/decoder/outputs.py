@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from .._arrays import describe
+from .._arrays import as_tensor, describe
 from ..errors import DecoderError
 
 #: what may stand for a distribution that has no mean
@@ -69,7 +69,7 @@ def _only_tensor(result: Any) -> Tensor:
     if isinstance(result, Tensor):
         return result
     if isinstance(result, (np.ndarray, np.generic)):
-        return torch.from_numpy(np.asarray(result))
+        return as_tensor(result)
     if isinstance(result, Distribution):
         return _mean(result, bare=False)
     entries = {key: value for key, value in _entries(result).items() if _is_output(value)}
