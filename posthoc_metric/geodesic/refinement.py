@@ -16,7 +16,7 @@ from .options import RelaxationOptions
 from .quadrature import FOUR, Measured, chorded, confirm, measure, measure_coarser, rule_for, sharpen
 from .refined import Refined
 from .relaxation import STATUSES, Relaxed
-from .routes import COARSE_TOL, MOST_COARSE, Routes
+from .routes import COARSE_TOL, FEW, MOST_COARSE, Routes
 from .spline import interpolate
 from .start_curves import StartCurves, jump_over
 from .status import Status
@@ -139,6 +139,10 @@ class Refiner:
         # apart, a curve that has settled beside a bend it does not see is as stationary as any
         sure = facts.length_error.maximum(facts.length - facts.chord_length) <= rtol * facts.length
         confirmed = sure & ~begun.fresh & (facts.error(change, kinked) <= rtol * facts.length)
+        if self.parts.embedding is None and self.routes.dim > FEW:
+            # no chords fall short of such a curve, and no grid has placed its nodes: that they are far apart shows only
+            # in what the last doubling changed, which is then no fifteen times of what is left
+            confirmed &= change <= rtol * facts.length
         if spans > MOST_COARSE and 2 * spans > self.options.max_spans:
             # there will be no more nodes, and alone they would not have changed as much what began far from stationary;
             # of fewer nodes that agree, all may have missed a ridge
