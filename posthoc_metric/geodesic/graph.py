@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .cells import Cells
 from .far_edges import make_regions
-from .ruler import Ruler, forms
+from .ruler import Ruler, TensorRuler, forms
 
 #: where the metric varies by more inside a cell, the grid cannot tell hills
 _RESOLVED = 0.5
@@ -60,6 +60,15 @@ class MetricGraph:
         """The :func:`forms` of the grid's matrices, as :meth:`Cells.at` reads them."""
         assert self.cells is not None
         return self.cells.table(forms(self.known))
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """The same with the logarithm of the weight, where there is one: it climbs by orders of magnitude in a cell."""
+        assert self.cells is not None and isinstance(self.ruler, TensorRuler)
+        weights = self.ruler.weights(self.points)
+        if weights is None:
+            return self.table
+        return self.cells.table(torch.cat([forms(self.known), weights.clamp_min(_NOTHING).log()[:, None]], dim=1))
 
     def corners(self, start: Tensor, end: Tensor, number: np.ndarray) -> Tensor:
         """Paths (B, m + 2, d) from ``start`` to ``end`` (B, d) through the points ``number`` (B, m), -1 for the end."""

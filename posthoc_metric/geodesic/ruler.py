@@ -50,14 +50,18 @@ class TensorRuler:
         return torch.cat([self.bare.tensor(part) for part in points.split(chunk)])
 
     def lengths(self, a: Tensor, b: Tensor, known_a: Tensor, known_b: Tensor) -> Tensor:
-        weights = [None if self.parts.weight is None else self._weights(ends) for ends in (a, b)]
+        weights = [self.weights(ends) for ends in (a, b)]
         return self._lengths(a, b, forms(known_a), forms(known_b), *weights)
 
     def between(self, points: Tensor, known: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        weights, known = None if self.parts.weight is None else self._weights(points), forms(known)
+        weights, known = self.weights(points), forms(known)
         ends = [None if weights is None else weights.index_select(0, side) for side in (a, b)]
         rows = [values.index_select(0, side) for values in (points, known) for side in (a, b)]
         return self._lengths(*rows, *ends)
+
+    def weights(self, points: Tensor) -> Tensor | None:
+        """The weight (n,) at points (n, d), if the metric has one."""
+        return None if self.parts.weight is None else self._weights(points)
 
     def _weights(self, points: Tensor) -> Tensor:
         assert self.parts.weight is not None

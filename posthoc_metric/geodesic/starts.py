@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from ..metric import Metric, MetricParts
+from .corridors import through_corridors
 from .graph import MetricGraph, build_graph, subsample
 from .grid import build_grid
+from .grid_estimates import estimate, everywhere, held, lengths_of_pieces
 from .options import START_NAMES
-from .polygons import met, norms, run_along
 from .ruler import TensorRuler, make_ruler
 from .shortest_paths import PAIRS_AT_ONCE, Paths, shortest_paths
-from .start_curves import WAY, StartCurves, even, rounded, straight, timed
+from .start_curves import StartCurves, rounded, straight, timed
 from .valleys import detours
 
 GRID_MOST_DIM = 3
@@ -36,8 +37,6 @@ _ENOUGH_RESOLVED = 1.1
 _BETWEEN = 5
 #: a curve between two that is longer than its neighbours by this share of them is a hill
 _HILL = 0.002
-#: of the points of a curve in resolved cells so many stand for one
-_THIN = 4
 #: one that is longer than this many runs through another valley, and paths through those are found by themselves
 _HOPELESS = 1.02
 
@@ -71,6 +70,7 @@ def make_starts(
     found = []
     merged = torch.zeros(len(start), dtype=torch.bool, device=start.device)
     sure = merged.clone()
+    planes = []
     cache = cache_of(metric)
     distinct = (start != end).any(1)
     if len(start) == 0:
@@ -87,6 +87,8 @@ def make_starts(
                 found += curves
                 # in two dimensions cells are small enough for their lengths to tell valleys apart
                 sure[some if dim < GRID_MOST_DIM else told] = True
+                if dim == 2:
+                    planes.append((grid, some))
                 merged[joined] = True
                 lines.put_rows(some, line)
     if "graph" in names and support is not None and len(support) > 1:
@@ -98,6 +100,12 @@ def make_starts(
                 found.append(rounded(paths.corners, paths.lengths, some, START_NAMES.index("graph")))
     asked = ~distinct if "straight" not in names else torch.ones_like(distinct)
     chosen = _worth_relaxing(lines, found, merged, asked, sure)
+    for grid, rows in planes:
+        within = torch.zeros_like(merged).index_fill(0, rows, True) & ~merged
+        # what a curve costs that passes points without a metric is not known, and no other is known to be shorter
+        part = within[chosen.pair] & torch.isfinite(chosen.length)
+        if bool(part.any()):
+            chosen = StartCurves.join([chosen.take(~part), through_corridors(grid, chosen.take(part))])
     # a grid has told the lengths of the pieces already, and without a weight none is much longer than the others
     return chosen if dim <= GRID_MOST_DIM or parts.weight is None else timed(parts, chosen)
 
@@ -112,16 +120,16 @@ def _on_grid(
         curve runs where the grid has resolved the metric.
     """
     assert grid.cells is not None
-    cells, smooth = _estimate(grid, line)
+    cells, smooth = estimate(grid, line)
     # what a line costs beside points without a metric is not known, and no path is too long for it
-    line.length[~_all(grid.cells.complete, cells)] = float("inf")
+    line.length[~everywhere(grid.cells.complete, cells)] = float("inf")
     enough = _ENOUGH_RESOLVED if bool(grid.resolved.all()) else _ENOUGH
     most = enough * line.length if with_lines else None
     paths = shortest_paths(grid, start[line.pair], end[line.pair], most)
     curves = rounded(paths.corners, paths.lengths, line.pair, START_NAMES.index("grid"))
     there = torch.isfinite(curves.length).nonzero().flatten()
     curves = curves.take(there)
-    _, smooth_too = _estimate(grid, curves)
+    _, smooth_too = estimate(grid, curves)
     joined = torch.zeros_like(smooth_too)
     told = curves.pair[smooth_too]
     if with_lines:
@@ -144,10 +152,10 @@ def _merge(grid: MetricGraph, lines: StartCurves, curves: StartCurves, smooth: T
     ends = torch.stack([line.nodes[:, ::2], curve.nodes[:, ::2]], dim=1)
     shares = torch.linspace(0, 1, _BETWEEN, dtype=ends.dtype, device=ends.device)
     nodes = torch.lerp(ends[:, :1], ends[:, 1:], shares[:, None, None])
-    cells, places = _held(grid, nodes)
-    lengths = _pieces(grid, nodes[:, :, ::2], cells[:, :, ::2], places[:, :, :, ::2]).sum(2)
+    cells, places = held(grid, nodes)
+    lengths = lengths_of_pieces(grid, nodes[:, :, ::2], cells[:, :, ::2], places[:, :, :, ::2]).sum(2)
     hill = lengths[:, 1:-1] > (1 + _HILL) * torch.maximum(lengths[:, :-2], lengths[:, 2:])
-    joined = ~hill.any(1) & _all(grid.resolved, cells).all(1)
+    joined = ~hill.any(1) & everywhere(grid.resolved, cells).all(1)
     best = lengths.argmin(1)
     share = shares[best]
     between = StartCurves(
@@ -160,18 +168,6 @@ def _merge(grid: MetricGraph, lines: StartCurves, curves: StartCurves, smooth: T
     )
     curves.put_rows(rows[joined], between.take(joined))
     return rows[joined]
-
-
-def _held(grid: MetricGraph, nodes: Tensor) -> tuple[Tensor, Tensor]:
-    """The cells (..., m) that hold the nodes of curves (..., m, d), and where (d, ..., m)."""
-    assert grid.cells is not None
-    cells, places = grid.cells.holding(nodes.flatten(0, -2))
-    return cells.view(nodes.shape[:-1]), places.unflatten(1, nodes.shape[:-1])
-
-
-def _all(facts: Tensor, cells: Tensor) -> Tensor:
-    """Whether what is known of cells holds for every one of ``cells`` (..., m), over the last axis."""
-    return facts.index_select(0, cells.flatten()).view(cells.shape).all(-1)
 
 
 def _worth_relaxing(
@@ -203,46 +199,8 @@ def _others(grid: MetricGraph, start: Tensor, end: Tensor, curves: StartCurves, 
     pair = curves.pair
     which, corners, lengths = detours(grid, start[pair], end[pair], paths, curves.nodes)
     others = rounded(corners, lengths, pair[which], START_NAMES.index("grid"))
-    _estimate(grid, others)
+    estimate(grid, others)
     return others
-
-
-def _estimate(grid: MetricGraph, curves: StartCurves) -> tuple[Tensor, Tensor]:
-    """Length of ``curves`` by what is known at the grid's corners, and nodes and knots to match, in place.
-
-    A node is worth its share of the length and of the latent way; the knots are the share of the length, so that
-    a curve starts out at nearly constant speed even where it runs up a wall.
-
-    Returns:
-        Cells (Q, m) that the curves run through, and whether the grid has resolved the metric in all of them (Q,).
-    """
-    cells, places = _held(grid, curves.nodes)
-    smooth = _all(grid.resolved, cells)
-    curves.length[:] = float("inf")
-    # where the metric varies little within every cell, fewer points tell as much
-    for among, stride in ((smooth, _THIN), (~smooth, 1)):
-        if bool(among.any()):
-            # slices copy nothing
-            rows = slice(None) if bool(among.all()) else among.nonzero().flatten()
-            nodes = curves.nodes[rows, ::stride]
-            pieces = _pieces(grid, nodes, cells[rows, ::stride], places[:, rows, ::stride])
-            length = pieces.sum(1)
-            fine = torch.isfinite(length) & (length > 0)
-            if not bool(fine.all()):
-                rows = among.nonzero().flatten()[fine]
-                nodes, pieces, length = nodes[fine], pieces[fine], length[fine]
-            run = run_along(pieces)
-            way = torch.lerp(run, run_along(norms(nodes.diff(dim=1))), WAY)
-            found = met(way, torch.cat([run[..., None], nodes], dim=2), even(len(nodes), nodes))
-            curves.length[rows], curves.knots[rows], curves.nodes[rows] = length, found[..., 0], found[..., 1:]
-    return cells, smooth
-
-
-def _pieces(grid: MetricGraph, nodes: Tensor, cells: Tensor, places: Tensor) -> Tensor:
-    """Lengths (..., m-1) of the pieces of curves (..., m, d) by what is known at the corners of their cells."""
-    assert grid.cells is not None and isinstance(grid.ruler, TensorRuler)
-    known = grid.cells.at(grid.table, cells.flatten(), places.flatten(1)).unflatten(0, nodes.shape[:-1])
-    return grid.ruler.along(nodes, known)
 
 
 def _boxes(start: Tensor, end: Tensor, support: Tensor | None) -> dict[tuple[float, ...], Tensor]:
