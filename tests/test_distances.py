@@ -30,6 +30,17 @@ def test_solved_distances_are_the_closed_form(space, a):
     torch.testing.assert_close(distances(space, a[:4], a[4:]), exact(space, a[:4], a[4:]), rtol=1e-4, atol=0)
 
 
+def test_either_solver_may_be_named_and_its_own_options_are_checked_before_any_work():
+    space, a = HalfPlane(), upper(4)
+    found = distances(space, a, solver="fixed-point", mesh=12)
+    torch.testing.assert_close(found, exact(space, a, a), rtol=1e-2, atol=1e-12)
+    for of in (distances, neighbours):
+        for wrong in ({"solver": "newton"}, {"solver": ["relaxation"]}, {"solver": "fixed-point", "rough_rtol": 1e-3}):
+            with pytest.raises(InvalidArgumentError) as refused:
+                of(space, a, **wrong)
+            assert "check_solver" in [entry.name for entry in refused.traceback]
+
+
 def test_graph_distances_are_near_the_closed_form_and_say_how_near():
     space, a = Sphere(), points(500, 2)
     matrix, report = distances(space, a, method="graph", neighbours=60, return_report=True)

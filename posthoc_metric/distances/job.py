@@ -17,7 +17,7 @@ from .._arrays import ArrayLike, Restore, describe, to_points
 from ..errors import ConvergenceWarning, InvalidArgumentError
 from ..geodesic.graph import subsample
 from ..geodesic.guard import guard
-from ..geodesic.options import RelaxationOptions, make_options
+from ..geodesic.options import solver_options
 from ..metric import Metric
 from .report import DistanceReport
 
@@ -60,9 +60,10 @@ def check_solver(solver: dict[str, Any]) -> None:
     """See that the solver will take these options, before hours of work.
 
     Raises:
-        InvalidArgumentError: an unknown option or a bad value.
+        InvalidArgumentError: no such solver, an unknown option or a bad value.
     """
-    make_options(RelaxationOptions, {key: value for key, value in solver.items() if key not in ("solver", "support")})
+    options = {key: value for key, value in solver.items() if key != "solver"}
+    solver_options(solver.get("solver", "relaxation"), options)
 
 
 def as_points(metric: Metric, value: ArrayLike, name: str) -> tuple[Tensor, Tensor, Restore]:

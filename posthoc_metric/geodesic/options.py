@@ -5,13 +5,11 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import Any
 
 from .._arrays import describe
 from ..errors import InvalidArgumentError
 from ..machine import working_memory
-
-O = TypeVar("O")  # noqa: E741
 
 #: starts that the relaxation knows, in the order in which ties are settled
 START_NAMES = ("straight", "grid", "graph")
@@ -100,13 +98,22 @@ class FixedPointOptions:
             raise InvalidArgumentError(f"`spans` must be even, two to an element; got {self.spans}.")
 
 
-def make_options(kind: type[O], options: dict[str, Any]) -> O:
-    """An options object from keywords.
+SOLVERS: dict[str, type[RelaxationOptions] | type[FixedPointOptions]] = {
+    "relaxation": RelaxationOptions,
+    "fixed-point": FixedPointOptions,
+}
+
+
+def solver_options(solver: Any, options: dict[str, Any]) -> RelaxationOptions | FixedPointOptions:
+    """The options of the solver of that name, from keywords.
 
     Raises:
-        InvalidArgumentError: an unknown name, with the nearest known one.
+        InvalidArgumentError: no such solver, an unknown option, with the nearest known one, or a bad value.
     """
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if not isinstance(solver, str) or solver not in SOLVERS:
+        raise InvalidArgumentError(f"`solver` must be one of {', '.join(map(repr, SOLVERS))}; got {describe(solver)}.")
+    kind = SOLVERS[solver]
+    known = [field.name for field in fields(kind)]
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

@@ -16,15 +16,13 @@ from ..metric import FunctionMetric, Metric, MetricParts
 from ..surroundings import lasting, own_precision
 from .curves import Clock
 from .guard import guard
-from .options import START_NAMES, FixedPointOptions, RelaxationOptions, make_options
+from .options import START_NAMES, solver_options
 from .pairs import spread_pairs
 from .refined import Refined
 from .relaxation import STATUSES
 from .solution import Solution
 from .spline import Spline
 from .status import Status
-
-_OPTIONS: dict[str, type] = {"relaxation": RelaxationOptions, "fixed-point": FixedPointOptions}
 
 
 def geodesic(
@@ -131,9 +129,7 @@ def geodesic(
         raise InvalidArgumentError(
             f"`end` must hold one point for each of the {len(points)} rows of `start`; got {describe(end)}."
         )
-    if solver not in _OPTIONS:
-        raise InvalidArgumentError(f"`solver` must be one of {', '.join(map(repr, _OPTIONS))}; got {describe(solver)}.")
-    chosen: RelaxationOptions | FixedPointOptions = make_options(_OPTIONS[solver], options)
+    chosen = solver_options(solver, options)
     with torch.no_grad(), own_precision(), lasting():
         # what is kept with a metric is where its latents are
         device = points.device if metric.support is None else metric.support.device
