@@ -82,7 +82,7 @@ def run_blocks(
         InvalidArgumentError: ``shared`` cannot be pickled.
     """
     progress = progress or Progress()
-    missing = [index for index in range(len(blocks)) if index not in set(done)]
+    missing = sorted(set(range(len(blocks))).difference(done))
     progress.begin(stage, len(blocks), len(blocks) - len(missing))
     if not missing:
         return
