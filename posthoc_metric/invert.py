@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ._arrays import ArrayLike, check_range, check_seed, describe, is_integer, to_points, to_tensor
+from ._arrays import ArrayLike, check_count, check_range, check_seed, describe, to_points, to_tensor
 from .decoder.observation import observer_of
 from .errors import DecoderError, InvalidArgumentError
 from .inversion import Inversion, InversionStatus
@@ -62,10 +62,9 @@ def invert(
     """
     check_smooth_map(decoder, ("value_and_jacobian",))
     seed = check_seed(seed)
-    for name, value in {"starts": starts, "tries": tries, "max_steps": max_steps}.items():
-        if not is_integer(value) or value < 1:
-            raise InvalidArgumentError(f"`{name}` must be a positive integer; got {describe(value)}.")
-    starts, tries, max_steps = int(starts), int(tries), int(max_steps)
+    starts = check_count(starts, "starts", 1, "how many starts are compared with every row")
+    tries = check_count(tries, "tries", 1, "how many starts are refined for a row")
+    max_steps = check_count(max_steps, "max_steps", 1, "the step limit of a refinement")
     tolerance = check_range(tolerance, "tolerance", 0.0, 1.0, "the relative residual of a reproduced row")
     rows, restore = to_tensor(data, "data")
     observer = observer_of(decoder)

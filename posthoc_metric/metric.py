@@ -9,80 +9,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ._arrays import ArrayLike, as_tensor, describe, name_rows, to_points
+from ._arrays import ArrayLike, as_tensor, check_count, describe, name_rows, to_points
 from .errors import InvalidArgumentError, NumericalError
-from .matrix_field import CheckedField, check_symmetric, square, to_matrices
-from .smooth_map import SmoothMap, check_smooth_map, gram, told_apart
+from .matrix_field import CheckedField, check_symmetric, to_matrices
+from .metric_parts import MetricParts
+from .smooth_map import SmoothMap, check_smooth_map, condition_numbers, told_apart
 
 if TYPE_CHECKING:
     from .geodesic import Solution
-
-
-class ConformalWeight(Protocol):
-    """A positive scalar field ``w(z)`` with its gradient."""
-
-    def __call__(self, z: Tensor) -> Tensor:
-        """``w(z)``, (B, d) -> (B,)."""
-
-    def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """``w(z)`` (B,) and ``∇w(z)`` (B, d)."""
-
-
-@runtime_checkable
-class CurvedWeight(ConformalWeight, Protocol):
-    """A weight that also knows its second derivatives: geodesics take fewer steps."""
-
-    def value_gradient_hessian(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """``w(z)`` (B,), ``∇w(z)`` (B, d), and ``∇∇w(z)`` (B, d, d) or ``None`` where it is not to be had."""
-
-
-@dataclass(frozen=True)
-class MetricParts:
-    """``M(z) = J_F(z)ᵀ J_F(z) + w(z) I + U(z)``: the structure that a solver can use.
-
-    Attributes:
-        embedding: ``F``, whose chords measure energy without any derivative of the metric.
-        weight: ``w``, the conformal part.
-        field: ``U``, (B, d) -> (B, d, d), anything else; symmetric positive semi-definite. It may be a
-            :class:`~posthoc_metric.matrix_field.DirectedField` or :class:`~posthoc_metric.matrix_field.SlopedField`.
-    """
-
-    embedding: SmoothMap | None = None
-    weight: ConformalWeight | None = None
-    field: Callable[[Tensor], Tensor] | None = None
-
-    def tensor(self, z: Tensor) -> Tensor:
-        """``M(z)``, (B, d) float64 -> (B, d, d) float64."""
-        batch, dim = z.shape
-        total = z.new_zeros(batch, dim, dim)
-        if self.embedding is not None:
-            total = gram(self.embedding, z)
-        if self.weight is not None:
-            total = total + self.weight(z)[:, None, None] * torch.eye(dim, dtype=z.dtype, device=z.device)
-        if self.field is not None:
-            total = total + self.field(z)
-        return total
-
-    def inner(self, z: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """``uᵀ M(z) v`` (B,) by Jacobian-vector products: no (D, d) Jacobian is formed."""
-        total = z.new_zeros(z.shape[0])
-        if self.embedding is not None:
-            _, left = self.embedding.jvp(z, u)
-            right = left if v is u else self.embedding.jvp(z, v)[1]
-            total = total + (left * right).sum(-1)
-        if self.weight is not None:
-            total = total + self.weight(z) * (u * v).sum(-1)
-        if self.field is not None:
-            product = square(self.field, z, v) if v is u else torch.einsum("bi,bij,bj->b", u, self.field(z), v)
-            total = total + product
-        return total
 
 
 class _NoDimensionError(InvalidArgumentError, AttributeError):
@@ -182,8 +121,7 @@ class Metric(ABC):
     def condition_number(self, z: ArrayLike) -> Any:
         """``κ(J) = sqrt(λ_max / λ_min)`` of ``M(z) = JᵀJ``, (B,); ``inf`` where it is singular."""
         points, restore = to_points(z, "z", self.dim)
-        values = self.eigenvalues(points.double())
-        return restore(condition_numbers(values).to(points.dtype))
+        return restore(condition_numbers(self.eigenvalues(points.double())).to(points.dtype))
 
     def __sklearn_clone__(self) -> Metric:
         """scikit-learn's ``clone`` keeps the metric itself: metrics are never changed, and decoders are large."""
@@ -266,10 +204,8 @@ class FunctionMetric(Metric):
     def __init__(self, fn: Callable[[Any], Any], dim: int):
         if not callable(fn):
             raise InvalidArgumentError(f"`fn` must be a function z -> (B, d, d); got {describe(fn)}.")
-        if not isinstance(dim, (int, np.integer)) or isinstance(dim, bool) or dim < 1:
-            raise InvalidArgumentError(f"`dim` must be a positive integer, the latent dimension; got {describe(dim)}.")
         self.fn = fn
-        self.dim = int(dim)
+        self.dim = check_count(dim, "dim", 1, "the latent dimension")
 
     def tensor(self, z: ArrayLike) -> Any:
         # to_points detaches; a solver that differentiates through `fn` passes a tensor that requires grad
@@ -281,10 +217,18 @@ class FunctionMetric(Metric):
         return restore(matrices)
 
 
-def condition_numbers(eigenvalues: Tensor) -> Tensor:
-    """κ(J) (n,) from ascending eigenvalues (n, d) of JᵀJ; ``inf`` where it is singular."""
-    # without its own word for infinity nan_to_num turns that into the largest number there is
-    return (eigenvalues[:, -1] / eigenvalues[:, 0]).sqrt().nan_to_num(nan=torch.inf, posinf=torch.inf)
+def check_metric(metric: Any) -> Metric:
+    """``metric``, if it is one.
+
+    Raises:
+        InvalidArgumentError: it is not.
+    """
+    if not isinstance(metric, Metric):
+        raise InvalidArgumentError(
+            f"`metric` must be a posthoc_metric.Metric; got {describe(metric)}. "
+            "Wrap a function with FunctionMetric(fn, dim), or a decoder with PullbackMetric(decoder)."
+        )
+    return metric
 
 
 def _vectors(value: ArrayLike, name: str, points: Tensor) -> Tensor:

@@ -117,6 +117,12 @@ def told_apart(values: Tensor, embedding: SmoothMap, z: Tensor) -> Tensor:
     return values
 
 
+def condition_numbers(eigenvalues: Tensor) -> Tensor:
+    """κ(J) (n,) from ascending eigenvalues (n, d) of JᵀJ; ``inf`` where it is singular."""
+    # without its own word for infinity nan_to_num turns that into the largest number there is
+    return (eigenvalues[:, -1] / eigenvalues[:, 0]).sqrt().nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
 class StackedMap:
     """``F = [F_1; ...; F_m]``: maps of one latent space with their outputs side by side.
 

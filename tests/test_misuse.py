@@ -84,7 +84,10 @@ MISUSES = {
     "latent_dim of zero": (lambda e: pm.Decoder(e.net, latent_dim=0), r"`latent_dim` must be a positive.*got int \(0"),
     "latent_dim as a truth value": (lambda e: pm.Decoder(e.net, latent_dim=True), "`latent_dim` must be.*got bool"),
     "n_jobs as a NumPy truth value": (lambda e: e.metric.distances(e.z[:3], n_jobs=np.True_), "`n_jobs` must be None"),
-    "starts as a truth value": (lambda e: pm.invert(e.decoder, e.x, starts=True), "`starts` must be a positive"),
+    "starts as a truth value": (
+        lambda e: pm.invert(e.decoder, e.x, starts=True),
+        "`starts` is .* integer of at least 1; got bool",
+    ),
     "latent_dim as text": (lambda e: pm.Decoder(e.net, latent_dim="2"), "`latent_dim` must be a positive integer"),
     "latent_dim of another model": (
         lambda e: pm.Decoder(e.net, latent_dim=3),
@@ -279,7 +282,7 @@ MISUSES = {
     "FunctionMetric with arguments swapped": (lambda e: pm.FunctionMetric(2, lambda z: z), "`fn` must be a function"),
     "FunctionMetric of dimension zero": (
         lambda e: pm.FunctionMetric(lambda z: z, 0),
-        "`dim` must be a positive integer",
+        "`dim` is the latent dimension and must be an integer of at least 1",
     ),
     "a metric of a wrong shape": (
         lambda e: pm.FunctionMetric(lambda z: z, 2).tensor(e.z),
@@ -356,7 +359,10 @@ MISUSES = {
     "invert of latents": (lambda e: pm.invert(e.decoder, e.z), "`data` must have 5 values a row.*got 2"),
     "invert of one row": (lambda e: pm.invert(e.decoder, e.x[0]), r"`data` must have shape \(B, D\).*Add an axis"),
     "invert of NaN": (lambda e: pm.invert(e.decoder, e.broken), "`data` must be finite; row 40"),
-    "invert from no starts": (lambda e: pm.invert(e.decoder, e.x, starts=0), "`starts` must be a positive integer"),
+    "invert from no starts": (
+        lambda e: pm.invert(e.decoder, e.x, starts=0),
+        "`starts` is .* integer of at least 1",
+    ),
     "a tolerance above one": (lambda e: pm.invert(e.decoder, e.x, tolerance=2), r"`tolerance`.*must lie in \(0, 1\)"),
     "mixup without a decoder": (
         lambda e: pm.geodesic_mixup(pm.FunctionMetric(lambda z: z, 2), e.z, e.classes),

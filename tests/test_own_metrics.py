@@ -120,7 +120,7 @@ def test_dim_may_be_numpy_s():
     metric = FunctionMetric(bowl, np.int64(2))
     assert type(metric.dim) is int and metric.norm(np.zeros((1, 2)), np.ones((1, 2))).shape == (1,)
     for wrong in (np.int64(0), True, np.bool_(True), 2.0):
-        with pytest.raises(InvalidArgumentError, match="`dim` must be a positive integer"):
+        with pytest.raises(InvalidArgumentError, match="`dim` is .* must be an integer of at least 1"):
             FunctionMetric(bowl, wrong)
 
 

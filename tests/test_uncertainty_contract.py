@@ -8,13 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import posthoc_metric as pm
+from posthoc_metric.errors import InvalidArgumentError
 from posthoc_metric.support import Support
-from posthoc_metric.uncertainty import RBF, UncertaintyModel, rbf
+from posthoc_metric.uncertainty import RBF, PublishedRBF, UncertaintyModel, rbf
 from posthoc_metric.uncertainty.gp import GaussianProcess
 
 DEMOS = Path(__file__).resolve().parents[1] / "demos"
@@ -246,3 +248,11 @@ def test_scores_by_cross_validation_are_those_of_latents_never_seen():
         expected = float(model.score(fresh).quantile(share))
         assert abs(float(held_out.quantile(share)) - expected) < 0.15 * expected
         assert float(model.score(latents).quantile(share)) < 0.9 * float(held_out.quantile(share))
+
+
+@pytest.mark.parametrize("kind, name", [(RBF, "centres"), (PublishedRBF, "count"), (GaussianProcess, "inducing")])
+def test_a_number_of_centres_may_be_numpy_s_and_is_checked(kind, name):
+    assert type(kind(**{name: np.int64(12)}).settings()[name]) is int  # which JSON takes, as NumPy's it does not
+    for wrong in (0, -3, 2.5, "8", True):
+        with pytest.raises(InvalidArgumentError, match=f"`{name}` is .* must be an integer of at least"):
+            kind(**{name: wrong})

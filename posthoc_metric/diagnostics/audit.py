@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from .._arrays import check_count, check_seed
-from ..metric import condition_numbers
-from ..smooth_map import gram, told_apart
+from ..smooth_map import condition_numbers, gram, told_apart
 from ..uncertainty import PublishedRBF
 from ..uncertainty.measurement import AUDITED
 from .criteria import Criterion, faithfulness_criteria, fidelity, shell_criteria

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..metric import condition_numbers
+from ..smooth_map import condition_numbers
 from .faithfulness import FAR, Faithfulness
 from .shells import ShellRow, log_volumes, quantile
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..metric import condition_numbers
+from ..smooth_map import condition_numbers
 from ..support import Support
 from ..uncertainty.measurement import VOID_OFFSETS
 

@@ -42,20 +42,6 @@ class Nodes:
     columns: np.ndarray
 
 
-def check_metric(metric: Any) -> Metric:
-    """``metric``, if it is one.
-
-    Raises:
-        InvalidArgumentError: it is not.
-    """
-    if not isinstance(metric, Metric):
-        raise InvalidArgumentError(
-            f"`metric` must be a posthoc_metric.Metric; got {describe(metric)}. "
-            "Wrap a function with FunctionMetric(fn, dim), or a decoder with PullbackMetric(decoder)."
-        )
-    return metric
-
-
 def check_solver(solver: dict[str, Any]) -> None:
     """See that the solver will take these options, before hours of work.
 

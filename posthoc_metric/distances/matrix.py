@@ -11,12 +11,12 @@ from torch import Tensor
 
 from .._arrays import ArrayLike, check_count, check_seed
 from ..errors import InvalidArgumentError
-from ..metric import Metric
+from ..metric import Metric, check_metric
 from ..parallel import Progress, cut, run_blocks
 from . import shortest
 from .forecast import MATRIX, forecasts
 from .graph import build_distance_graph, default_neighbours
-from .job import as_points, below, check_metric, check_solver, fingerprint, make_nodes, warn
+from .job import as_points, below, check_solver, fingerprint, make_nodes, warn
 from .mapped import make_array
 from .pairs import AllPairs, Pairs, SomePairs, draw, solve, solved_shapes
 from .report import DistanceReport, ErrorEstimate, compare, stages_of

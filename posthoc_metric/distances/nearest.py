@@ -9,12 +9,12 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from .._arrays import ArrayLike, check_count, check_seed
-from ..metric import Metric
+from ..metric import Metric, check_metric
 from ..parallel import cut, run_blocks
 from . import shortest
 from .forecast import NEAREST, forecasts
 from .graph import build_distance_graph
-from .job import as_points, below, check_metric, check_solver, fingerprint, make_nodes, warn
+from .job import as_points, below, check_solver, fingerprint, make_nodes, warn
 from .matrix import _largest
 from .pairs import SomePairs, draw, solve, solved_shapes
 from .report import DistanceReport, compare, stages_of

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike, as_tensor, check_range, check_seed, to_points
+from .._arrays import ArrayLike, as_tensor, check_count, check_range, check_seed, to_points
 from ..errors import ConvergenceWarning, InvalidArgumentError, NumericalError
 from ..metric import Metric
 from .splines import GHOSTS, Level, dilate, make_level
@@ -70,8 +71,7 @@ class MetricTable(Metric):
                 f"`metric` must be a Metric of at most {_MOST_DIM} dimensions, or a grid has too many nodes; got "
                 f"{type(metric).__name__} of dimension {getattr(metric, 'dim', None)}. Use the metric itself."
             )
-        if isinstance(max_levels, bool) or not isinstance(max_levels, int) or max_levels < 1:
-            raise InvalidArgumentError(f"`max_levels` must be an integer of at least 1; got {max_levels!r}.")
+        max_levels = check_count(max_levels, "max_levels", 1, "the number of grids")
         seed = check_seed(seed)
         self.rtol = check_range(rtol, "rtol", 0.0, 1.0, "the relative error of lengths to aim at")
         latents = to_points(points, "points", metric.dim)[0].double()
@@ -89,8 +89,6 @@ class MetricTable(Metric):
             self.levels = self._build(max_levels)
             self.error = self._check(seed)
         if self.error.p99 > self.rtol:
-            import warnings
-
             warnings.warn(
                 f"the table misses the metric by {self.error.p99:.1g} (relative, 99th percentile; {self.rtol:g} was "
                 "asked for): it varies faster than the finest grid. Raise `max_levels`, or use the metric itself.",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 
-from .._arrays import is_integer
+from .._arrays import check_count
 from ..errors import InvalidArgumentError
 from .base import GeodesicEstimator
 
@@ -63,16 +63,9 @@ class CentredClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
         return tags
 
 
-def check_positive(value: Any, name: str) -> None:
-    """Raise unless ``value`` is a positive integer."""
-    if not is_integer(value) or value < 1:
-        raise InvalidArgumentError(f"`{name}` must be a positive integer; got {value!r}.")
-
-
 def check_clusters(value: Any, count: int) -> None:
     """Raise unless ``value`` is a number of clusters that ``count`` points can fill."""
-    check_positive(value, "n_clusters")
-    if value > count:
+    if check_count(value, "n_clusters", 1, "the number of clusters") > count:
         raise InvalidArgumentError(
             f"`n_clusters` must be at most n_samples={count}; got {value}. Ask for fewer clusters."
         )

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
-from .._arrays import is_integer
-from ..errors import InvalidArgumentError
+from .._arrays import check_count
 from .base import GeodesicEstimator, symmetric
 
 
@@ -97,8 +96,8 @@ class GeodesicDistance(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Geodes
         """
         X = self._checked(X)
         count = self.n_landmarks
-        if count is not None and (not is_integer(count) or count < 1):
-            raise InvalidArgumentError(f"`n_landmarks` must be None or a positive integer; got {count!r}.")
+        if count is not None:
+            check_count(count, "n_landmarks", 1, "the number of landmarks (None for all points)")
         self._prepare(X, len(X) * (len(X) if count is None else min(count, len(X))))
         if count is None:
             self.landmark_indices_ = np.arange(len(X))

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._arrays import check_count
 from ..distances.forecast import forecasts
 from ..distances.pairs import SomePairs, solve
 from ..errors import ConvergenceWarning, InvalidArgumentError
 from ..geodesic import frechet_mean
 from ..parallel import run_blocks
 from .base import to_latents
-from .centred import CentredClusterer, check_clusters, check_positive
+from .centred import CentredClusterer, check_clusters
 
 #: share of a distance by which solved ones may be off
 _SLACK = 2e-3
@@ -135,11 +136,11 @@ class GeodesicKMeans(CentredClusterer):
         """
         X = self._checked(X)
         check_clusters(self.n_clusters, len(X))
-        check_positive(self.max_iter, "max_iter")
+        check_count(self.max_iter, "max_iter", 1, "the most alternations")
         _check_tol(self.tol)
         _check_options(self.mean_options)
         if self.mean_points is not None:
-            check_positive(self.mean_points, "mean_points")
+            check_count(self.mean_points, "mean_points", 1, "the latents that a mean is found from")
         self._prepare(X, len(X) * self.n_clusters)
         random = self._random()
         chosen, table = self._sow(X, random)

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from .._arrays import check_count
 from ..parallel import cut
-from .centred import CentredClusterer, check_clusters, check_positive
+from .centred import CentredClusterer, check_clusters
 
 #: rows of a table that are copied at once
 _ROWS = 256
@@ -99,8 +100,8 @@ class GeodesicKMedoids(CentredClusterer):
         """
         X = self._checked(X)
         check_clusters(self.n_clusters, len(X))
-        for name in ("n_init", "max_iter"):
-            check_positive(getattr(self, name), name)
+        check_count(self.n_init, "n_init", 1, "the number of sowings")
+        check_count(self.max_iter, "max_iter", 1, "the most alternations of a sowing")
         random = self._random()
         self._prepare(X, len(X) * (len(X) - 1) // 2)
         table = self._among(X).astype(np.float64, copy=False)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..metric import ConformalWeight, CurvedWeight
+from ..metric_parts import ConformalWeight, CurvedWeight
 from .batch import Batch
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._arrays import ArrayLike, Restore, describe, to_points
 from ..errors import InvalidArgumentError, NumericalError
-from ..metric import FunctionMetric, Metric, MetricParts
+from ..metric import FunctionMetric, Metric, MetricParts, check_metric
 from ..surroundings import lasting, own_precision
 from .curves import Clock
 from .guard import guard
@@ -118,11 +118,7 @@ def geodesic(
     """
     if _is_plain(metric):
         metric = FunctionMetric(metric, to_points(start, "start")[0].shape[1])
-    if not isinstance(metric, Metric):
-        raise InvalidArgumentError(
-            f"`metric` must be a posthoc_metric.Metric; got {describe(metric)}. "
-            "Wrap a function with FunctionMetric(fn, dim), or a decoder with PullbackMetric(decoder)."
-        )
+    metric = check_metric(metric)
     points, restore = to_points(start, "start", metric.dim)
     others, _ = to_points(end, "end", metric.dim)
     if len(points) != len(others):

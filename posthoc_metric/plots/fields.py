@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from .._arrays import as_tensor, check_count, describe
 from ..errors import InvalidArgumentError
-from ..metric import Metric
+from ..metric import Metric, check_metric
 from .planes import Plane
 from .style import FAINT, MUTED, tidy
 
@@ -47,8 +47,7 @@ def evaluate(metric: Metric, plane: Plane, quantity: str = "log_volume", resolut
     Raises:
         InvalidArgumentError: an unknown quantity.
     """
-    if not isinstance(metric, Metric):
-        raise InvalidArgumentError(f"`metric` must be a posthoc_metric.Metric; got {describe(metric)}.")
+    check_metric(metric)
     if not isinstance(plane, Plane):
         raise InvalidArgumentError(f"`plane` must be what latent_plane(latents) gives; got {describe(plane)}.")
     resolution = check_count(resolution, "resolution", 1, "the points along a side of the picture")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arrays import describe
+from .._arrays import check_count, describe
 from .._rows import Rows
 from ..errors import FitError, InvalidArgumentError, NotFittedError
 from ..matrix_field import DirectedField
@@ -67,11 +67,9 @@ class GaussianProcess(UncertaintyModel):
     """
 
     def __init__(self, *, inducing: int = 256, targets: str = "decoder"):
-        if not isinstance(inducing, int) or isinstance(inducing, bool) or inducing < 2:
-            raise InvalidArgumentError(f"`inducing` must be an integer of at least 2; got {describe(inducing)}.")
         if targets not in ("decoder", "data"):
             raise InvalidArgumentError(f'`targets` must be "decoder" or "data"; got {describe(targets)}.')
-        self.inducing = inducing
+        self.inducing = check_count(inducing, "inducing", 2, "the number of inducing points")
         self.targets = targets
         self._factor: Tensor | None = None
 

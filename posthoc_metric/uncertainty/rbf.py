@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._arrays import check_count
 from .._rows import Rows
 from ..errors import NotFittedError
 from ..smooth_map import SmoothMap
@@ -42,7 +43,7 @@ class RBF(UncertaintyModel):
     """
 
     def __init__(self, *, centres: int | None = None):
-        self.centres = centres
+        self.centres = None if centres is None else check_count(centres, "centres", 1, "the number of centres")
         self._points: Tensor | None = None
 
     def fit(self, decoder: SmoothMap, latents: Tensor, data: Rows | None = None, *, seed: int = 0) -> RBF:

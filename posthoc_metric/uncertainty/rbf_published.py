@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike, as_tensor, check_range, describe, to_points
-from ..errors import FitError, InvalidArgumentError, NotFittedError
+from .._arrays import ArrayLike, as_tensor, check_count, check_range, to_points
+from ..errors import FitError, NotFittedError
 from ..smooth_map import SmoothMap
 from .centres import place_centres, squared_distances
 
@@ -117,9 +117,7 @@ class PublishedRBF:
     """
 
     def __init__(self, *, count: int = 64, width: float = 2.0, floor: float = 1e-6):
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise InvalidArgumentError(f"`count` must be a positive integer, the centres; got {describe(count)}.")
-        self.count = count
+        self.count = check_count(count, "count", 1, "the number of centres")
         self.width = check_range(width, "width", 0.0, float("inf"), "the multiple of a cluster's mean radius")
         self.floor = check_range(floor, "floor", 0.0, float("inf"), "the precision far from the data")
         self._noise: RBFNoise | None = None
