@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ..geodesic import Status, geodesic
+from ..geodesic.status import CODES
 from ..metric import Metric
 from ..parallel import Progress, cut, run_blocks
 from .store import Results
 
 #: pairs of one block
 _BLOCK = 64
-_STATUSES = tuple(Status)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def solve(
         where = slice(*blocks[index])
         results.write(index, {"lengths": [(where, lengths)], "errors": [(where, errors)], "codes": [(where, codes)]})
     lengths = np.array(results.arrays["lengths"])
-    loose = np.isfinite(lengths) & (results.arrays["codes"] != _STATUSES.index(Status.CONVERGED))
+    loose = np.isfinite(lengths) & (results.arrays["codes"] != CODES[Status.CONVERGED])
     return Solved(lengths, np.array(results.arrays["errors"]), int(loose.sum()))
 
 
@@ -104,10 +104,10 @@ def _solve(shared: Any, block: tuple[int, int]) -> tuple[np.ndarray, np.ndarray,
     first, second = pairs.at(np.arange(*block))
     start, end = (points[torch.from_numpy(rows).to(points.device)] for points, rows in ((a, first), (b, second)))
     solution = geodesic(metric, start, end, **solver)
-    codes = np.array([_STATUSES.index(status) for status in solution.status], dtype=np.int8)
+    codes = np.array([CODES[status] for status in solution.status], dtype=np.int8)
     lengths = solution.length.cpu().numpy()
     # there is no curve, whatever its length would have been
-    lengths = np.where(codes == _STATUSES.index(Status.NOT_FINITE), np.nan, lengths)
+    lengths = np.where(codes == CODES[Status.NOT_FINITE], np.nan, lengths)
     return lengths, solution.length_error.cpu().numpy(), codes
 
 

@@ -14,8 +14,7 @@ from torch import Tensor
 from ..metric import MetricParts
 from .halving import narrowed
 from .refined import Refined
-from .relaxation import STATUSES
-from .status import Status
+from .status import CODES, Status
 
 #: variation of the speed without which there is no jump worth the name
 _STEADY = 0.02
@@ -26,7 +25,7 @@ _KEPT = 0.25
 #: relative change of the metric in a span that is looked at
 _SLIGHT = 1e-2
 
-_CONVERGED, _UNRESOLVED = STATUSES.index(Status.CONVERGED), STATUSES.index(Status.UNRESOLVED)
+_CONVERGED, _UNRESOLVED = CODES[Status.CONVERGED], CODES[Status.UNRESOLVED]
 
 
 def admit_jumps(parts: MetricParts, found: Refined, rtol: float, memory_limit: int) -> None:

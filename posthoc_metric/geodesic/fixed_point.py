@@ -30,10 +30,9 @@ from .batch import Batch
 from .judge import judge
 from .options import START_NAMES, FixedPointOptions
 from .refined import Refined
-from .relaxation import STATUSES
 from .rows import alike, unpadded
 from .spline import Spline
-from .status import Status
+from .status import CODES, Status
 
 #: variances of the noise that accelerations and ends are observed with
 _NOISE = 1e-8
@@ -160,7 +159,7 @@ def solve_fixed_point(
     acceleration = Acceleration(parts, torch.cat([start, end]) if latents is None else latents[:512])
     steps = torch.zeros(count, dtype=torch.long, device=start.device)
     evaluations = torch.zeros_like(steps)
-    status = torch.full_like(steps, STATUSES.index(Status.STEP_LIMIT))
+    status = torch.full_like(steps, CODES[Status.STEP_LIMIT])
     width = 1 if parts.embedding is None else parts.embedding.output_dim
     # the process's matrices, and Jacobians with two pushed vectors at the mesh points
     numbers = options.mesh * (4 * dim * (options.mesh + 2) + width * (2 * dim + 6))
@@ -178,10 +177,10 @@ def solve_fixed_point(
     facts, clock, asked = judge(parts, spline, options.memory_limit)
     evaluations += asked
     lost = ~torch.isfinite(facts.length)
-    status[lost & (status != STATUSES.index(Status.NOT_FINITE))] = STATUSES.index(Status.DIVERGED)
-    settled = status == STATUSES.index(Status.CONVERGED)
+    status[lost & (status != CODES[Status.NOT_FINITE])] = CODES[Status.DIVERGED]
+    settled = status == CODES[Status.CONVERGED]
     confirmed = facts.length_error <= options.rtol * facts.length
-    status[settled & ~confirmed] = STATUSES.index(Status.UNRESOLVED)
+    status[settled & ~confirmed] = CODES[Status.UNRESOLVED]
     facts.status = status
     kind = torch.full_like(steps, START_NAMES.index("straight"))
     return Refined(facts, kind, spline, clock, steps, evaluations, torch.zeros_like(kind, dtype=torch.bool))
@@ -211,7 +210,7 @@ def _iterate(
         return unpadded(answer, points).masked_fill(~usable, float("nan"))
 
     def leave(why: Status, who: Tensor) -> None:
-        status[rows[active.row[who]]] = STATUSES.index(why)
+        status[rows[active.row[who]]] = CODES[why]
         final[active.row[who]] = active.accelerations[who]
 
     row = torch.arange(len(rows), device=rows.device)

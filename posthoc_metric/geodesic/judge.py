@@ -10,9 +10,9 @@ from .candidates import Facts
 from .curves import Clock, make_clock
 from .energy import CurveEnergy
 from .quadrature import FIVE, chorded, confirm, measure
-from .relaxation import STATUSES, relax
+from .relaxation import relax
 from .spline import Spline
-from .status import Status
+from .status import CODES, Status
 
 
 def judge(parts: MetricParts, spline: Spline, memory_limit: int) -> tuple[Facts, Clock, Tensor]:
@@ -48,7 +48,7 @@ def judge(parts: MetricParts, spline: Spline, memory_limit: int) -> tuple[Facts,
                 length_error=(measured.errors.sum(1) + gain).nan_to_num(nan=float("inf"), posinf=float("inf")),
                 speed_variation=(speeds.amax((1, 2)) - speeds.amin((1, 2))) / speeds.mean((1, 2)).clamp_min(1e-300),
                 spans=torch.full_like(still.steps, total - 1),
-                status=torch.full_like(still.steps, STATUSES.index(Status.CONVERGED)),
+                status=torch.full_like(still.steps, CODES[Status.CONVERGED]),
                 chord_length=still.energy.clamp_min(0).sqrt(),
             )
         )

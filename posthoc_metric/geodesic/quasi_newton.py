@@ -18,8 +18,8 @@ from .doubles import couples_of, parted_by_no_hill
 from .elements import Elements
 from .matrix_free import MatrixFreeEnergy, Slope
 from .preconditioner import Preconditioner
-from .relaxation import STATUSES, Relaxed
-from .status import Status
+from .relaxation import Relaxed
+from .status import CODES, Status
 
 #: pairs of moves and changes of gradient that are remembered
 MEMORY = 20
@@ -86,7 +86,7 @@ def relax_matrix_free(
         torch.zeros_like(slope.energy),
         None,
         nodes.new_zeros(count, total - 2, 0),
-        torch.full_like(row, STATUSES.index(Status.STEP_LIMIT)),
+        torch.full_like(row, CODES[Status.STEP_LIMIT]),
         torch.zeros_like(row),
         torch.full_like(row, total),
         torch.zeros_like(row, dtype=torch.bool),
@@ -222,4 +222,4 @@ def _finite(slope: Slope) -> Tensor:
 def _leave(final: Relaxed, curves: _Active, why: Status) -> None:
     rows = curves.row
     final.nodes[rows], final.energy[rows] = curves.nodes, curves.slope.energy
-    final.status[rows] = STATUSES.index(why)
+    final.status[rows] = CODES[why]

@@ -15,11 +15,11 @@ from .curves import density, make_clock, pad
 from .options import RelaxationOptions
 from .quadrature import FOUR, Measured, chorded, confirm, measure, measure_coarser, rule_for, sharpen
 from .refined import Refined
-from .relaxation import STATUSES, Relaxed
+from .relaxation import Relaxed
 from .routes import COARSE_TOL, FEW, MOST_COARSE, Routes
 from .spline import interpolate
 from .start_curves import StartCurves, jump_over
-from .status import Status
+from .status import CODES, Status
 
 #: how much longer than a pair's shortest curve another may be and still turn out shorter with more nodes
 _COARSE_MARGIN = 0.05
@@ -36,8 +36,6 @@ _WARY = 1.75
 _SLOWER = 5
 #: share of the error asked for that the quadrature may take before chords are asked as well
 _SURE = 0.3
-
-_CODE = {status: code for code, status in enumerate(STATUSES)}
 
 
 class Refiner:
@@ -105,7 +103,7 @@ class Refiner:
         _, single, found = self._relaxed(begun, COARSE_TOL)
         # nothing coarse is final: should no refinement be better, it is this that is said of it
         facts = found.facts
-        facts.status[facts.status != _CODE[Status.NOT_FINITE]] = _CODE[Status.UNRESOLVED]
+        facts.status[facts.status != CODES[Status.NOT_FINITE]] = CODES[Status.UNRESOLVED]
         facts.length_error = facts.length_error.maximum((facts.length - facts.chord_length).abs())
         jumped = self._anew(facts, spans)
         return found.take(~jumped), starts.take(single.nonzero().flatten()[jumped])
@@ -146,23 +144,23 @@ class Refiner:
         if spans > MOST_COARSE and 2 * spans > self.options.max_spans:
             # there will be no more nodes, and alone they would not have changed as much what began far from stationary;
             # of fewer nodes that agree, all may have missed a ridge
-            moved = sure & ~confirmed & ~begun.fresh & (facts.status == _CODE[Status.CONVERGED])
+            moved = sure & ~confirmed & ~begun.fresh & (facts.status == CODES[Status.CONVERGED])
             rows = moved.nonzero().flatten()
             change[rows] = self._by_nodes_alone(better.take(rows)).minimum(change[rows])
             confirmed[rows] = (facts.error(change, kinked) <= rtol * facts.length)[rows]
         # at kinks the interpolation bulges, by up to as much as the curve is longer than its chords
         bulge = torch.where(kinked, (facts.length - facts.chord_length).clamp_min(0) / 2, 0.0)
         facts.length_error = facts.error(change, kinked | ~confirmed).maximum(bulge)
-        broken = facts.status == _CODE[Status.NOT_FINITE]
+        broken = facts.status == CODES[Status.NOT_FINITE]
         rough = (facts.length_error <= self.options.rough_rtol * facts.length) & (spans >= MOST_COARSE)
         # no more nodes are no more steps: a curve that is still on its way is not called done
-        rough &= (facts.status == _CODE[Status.CONVERGED]) | (facts.status == _CODE[Status.STALLED])
+        rough &= (facts.status == CODES[Status.CONVERGED]) | (facts.status == CODES[Status.STALLED])
         rough &= facts.residual <= _ROUGH_RESIDUAL
-        facts.status[rough & ~broken] = _CODE[Status.CONVERGED]
+        facts.status[rough & ~broken] = CODES[Status.CONVERGED]
         confirmed |= rough
-        facts.status[~confirmed & ~broken] = _CODE[Status.UNRESOLVED]
+        facts.status[~confirmed & ~broken] = CODES[Status.UNRESOLVED]
         facts.length_error = self._cautious(facts, change, kinked, confirmed)
-        converged = facts.status == _CODE[Status.CONVERGED]
+        converged = facts.status == CODES[Status.CONVERGED]
         # no curve is given up for one whose chords have jumped over what its interpolation crosses
         rejected = ~torch.isfinite(facts.length) | (facts.jumped & (facts.length > begun.facts.length))
         rejected &= torch.isfinite(begun.facts.length)

@@ -22,10 +22,8 @@ from .frame import Frame
 from .image import Image
 from .linearisation import Linearisation
 from .saddle import escapes
-from .status import Status
+from .status import CODES, Status
 from .trust_region import UNDAMPED, Step, step_in_region
-
-STATUSES = tuple(Status)
 
 #: trust radius, relative to the curve's own length, at which no step is possible
 _SMALLEST = 1e-9
@@ -122,7 +120,7 @@ def relax(
         torch.zeros_like(here.energy),
         None if here.image is None else here.image.take(row),
         torch.zeros_like(here.convex.diagonal),
-        torch.full_like(row, STATUSES.index(Status.STEP_LIMIT)),
+        torch.full_like(row, CODES[Status.STEP_LIMIT]),
         torch.zeros_like(row),
         torch.full_like(row, total if ends is None else total - 2),
         torch.zeros_like(row, dtype=torch.bool),
@@ -256,7 +254,7 @@ def _leave(final: Relaxed, active: _Active, which: Tensor, why: Status) -> None:
     if final.image is not None and here.image is not None:
         final.image.put_rows(rows, here.image.take(some))
     final.secant[rows] = active.secant[some]
-    final.status[rows] = STATUSES.index(why)
+    final.status[rows] = CODES[why]
 
 
 def _finite(state: Linearisation) -> Tensor:

@@ -19,9 +19,9 @@ from .image import Image
 from .many_dimensions import ManyDimensions
 from .matrix_free import matrix_free
 from .options import RelaxationOptions
-from .relaxation import STATUSES, Relaxed, relax
+from .relaxation import Relaxed, relax
 from .start_curves import StartCurves
-from .status import Status
+from .status import CODES, Status
 
 #: dimensions up to which Newton's method keeps every curve
 FEW = 3
@@ -37,7 +37,7 @@ COARSE_TOL = 5e-2
 #: spans above which steps are dear, and a curve with kinks has had nodes enough to be told from a smooth one
 MOST_COARSE = 64
 
-_LATE = STATUSES.index(Status.STEP_LIMIT)
+_LATE = CODES[Status.STEP_LIMIT]
 
 
 class Routes:

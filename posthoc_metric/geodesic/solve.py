@@ -19,10 +19,9 @@ from .guard import guard
 from .options import START_NAMES, solver_options
 from .pairs import spread_pairs
 from .refined import Refined
-from .relaxation import STATUSES
 from .solution import Solution
 from .spline import Spline
-from .status import Status
+from .status import CODES, STATUSES, Status
 
 
 def geodesic(
@@ -171,7 +170,7 @@ def _assemble(
     """The solution in the caller's kind, whichever solver found it."""
     facts, spline = found.facts, found.spline
     # where there is no curve, what it began from must not pass for one
-    lost = (facts.status == STATUSES.index(Status.NOT_FINITE))[:, None, None]
+    lost = (facts.status == CODES[Status.NOT_FINITE])[:, None, None]
     spline = replace(spline, nodes=spline.nodes.masked_fill(lost, nan), slopes=spline.slopes.masked_fill(lost, nan))
     times = torch.linspace(0, 1, num_points, dtype=a.dtype, device=a.device).expand(len(a), -1)
     curve, _ = spline.at(found.clock.at(times))
@@ -193,7 +192,7 @@ def _assemble(
         spans=out(facts.spans),
         start=tuple(START_NAMES[i] for i in found.kind.tolist()),
         status=tuple(STATUSES[i] for i in facts.status.tolist()),
-        converged=out(facts.status == STATUSES.index(Status.CONVERGED)),
+        converged=out(facts.status == CODES[Status.CONVERGED]),
         _spline=spline,
         _clock=found.clock,
         _length=facts.length,

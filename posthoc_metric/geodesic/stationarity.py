@@ -16,9 +16,8 @@ from .energy import CurveEnergy
 from .linear import solve_model
 from .options import RelaxationOptions
 from .refined import Refined
-from .relaxation import STATUSES
 from .routes import FEW, MOST_COARSE
-from .status import Status
+from .status import CODES, Status
 
 #: dimensions beyond which Jacobians at every node are more than the curve itself has cost
 _MOST_DIM = 32
@@ -27,7 +26,7 @@ _LONG = 4
 #: what is added to the model where it is nearly singular, as a share of its own blocks
 _LITTLE = 1e-9
 
-_CONVERGED, _UNRESOLVED = STATUSES.index(Status.CONVERGED), STATUSES.index(Status.UNRESOLVED)
+_CONVERGED, _UNRESOLVED = CODES[Status.CONVERGED], CODES[Status.UNRESOLVED]
 
 
 def admit_slopes(parts: MetricParts, found: Refined, options: RelaxationOptions, *, every: bool = False) -> Tensor:

@@ -38,6 +38,11 @@ class Status(Outcome):
     )
 
 
+#: how tensors hold a status, and back
+STATUSES = tuple(Status)
+CODES = {status: code for code, status in enumerate(STATUSES)}
+
+
 def warn(name: str, status: tuple[Status, ...], what: str) -> None:
     """Warn the caller of ``name`` of the rows that did not converge, and of what that makes of them."""
     rows = [row for row, one in enumerate(status) if one is not Status.CONVERGED]

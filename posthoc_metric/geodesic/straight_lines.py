@@ -19,11 +19,10 @@ from .options import RelaxationOptions
 from .polygons import met
 from .quadrature import FIVE, SIMPSON, TRAPEZOID, Measured, chorded, left_open
 from .refined import Refined
-from .relaxation import STATUSES
 from .rows import alike, few_rows, unpadded
 from .spline import Spline
 from .start_curves import STEADY, StartCurves, even, straight
-from .status import Status
+from .status import CODES, Status
 
 #: spans that a way is first cut into, all of which are halved once: what is narrower than a half may go unseen; and
 #: those of a start curve, which would be given nodes by them
@@ -215,10 +214,10 @@ class _Way:
         kinked = (last > _SMOOTH * before) & (last > _SLIGHT * length)
         # two kinks between two points, or one beside the end of a span, say little of themselves or nothing
         error = torch.where(kinked, (_WARY * error).maximum(_UNSEEN * options.rtol * length), error)
-        status = torch.full_like(number, STATUSES.index(Status.UNRESOLVED))
+        status = torch.full_like(number, CODES[Status.UNRESOLVED])
         sure = error <= max(options.rtol, options.rough_rtol) * length
-        status[sure] = STATUSES.index(Status.CONVERGED)
-        status[~torch.isfinite(length)] = STATUSES.index(Status.NOT_FINITE)
+        status[sure] = CODES[Status.CONVERGED]
+        status[~torch.isfinite(length)] = CODES[Status.NOT_FINITE]
         still = torch.zeros_like(length)
         facts = Facts(
             length=length,
