@@ -14,7 +14,6 @@ from ._arrays import ArrayLike, check_range, check_seed, describe, to_points
 from ._rows import Rows
 from .belonging import check_data
 from .decoder import Decoder
-from .decoder.cuts import about_cuts
 from .errors import (
     CalibrationWarning,
     CheckpointError,
@@ -206,7 +205,7 @@ def repair(
         points = to_points(latents, "latents", decoder.latent_dim)[0].to(device_of(decoder))
         decoder = acquainted(decoder, points)
         geometry = Support(points, seed=seed)
-        if isinstance(decoder, Decoder) and (cuts := about_cuts(decoder, geometry.training)):
+        if isinstance(decoder, Decoder) and (cuts := decoder.cuts(geometry.training)):
             warnings.warn(cuts, DerivativeWarning, stacklevel=2)
         rows = None
         if data is not None:

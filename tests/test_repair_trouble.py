@@ -10,7 +10,6 @@ from torch import nn
 
 import posthoc_metric as pm
 from posthoc_metric.belonging import _doubt
-from posthoc_metric.decoder.cuts import about_cuts
 from posthoc_metric.errors import CalibrationWarning, DecoderError, DerivativeWarning, FitError
 from posthoc_metric.examples import digits, digits_vae
 
@@ -152,7 +151,7 @@ def test_a_decoder_that_jumps_along_a_cut_is_told_of(cut, dtype):
 def test_what_is_steep_or_kinked_but_continuous_is_not_taken_for_a_jump(last):
     decoder = pm.Decoder(Last(CONTINUOUS[last]), latent_dim=2)
     before = Last.rows
-    assert about_cuts(decoder, normal(300)) == ""
+    assert decoder.cuts(normal(300)) == ""
     assert Last.rows - before < 2000
 
 

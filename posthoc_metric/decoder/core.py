@@ -17,14 +17,14 @@ from ..errors import BatchWarning, DerivativeWarning, InvalidArgumentError
 from ..machine import working_memory
 from ..surroundings import lasting
 from .call import Call
+from .cuts import about_cuts
 from .engine import Engine
-from .fingerprint import sketch
 from .frozen import EvalMode
 from .observation import Given, Observer
 from .probe import Found, doubled
 from .probe import probe as run_probe
 from .routes import FORWARD_WAYS, REVERSE_WAYS
-from .settle import probe_latents, settle
+from .settle import settle
 from .work import Counters, Work
 
 
@@ -253,15 +253,12 @@ class Decoder:
         """Count the rows this decoder evaluates inside the ``with`` block, from any thread."""
         return self._engine.counters.counting()
 
-    def fingerprint(self, points: ArrayLike | None = None) -> Tensor:
-        """A short record (K, 9) of the outputs at ``points`` (K, d), by default four fixed standard normal latents.
+    def cuts(self, latents: ArrayLike) -> str:
+        """A warning of outputs that jump between latents (N, d) in random order, as an angle does that wraps around.
 
-        Compare two records with :func:`posthoc_metric.decoder.same_fingerprint`.
+        Empty where none does, or where a warning of jumps was given at wrap time.
         """
-        if points is None:
-            points = probe_latents(4, self.latent_dim, self._engine.found.call).double().cpu()
-        latents = to_points(points, "points", self.latent_dim)[0].double().cpu()
-        return sketch(self(latents))
+        return about_cuts(self._engine, to_points(latents, "latents", self.latent_dim)[0])
 
     def _beside(self, points: Tensor, vectors: ArrayLike, name: str, width: int) -> Tensor:
         tensor, _ = to_points(vectors, name, width, "latent dimension" if width == self.latent_dim else "output width")

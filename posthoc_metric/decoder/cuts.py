@@ -7,17 +7,14 @@ at; but a curve that crosses the cut has no length there, and no refinement reso
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .._arrays import listed
+from .engine import Engine
 from .promises import in_float64
 from .settle import ROWS
-
-if TYPE_CHECKING:
-    from .core import Decoder
 
 Function = Callable[[Tensor], Tensor]
 
@@ -34,14 +31,13 @@ _NARROW = 0.01
 _LAST = 5
 
 
-def about_cuts(decoder: Decoder, latents: Tensor) -> str:
+def about_cuts(engine: Engine, latents: Tensor) -> str:
     """A warning of jumps between latents (N, d) in random order; empty where there is none, or one was given before."""
-    engine = decoder._engine
     found = engine.found
-    if "jump" in found.warning:
+    if "jump" in found.warning or len(latents) < 2:
         return ""
     count = min(_ENDS, len(latents) // 2)
-    here, there = latents[:count].to(decoder.device), latents[count : 2 * count].to(decoder.device)
+    here, there = latents[: 2 * count].to(found.call.device).split(count)
     first = torch.cat([here, here])
     second = torch.cat([there[torch.cdist(here.double(), there.double()).argmin(dim=1)], there])
     with engine.eval_mode(), torch.random.fork_rng(devices=[]), torch.no_grad():

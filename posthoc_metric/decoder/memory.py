@@ -1,4 +1,4 @@
-"""How much memory a row of a decoder's batch takes, and how many rows fit a budget."""
+"""How much memory a row of a decoder's batch takes."""
 
 from __future__ import annotations
 
