@@ -18,7 +18,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from ..geodesic.far_edges import Regions, far_edges_each, make_regions
-from ..geodesic.graph import _join
+from ..geodesic.graph import join_pieces
 from ..geodesic.guard import guard
 from ..metric import Metric
 from ..parallel import Progress, cut, run_blocks
@@ -122,7 +122,7 @@ def build_distance_graph(
     edges = _edges(search, array, k, n_jobs, store, plan, progress)
     unit = _spacing(array, edges)
     regions = make_regions(array, far_edges_each(k))
-    edges = _join(array, np.unique(np.concatenate([edges, regions.edges(array)]), axis=0))
+    edges = join_pieces(array, np.unique(np.concatenate([edges, regions.edges(array)]), axis=0))
     blocks = cut(len(edges), _EDGE_BLOCK)
     # edges that a version before chords has stored are not to be mixed with these
     facts = {**plan, "edges": len(edges), "measured": "chords"}

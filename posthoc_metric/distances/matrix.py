@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from .graph import build_distance_graph, default_neighbours
 from .job import as_points, below, check_solver, fingerprint, make_nodes, warn
 from .mapped import make_array
 from .pairs import AllPairs, Pairs, SomePairs, draw, solve, solved_shapes
-from .report import DistanceReport, ErrorEstimate, compare, stages_of
+from .report import DistanceReport, ErrorEstimate, compare, largest_error, stages_of
 from .store import Results, open_results
 
 METHODS = ("auto", "solver", "graph")
@@ -120,30 +121,19 @@ def distances(
     return (out, report) if return_report else out
 
 
+@dataclass(frozen=True)
 class _Job:
     """Everything that stays the same from stage to stage."""
 
-    def __init__(
-        self,
-        metric: Metric,
-        start: Tensor,
-        end: Tensor | None,
-        pairs: AllPairs,
-        solver: dict[str, Any],
-        n_jobs: int | None,
-        store: str | Path | None,
-        plan: dict[str, Any],
-        bars: Progress,
-    ):
-        self.metric = metric
-        self.start = start
-        self.end = end
-        self.pairs = pairs
-        self.solver = solver
-        self.n_jobs = n_jobs
-        self.store = store
-        self.plan = plan
-        self.bars = bars
+    metric: Metric
+    start: Tensor
+    end: Tensor | None
+    pairs: AllPairs
+    solver: dict[str, Any]
+    n_jobs: int | None
+    store: str | Path | None
+    plan: dict[str, Any]
+    bars: Progress
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -177,7 +167,7 @@ def _solved(job: _Job) -> tuple[np.ndarray, DistanceReport]:
         pairs=job.pairs.count,
         failed=int((~np.isfinite(solved.lengths)).sum()),
         unconverged=solved.unconverged,
-        largest_error=_largest(solved.lengths, solved.errors),
+        largest_error=largest_error(solved.lengths, solved.errors),
         error=None,
         neighbours=0,
         refined=0,
@@ -227,7 +217,7 @@ def _on_graph(
         asked = _smallest(matrix, refine, job.end is None)
         solved = job.solve(asked, "refined", refine=refine, neighbours=graph.k)
         _fill(job, matrix, asked.first, asked.second, solved.lengths)
-        unconverged, largest = solved.unconverged, _largest(solved.lengths, solved.errors)
+        unconverged, largest = solved.unconverged, largest_error(solved.lengths, solved.errors)
     failed = sum(int((~np.isfinite(matrix[low:high])).sum()) for low, high in cut(len(matrix), _TILE))
     report = DistanceReport(
         method="graph",
@@ -285,11 +275,3 @@ def _empty(job: _Job) -> np.ndarray:
     if job.store is None:
         return np.zeros(job.shape)
     return make_array(Path(job.store) / "distances.npy", np.float64, job.shape)
-
-
-def _largest(lengths: np.ndarray, errors: np.ndarray) -> float:
-    """The largest finite relative error that the solver states."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative = errors / lengths
-    relative = relative[np.isfinite(relative)]
-    return float(relative.max()) if len(relative) else 0.0

@@ -15,9 +15,8 @@ from . import shortest
 from .forecast import NEAREST, forecasts
 from .graph import build_distance_graph
 from .job import as_points, below, check_solver, fingerprint, make_nodes, warn
-from .matrix import _largest
 from .pairs import SomePairs, draw, solve, solved_shapes
-from .report import DistanceReport, compare, stages_of
+from .report import DistanceReport, compare, largest_error, stages_of
 from .store import open_results
 
 #: neighbours in the graph for each neighbour that is asked for, and the fewest
@@ -125,7 +124,7 @@ def neighbours(
             finally:
                 results.close()
             matrix.data[:] = solved.lengths
-            unconverged, largest = solved.unconverged, _largest(solved.lengths, solved.errors)
+            unconverged, largest = solved.unconverged, largest_error(solved.lengths, solved.errors)
             order = np.lexsort((matrix.data, rows))
             matrix.data, matrix.indices = matrix.data[order], matrix.indices[order]
         report = DistanceReport(

@@ -94,6 +94,14 @@ class DistanceReport:
         return sum(stage.seconds for stage in self.stages)
 
 
+def largest_error(lengths: np.ndarray, errors: np.ndarray) -> float:
+    """The largest finite relative error that the solver states of lengths (n,) with absolute errors (n,)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = errors / lengths
+    relative = relative[np.isfinite(relative)]
+    return float(relative.max()) if len(relative) else 0.0
+
+
 def stages_of(seconds: dict[str, list[float]]) -> tuple[Stage, ...]:
     """Stages from the times of their blocks."""
     return tuple(

@@ -112,7 +112,7 @@ class MetricGraph:
         return csr_matrix(parts, shape=(size, size))
 
 
-def build_graph(ruler: Ruler, points: Tensor, k: int, known: Tensor | None = None, far: int = 0) -> MetricGraph:
+def build_graph(ruler: Ruler, points: Tensor, k: int, *, far: int = 0) -> MetricGraph:
     """The graph of ``points`` (n, d), in one piece and measured in the metric: each has edges to the k nearest.
 
     Args:
@@ -127,9 +127,8 @@ def build_graph(ruler: Ruler, points: Tensor, k: int, known: Tensor | None = Non
         a, b = np.divmod(np.unique(ends[:, 0] * len(array) + ends[:, 1]), len(array))
     else:
         a = b = np.zeros(0, dtype=np.int64)
-    known = ruler.know(points) if known is None else known
     one, other = (torch.from_numpy(ends).to(points.device) for ends in (a, b))
-    graph = graph_of(ruler, points, known, one, other, k=k)
+    graph = graph_of(ruler, points, ruler.know(points), one, other, k=k)
     return graph if not far or len(array) < 2 else _with_far_edges(graph, far)
 
 
@@ -139,7 +138,7 @@ def graph_of(
     """The graph of ``points`` (n, d) with edges from the ``a``-th to the ``b``-th (E,), joined into one piece."""
     lengths = _sparse(a, b, ruler.between(points, known, a, b), len(points))
     if connected_components(lengths, directed=True, connection="weak", return_labels=False) > 1:
-        edges = _join(points.cpu().numpy(), np.stack([a.cpu().numpy(), b.cpu().numpy()], axis=1))
+        edges = join_pieces(points.cpu().numpy(), np.stack([a.cpu().numpy(), b.cpu().numpy()], axis=1))
         a, b = (torch.from_numpy(np.ascontiguousarray(edges[:, side])).to(points.device) for side in (0, 1))
         lengths = _sparse(a, b, ruler.between(points, known, a, b), len(points))
     return MetricGraph(points, known, lengths, ruler, cells, k)
@@ -173,8 +172,11 @@ def _sparse(a: Tensor, b: Tensor, lengths: Tensor, size: int) -> csr_matrix:
     return csr_matrix((np.concatenate([values, values])[order], both, ends), shape=(size, size))
 
 
-def _join(array: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Join the pieces of a graph: the shortest edge from every piece but the largest to the rest, until it is one."""
+def join_pieces(array: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Edges of a graph of points (n, d) in one piece, from edges (E, 2) that leave it in several.
+
+    The shortest edge is added from every piece but the largest to the rest, until there is one.
+    """
     while True:
         matrix = coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(len(array),) * 2)
         count, labels = connected_components(matrix, directed=False)
@@ -189,9 +191,9 @@ def _join(array: np.ndarray, edges: np.ndarray) -> np.ndarray:
         edges = np.unique(np.concatenate([edges, np.array(extra, dtype=edges.dtype)]), axis=0)
 
 
-def subsample(latents: Tensor, most: int, seed: int = 0) -> Tensor:
-    """At most ``most`` of the latents (N, d), drawn without replacement."""
+def subsample(latents: Tensor, most: int) -> Tensor:
+    """At most ``most`` of the latents (N, d), drawn without replacement, the same every time."""
     if len(latents) <= most:
         return latents
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     return latents[torch.randperm(len(latents), generator=generator, device="cpu")[:most].to(latents.device)]
