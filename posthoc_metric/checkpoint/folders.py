@@ -12,7 +12,7 @@ import torch
 
 from ..errors import CheckpointError, UnsafeFileError
 from .extras import need
-from .sniff import Container
+from .sniff import Container, sniff
 from .state import fill, states_in
 from .torch_files import read_safetensors, read_torch
 
@@ -25,8 +25,6 @@ def weights(container: Container) -> Container:
     Raises:
         CheckpointError: there is none.
     """
-    from .sniff import sniff
-
     for pattern in ("model.pt", "*.safetensors", "*.bin"):
         for found in sorted(container.path.glob(pattern)):
             return sniff(found)

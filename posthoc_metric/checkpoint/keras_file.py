@@ -34,10 +34,7 @@ def read_keras(container: Container, trust: bool) -> tuple[Any, dict[str, Any]]:
     try:
         model = keras.saving.load_model(container.path, compile=False, safe_mode=not trust)
     except Exception as error:  # Keras reports damage in many ways
-        raise CheckpointError(
-            f"{container.path} looks like {container.looks_like} but cannot be read as one "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}). Save it again."
-        ) from error
+        raise container.damaged(error) from error
     shape = getattr(model, "input_shape", None)
     if isinstance(shape, tuple) and len(shape) > 1 and all(isinstance(n, int) for n in shape[1:]):
         told = {"latent_dim": shape[1]} if len(shape) == 2 else {"latent_shape": shape[1:]}

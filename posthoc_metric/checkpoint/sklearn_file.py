@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import CheckpointError, UnsafeFileError
+from ..errors import UnsafeFileError
 from .extras import need
 from .sniff import Container
 
@@ -32,7 +32,7 @@ def read_skops(container: Container, trust: bool) -> Any:
     try:
         untrusted = [name for name in skops.get_untrusted_types(file=container.path) if name not in _PLAIN]
     except Exception as error:  # damage shows in many ways
-        raise _damaged(container, error) from error
+        raise container.damaged(error) from error
     if untrusted and not trust:
         raise UnsafeFileError(
             f"{container.path} looks like {container.looks_like} that names types which may run code: "
@@ -41,7 +41,7 @@ def read_skops(container: Container, trust: bool) -> Any:
     try:
         return rebuilt(skops.load(container.path, trusted=[*untrusted, *_PLAIN]))
     except Exception as error:  # damage shows in many ways
-        raise _damaged(container, error) from error
+        raise container.damaged(error) from error
 
 
 def rebuilt(estimator: Any) -> Any:
@@ -60,10 +60,3 @@ def rebuilt(estimator: Any) -> Any:
         layers += [linear, activation()]
     layers[-1] = _ACTIVATIONS[estimator.out_activation_]()
     return nn.Sequential(*layers).requires_grad_(False)
-
-
-def _damaged(container: Container, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{container.path} looks like {container.looks_like} but cannot be read as one "
-        f"({type(error).__name__}: {' '.join(str(error).split())[:200]}). Save or download it again."
-    )

@@ -41,6 +41,14 @@ class Container:
     kind: str
     looks_like: str
 
+    def damaged(self, error: Exception) -> CheckpointError:
+        """What to say where a reader of this kind fails with ``error``."""
+        words = " ".join(str(error).split())[:200]
+        return CheckpointError(
+            f"{self.path} looks like {self.looks_like} but cannot be read as one: it was cut short or damaged "
+            f"({type(error).__name__}: {words}). Save or download it again."
+        )
+
 
 def check_path(path: object) -> Path:
     """``path``, with the user's home for ``~``.

@@ -52,7 +52,7 @@ def read_torch(container: Container, trust: bool, plain: Sequence[Any] = ()) -> 
                 "trust where the file comes from."
             ) from None
     except Exception as error:  # torch reports damage in many ways
-        raise _damaged(container, error) from error
+        raise container.damaged(error) from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -94,14 +94,6 @@ def _unknown(path: pathlib.Path, plain: Sequence[Any]) -> str:
     return f" ({', '.join(names)})" if names else ""
 
 
-def _damaged(container: Container, error: Exception) -> CheckpointError:
-    words = " ".join(str(error).split())[:200]
-    return CheckpointError(
-        f"{container.path} looks like {container.looks_like} but cannot be read as one: it was cut short or damaged "
-        f"({type(error).__name__}: {words}). Save or download it again."
-    )
-
-
 def read_pickle(container: Container, trust: bool) -> Any:
     """A pickle outside ``torch.save``, such as joblib's of a scikit-learn model.
 
@@ -119,7 +111,7 @@ def read_pickle(container: Container, trust: bool) -> Any:
     try:
         return joblib.load(container.path)
     except Exception as error:  # a trusted pickle runs its own code, which may raise anything
-        raise _damaged(container, error) from error
+        raise container.damaged(error) from error
 
 
 def read_torchscript(container: Container, trust: bool) -> nn.Module:
@@ -135,7 +127,7 @@ def read_torchscript(container: Container, trust: bool) -> nn.Module:
             warnings.simplefilter("ignore", DeprecationWarning)
             return torch.jit.load(source, map_location="cpu")
     except Exception as error:  # torch reports damage in many ways
-        raise _damaged(container, error) from error
+        raise container.damaged(error) from error
 
 
 def read_exported(container: Container, trust: bool) -> nn.Module:
@@ -153,7 +145,7 @@ def read_exported(container: Container, trust: bool) -> nn.Module:
             program = torch.export.load(source)
         return program.module()
     except Exception as error:  # torch reports damage and other versions in many ways
-        raise _damaged(container, error) from error
+        raise container.damaged(error) from error
 
 
 def read_safetensors(container: Container) -> dict[str, torch.Tensor]:
@@ -168,4 +160,4 @@ def read_safetensors(container: Container) -> dict[str, torch.Tensor]:
     try:
         return load_file(container.path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise _damaged(container, error) from error
+        raise container.damaged(error) from error
