@@ -59,6 +59,15 @@ def invert(
 
     References:
         Madsen, Nielsen, Tingleff: Methods for Non-Linear Least Squares Problems, 2004, section 3.2.
+
+    Example:
+        >>> import posthoc_metric as pm
+        >>> from posthoc_metric.examples import digits_vae
+        >>> decoder = pm.Decoder(digits_vae()[0])
+        >>> found = pm.invert(decoder, decoder([[0.3, -1.0], [2.0, 0.5]]), starts=64)
+        >>> found.latents.round(2)
+        array([[ 0.3, -1. ],
+               [ 2. ,  0.5]])
     """
     check_smooth_map(decoder, ("value_and_jacobian",))
     seed = check_seed(seed)

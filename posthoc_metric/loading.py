@@ -31,6 +31,12 @@ def load(path: str | Path, decoder: SmoothMap, *, model: type | None = None) -> 
 
     Raises:
         CheckpointError: the file cannot be read, or ``decoder`` is not the one it was fitted on.
+        InvalidArgumentError: ``path`` is no path, ``decoder`` is not wrapped, or ``model`` no such class.
+
+    A saved metric and its decoder give the metric again::
+
+        repaired.save("repaired.safetensors")
+        again = pm.load("repaired.safetensors", decoder)
     """
     with lasting():
         tensors, facts = saving.read(path)

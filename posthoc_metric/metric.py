@@ -43,6 +43,15 @@ class Metric(ABC):
 
     The conveniences :meth:`geodesic`, :meth:`exp`, :meth:`log`, :meth:`mean` and :meth:`distances`
     are one line each; they reach forward along the pipeline and so import when called.
+
+    Example:
+        >>> import torch, posthoc_metric as pm
+        >>> class HalfPlane(pm.Metric):
+        ...     dim = 2
+        ...     def tensor(self, z):
+        ...         return torch.eye(2, dtype=z.dtype) / z[:, 1, None, None] ** 2
+        >>> HalfPlane().condition_number(torch.tensor([[0.0, 1.0], [3.0, 2.0]]))
+        tensor([1., 1.])
     """
 
     dim: int = _NoDimension()  # type: ignore[assignment]
@@ -174,7 +183,20 @@ class StructuredMetric(Metric):
 
 
 class PullbackMetric(StructuredMetric):
-    """The decoder's own metric ``J_f(z)ᵀ J_f(z)``, unrepaired (Tosi et al. 2014; Arvanitidis et al. 2018)."""
+    """The decoder's own metric ``J_f(z)ᵀ J_f(z)``, unrepaired (Tosi et al. 2014; Arvanitidis et al. 2018).
+
+    Args:
+        decoder: a :class:`~posthoc_metric.Decoder`, or anything with its methods.
+
+    Raises:
+        InvalidArgumentError: ``decoder`` is not wrapped.
+
+    Example:
+        >>> import torch, posthoc_metric as pm
+        >>> metric = pm.PullbackMetric(pm.Decoder(torch.nn.Linear(2, 3)))
+        >>> metric.tensor(torch.zeros(4, 2)).shape
+        torch.Size([4, 2, 2])
+    """
 
     def __init__(self, decoder: SmoothMap):
         check_smooth_map(decoder)
@@ -199,6 +221,16 @@ class FunctionMetric(Metric):
         fn: z (B, d) -> M (B, d, d), symmetric positive definite; in torch operations, so that it can be
             differentiated, or in NumPy, in which case its derivatives are finite differences.
         dim: d.
+
+    Raises:
+        InvalidArgumentError: ``fn`` is no function, or ``dim`` no positive integer; once it is called, ``fn`` returns
+            something else than symmetric matrices (B, d, d).
+
+    Example:
+        >>> import torch, posthoc_metric as pm
+        >>> half_plane = pm.FunctionMetric(lambda z: torch.eye(2, dtype=z.dtype) / z[:, 1, None, None] ** 2, 2)
+        >>> half_plane.norm(torch.tensor([[0.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
+        tensor([2.5000])
     """
 
     def __init__(self, fn: Callable[[Any], Any], dim: int):

@@ -192,6 +192,15 @@ def repair(
             from the void, so the audit will not pass; or the latent axes are of very unequal scale, so that lengths
             across the void come out far too large.
         DerivativeWarning: the decoder's output jumps between latents, as an angle does that wraps around.
+
+    Example:
+        >>> import posthoc_metric as pm
+        >>> from posthoc_metric.examples import digits, digits_vae
+        >>> module, encoder = digits_vae()
+        >>> data = digits().data
+        >>> repaired = pm.repair(pm.Decoder(module), encoder(data), data)
+        >>> repaired.offset([[0.0, 0.0], [100.0, 0.0]]) > 1  # farther than a data radius from the data?
+        array([False,  True])
     """
     knobs = Knobs(
         inflation=check_range(inflation, "inflation", 0.0, 1e8, "the cost of a step in the void over one on the data"),

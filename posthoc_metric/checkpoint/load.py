@@ -78,6 +78,11 @@ def load_decoder(
         MissingExtraError: reading it needs a package that is not installed.
         InvalidArgumentError: ``factory`` cannot be imported, or an option of the decoder is malformed.
         DecoderError: what was loaded is no smooth decoder.
+
+    The weights of a decoder into its class, and the decoder of a whole VAE out of a training checkpoint::
+
+        pm.load_decoder("decoder.pt", factory="mymodels:Decoder", factory_kwargs={"width": 64})
+        pm.load_decoder("last.ckpt", factory=mymodels.Decoder, prefix="model.decoder.")
     """
     _check_kinds(str, "a string", key=key, prefix=prefix)
     # a string is true whatever it says

@@ -70,6 +70,14 @@ class Decoder:
     Warns:
         BatchWarning: the model runs on one latent at a time only.
         DerivativeWarning: only finite differences are left to differentiate with.
+
+    Example:
+        >>> import torch, posthoc_metric as pm
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 5))
+        >>> decoder = pm.Decoder(model)  # the latent dimension is read off the first layer
+        >>> z = torch.zeros(3, 2)
+        >>> decoder(z).shape, decoder.jacobian(z).shape
+        (torch.Size([3, 5]), torch.Size([3, 5, 2]))
     """
 
     def __init__(

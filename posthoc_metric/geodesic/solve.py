@@ -114,6 +114,16 @@ def geodesic(
             an unknown option or solver, a metric that cannot be pickled where ``n_jobs`` asks for it.
         NumericalError: the metric has a negative eigenvalue at an end.
         WorkerError: processes that ``n_jobs`` asked for die again and again.
+
+    Example:
+        >>> import torch, posthoc_metric as pm
+        >>> half_plane = pm.FunctionMetric(lambda z: torch.eye(2, dtype=z.dtype) / z[:, 1, None, None] ** 2, 2)
+        >>> start, end = [[0.0, 1.0], [-1.0, 1.0]], [[0.0, 2.0], [1.0, 1.0]]
+        >>> solution = pm.geodesic(half_plane, start, end)
+        >>> solution.length.round(3)  # log 2, and 2 arsinh 1
+        array([0.693, 1.763])
+        >>> solution.status[0] is pm.Status.CONVERGED, solution(0.5).shape
+        (True, (2, 2))
     """
     if _is_plain(metric):
         metric = FunctionMetric(metric, to_points(start, "start")[0].shape[1])

@@ -23,6 +23,21 @@ class UncertaintyModel(ABC):
 
     Attributes:
         fitted: whether :func:`posthoc_metric.repair` may use the model as it is; :meth:`fit` sets it.
+
+    Example, the distance to the mean of the latents in their own spread:
+        >>> import posthoc_metric as pm
+        >>> class Mahalanobis(pm.UncertaintyModel):
+        ...     def fit(self, decoder, latents, data=None, *, seed=0):
+        ...         self.mean, self.precision, self.fitted = latents.mean(0), latents.T.cov().inverse(), True
+        ...         return self
+        ...     def score(self, z):
+        ...         away = z - self.mean
+        ...         return (1 + ((away @ self.precision) * away).sum(1)).sqrt()
+        >>> from posthoc_metric.examples import digits, digits_vae
+        >>> module, encoder = digits_vae()
+        >>> latents = encoder(digits().data).double()
+        >>> pm.repair(pm.Decoder(module), latents, uncertainty=Mahalanobis()).gate.ceiling > 0
+        True
     """
 
     fitted: bool = False
