@@ -13,6 +13,13 @@ from ._arrays import as_tensor, describe, is_sparse, native, refuse_tensor
 from .errors import InvalidArgumentError
 
 
+def some_rows(count: int, most: int, seed: int) -> torch.Tensor:
+    """At most ``most`` of ``count`` rows, drawn without replacement, in ascending order."""
+    if count <= most:
+        return torch.arange(count, device="cpu")
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")[:most].sort().values
+
+
 class Rows:
     """Rows of a data array, read when asked for: a memory-mapped file never enters memory whole, nor a sparse table.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import saving
 from ._arrays import as_tensor, check_seed, describe
 from .errors import CheckpointError, InvalidArgumentError, PosthocMetricError
+from .geodesic.start_graphs import restore_graphs
 from .repair import PROBES, RepairedMetric, acquainted
 from .smooth_map import SmoothMap, check_smooth_map, device_of
 from .support import Support
@@ -74,8 +75,6 @@ def load(path: str | Path, decoder: SmoothMap, *, model: type | None = None) -> 
 def _rebuilt(
     path: str | Path, decoder: SmoothMap, model: type | None, tensors: dict[str, Tensor], facts: dict[str, Any]
 ) -> RepairedMetric:
-    from .geodesic.start_graphs import restore_graphs
-
     decoder = acquainted(decoder, tensors["latents"])
     geometry = Support(tensors["latents"], seed=check_seed(facts["seed"]))
     expected = tensors["probe_outputs"]

@@ -153,7 +153,7 @@ def _facts(curves: Curves, surely: bool) -> tuple[Tensor, ...]:
     return curves.pair, lengths, curves.spline.at(curves.clock.at(shares))[0], least
 
 
-def contenders(pair: Tensor, lengths: Tensor, shapes: Tensor, margin: float, least: Tensor | None = None) -> Tensor:
+def contenders(pair: Tensor, lengths: Tensor, shapes: Tensor, margin: float, least: Tensor) -> Tensor:
     """Of every pair its shortest curve, and those that are longer by less than ``margin`` and run elsewhere.
 
     Equal lengths, and curves that have none, go to the first that came.
@@ -169,7 +169,7 @@ def contenders(pair: Tensor, lengths: Tensor, shapes: Tensor, margin: float, lea
     """
     keep = torch.zeros_like(pair, dtype=torch.bool)
     sizes = lengths.nan_to_num(nan=float("inf")).tolist()
-    hopes = [0.0] * len(sizes) if least is None else least.nan_to_num(nan=0.0).tolist()
+    hopes = least.nan_to_num(nan=0.0).tolist()
     rivals: dict[int, list[int]] = {}
     for row, owner in enumerate(pair.tolist()):
         rivals.setdefault(owner, []).append(row)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .curves import even
 from .graph import MetricGraph
 from .polygons import met, norms, run_along
 from .ruler import TensorRuler
-from .start_curves import WAY, StartCurves, even
+from .start_curves import SPANS, WAY, StartCurves
 
 #: of the points of a curve in resolved cells so many stand for one
 _THIN = 4
@@ -52,7 +53,7 @@ def estimate(grid: MetricGraph, curves: StartCurves) -> tuple[Tensor, Tensor]:
                 nodes, pieces, length = nodes[fine], pieces[fine], length[fine]
             run = run_along(pieces)
             way = torch.lerp(run, run_along(norms(nodes.diff(dim=1))), WAY)
-            found = met(way, torch.cat([run[..., None], nodes], dim=2), even(len(nodes), nodes))
+            found = met(way, torch.cat([run[..., None], nodes], dim=2), even(nodes, SPANS))
             curves.length[rows], curves.knots[rows], curves.nodes[rows] = length, found[..., 0], found[..., 1:]
     return cells, smooth
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..metric import Metric, MetricParts
 from ..parallel import run_blocks, worker_count
+from .curves import even
 from .field_jumps import admit_jumps
 from .fixed_point import solve_fixed_point
 from .guard import guard
@@ -19,7 +20,7 @@ from .precision import finer, too_close
 from .refined import Refined, joined
 from .refinement import Refiner
 from .routes import MOST_COARSE
-from .start_curves import StartCurves, even
+from .start_curves import SPANS, StartCurves
 from .starts import cache_of, make_starts
 from .stationarity import admit_slopes
 from .straight_lines import bisected, measure_lines
@@ -101,7 +102,7 @@ def _relaxed_on(parts: MetricParts, options: RelaxationOptions, found: Refined, 
     if options.max_spans < MOST_COARSE or len(rows) == 0:
         return found
     spline, clock = found.spline.take(rows), found.clock.take(rows)
-    times = even(len(rows), spline.nodes)
+    times = even(spline.nodes, SPANS)
     nodes, _ = spline.at(clock.at(times))
     nodes[:, 0], nodes[:, -1] = spline.nodes[:, 0], spline.nodes[:, -1]
     pair = torch.arange(len(rows), device=rows.device)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: of a moving average over three nodes
+_ROUNDS = 8
 
-def smoothed(nodes: Tensor, rounds: int = 8) -> Tensor:
+
+def smoothed(nodes: Tensor) -> Tensor:
     """Round off the corners of a tabulated path; the ends stay."""
     nodes = nodes.clone()
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         middles = nodes[:, :-1] + nodes[:, 1:]
         nodes[:, 1:-1] = (middles[:, :-1] + middles[:, 1:]).div_(4)
     return nodes

@@ -12,11 +12,12 @@ from ..matrix_field import square
 from ..metric import MetricParts
 from ..smooth_map import SmoothMap
 from .batch import Batch
+from .curves import even
 from .polygons import met, norms, run_along, smoothed
 from .rows import alike, unpadded
 
-#: points at which a start curve is tabulated; a power of two and one
-_DENSE = 129
+#: spans in which a start curve is tabulated; a power of two
+SPANS = 128
 #: share of the latent way in what a node is worth, beside that of the length
 WAY = 0.4
 #: every so many points' values tell the lengths of the pieces between
@@ -49,31 +50,25 @@ class StartCurves(Batch):
 
     def sample(self, spans: int) -> tuple[Tensor, Tensor]:
         """Knots (Q, n+1) and nodes (Q, n+1, d) of n spans, n a divisor of 128."""
-        stride = (_DENSE - 1) // spans
+        stride = SPANS // spans
         return self.knots[:, ::stride].contiguous(), self.nodes[:, ::stride].contiguous()
 
 
 def straight(start: Tensor, end: Tensor) -> StartCurves:
     """The straight lines between the rows of ``start`` and ``end`` (B, d)."""
-    count = len(start)
-    knots = even(count, start)
+    knots = even(start, SPANS)
     nodes = start[:, None] + knots[..., None] * (end - start)[:, None]
-    pair = torch.arange(count, device=start.device)
+    pair = torch.arange(len(start), device=start.device)
     return StartCurves(
         pair, torch.zeros_like(pair), knots, nodes, torch.full_like(start[:, 0], float("inf")), torch.zeros_like(pair)
     )
-
-
-def even(count: int, like: Tensor) -> Tensor:
-    """Times (count, 129) in equal steps from 0 to 1."""
-    return torch.linspace(0, 1, _DENSE, dtype=like.dtype, device=like.device).repeat(count, 1)
 
 
 def rounded(corners: Tensor, lengths: Tensor, rows: Tensor, kind: int) -> StartCurves:
     """Start curves of the pairs ``rows`` from paths (Q, m, d) of known lengths (Q,), their corners rounded off."""
     # a path padded by its end has spans of length zero there, which the tabulation skips
     run = run_along(norms(corners.diff(dim=1)))
-    targets = even(len(rows), corners)
+    targets = even(corners, SPANS)
     nodes = smoothed(met(run, corners, targets))
     nodes[:, 0], nodes[:, -1] = corners[:, 0], corners[:, -1]
     return StartCurves(rows, torch.full_like(rows, kind), targets, nodes, lengths, torch.zeros_like(rows))
@@ -85,10 +80,10 @@ def timed(parts: MetricParts, curves: StartCurves) -> StartCurves:
     A node is worth its share of the length and of the latent way.  Where a wall takes most of the length, steps that
     are even in latent space leave it hardly any nodes, and curves jump over it.
     """
-    width = 0 if parts.embedding is None else parts.embedding.output_dim * _DENSE // _STRIDE
-    field = 0 if parts.field is None else _DENSE * curves.nodes.shape[2] ** 2
+    width = 0 if parts.embedding is None else parts.embedding.output_dim * (SPANS + 1) // _STRIDE
+    field = 0 if parts.field is None else (SPANS + 1) * curves.nodes.shape[2] ** 2
     # a weight compares every point with hundreds of centres
-    block = max(1, AT_ONCE // (8 * max(width, field, 256 * _DENSE)))
+    block = max(1, AT_ONCE // (8 * max(width, field, 256 * (SPANS + 1))))
     rows = torch.arange(len(curves.pair), device=curves.pair.device)
     return StartCurves.join([_timed(parts, curves.take(some)) for some in rows.split(block)])
 
@@ -110,7 +105,7 @@ def _timed(parts: MetricParts, curves: StartCurves) -> StartCurves:
     if parts.field is not None:
         squares += unpadded(square(parts.field, alike(middles), alike(steps)), middles)
     pieces = squares.clamp_min(0).sqrt()
-    run, latent, steady = run_along(pieces), run_along(way), even(len(nodes), nodes)
+    run, latent, steady = run_along(pieces), run_along(way), even(nodes, SPANS)
     found = met(torch.lerp(run, latent, WAY), torch.cat([run[..., None], nodes], dim=2), steady)
     # what seems to have no length still takes its time
     knots, placed = torch.lerp(found[..., 0], steady, STEADY), found[..., 1:].contiguous()

@@ -43,10 +43,9 @@ _HOPELESS = 1.02
 
 @dataclass
 class StartCache:
-    """Graphs of one metric.  Pickled and copied without them: they are built again when needed."""
+    """Graphs of one metric, by what each was built for.  Pickled and copied without them: they are built again."""
 
     graphs: dict[object, MetricGraph] = field(default_factory=dict)
-    built: int = 0
 
     def __reduce__(self) -> tuple[type[StartCache], tuple[()]]:
         return StartCache, ()
@@ -234,7 +233,6 @@ def _grid(cache: StartCache, parts: MetricParts, box: tuple[float, ...], support
         ruler = TensorRuler(parts)
         data = None if support is None else subsample(support, 100)
         cache.graphs[key] = build_grid(ruler, centre - half, centre + half, data)
-        cache.built += len(cache.graphs[key].points)
     return cache.graphs[key]
 
 
@@ -244,5 +242,4 @@ def _support_graph(cache: StartCache, parts: MetricParts, support: Tensor) -> Me
     if key not in cache.graphs:
         nodes = subsample(support, _GRAPH_NODES)
         cache.graphs[key] = build_graph(make_ruler(parts, support.shape[1]), nodes, _GRAPH_K, far=_GRAPH_FAR)
-        cache.built += len(nodes)
     return cache.graphs[key]

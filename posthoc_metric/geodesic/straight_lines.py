@@ -14,14 +14,14 @@ from ..machine import AT_ONCE
 from ..metric import MetricParts
 from .bisection import TINY, Spans, cut, sums, told_by_halving, too_wide
 from .candidates import Facts
-from .curves import Clock, make_clock
+from .curves import Clock, even, make_clock
 from .options import RelaxationOptions
 from .polygons import met
 from .quadrature import FIVE, SIMPSON, TRAPEZOID, Measured, chorded, left_open
 from .refined import Refined
 from .rows import alike, few_rows, unpadded
 from .spline import Spline
-from .start_curves import STEADY, StartCurves, even, straight
+from .start_curves import SPANS, STEADY, StartCurves, straight
 from .status import CODES, Status
 
 #: spans that a way is first cut into, all of which are halved once: what is narrower than a half may go unseen; and
@@ -56,7 +56,7 @@ def bisected(parts: MetricParts, start: Tensor, end: Tensor, options: Relaxation
     ticks = (times < 1.0).sum(1, keepdim=True)
     spans = (torch.arange(times.shape[1], device=times.device) / ticks.clamp_min(1)).clamp_max(1.0)
     run = _DEAL[0] * shares + _DEAL[1] * times + _DEAL[2] * spans
-    steady = even(len(start), start)
+    steady = even(start, SPANS)
     knots, way = met(run, torch.stack([shares, times], dim=2), steady).unbind(2)
     knots = torch.lerp(knots, steady, STEADY)
     nodes = start[:, None] + way[..., None] * (end - start)[:, None]

@@ -62,15 +62,15 @@ def pictures(
     yield criteria(audit)
 
 
-def maps(repaired: RepairedMetric, resolution: int = _GRID) -> Picture:
+def maps(repaired: RepairedMetric) -> Picture:
     """Magnification factor and condition number before and after, each pair on one colour scale."""
     plane = plots.latent_plane(repaired.geometry.latents)
-    offset = repaired.geometry.offset(plane.grid(resolution)).reshape(resolution, resolution).cpu().numpy()
+    offset = repaired.geometry.offset(plane.grid(_GRID)).reshape(_GRID, _GRID).cpu().numpy()
     metrics = {"Decoder alone": repaired.decoder_metric, "Repaired": repaired}
     figure = _figure(8.6, "compressed")
     grid = figure.subplots(2, 2, sharex=True, sharey=True)
     for row, quantity in zip(grid, plots.QUANTITIES, strict=True):
-        fields = [plots.evaluate(metric, plane, quantity, resolution) for metric in metrics.values()]
+        fields = [plots.evaluate(metric, plane, quantity, _GRID) for metric in metrics.values()]
         norm = plots.shared_norm(fields, quantity, ceiling=repaired.knobs.max_condition_number)
         for ax, field, name in zip(row, fields, metrics, strict=True):
             flat = repaired.geometry.latents if repaired.dim == 2 else None

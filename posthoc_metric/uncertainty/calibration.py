@@ -160,7 +160,7 @@ def _tops(edge: float, void: Tensor) -> list[float]:
 
 
 def _gate(
-    model: UncertaintyModel, sample: Sample, knobs: Knobs, edge: float, top: float, share: float, boost: float = 1.0
+    model: UncertaintyModel, sample: Sample, knobs: Knobs, edge: float, top: float, share: float, boost: float
 ) -> Gate:
     """The gate that rises from score ``edge`` to ``top``, and as high as the inflation needs."""
     ceiling = _ceiling(sample, knobs, boost)

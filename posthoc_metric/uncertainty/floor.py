@@ -95,7 +95,7 @@ class Floor:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def fit_floor(measured: Measured, bound: float, *, seed: int = 0) -> Floor:
+def fit_floor(measured: Measured, bound: float) -> Floor:
     """The smallest floor of its form that keeps κ(J) ≤ ``bound`` on 98.5 % of the points on the data and just off them.
 
     What a point needs is the smallest ε with ``(λ_max + ε) / (λ_min + ε) ≤ bound²``.
@@ -108,7 +108,7 @@ def fit_floor(measured: Measured, bound: float, *, seed: int = 0) -> Floor:
     square = max(_MARGIN * bound, bound**0.5) ** 2
     needed = ((values[:, -1] - square * values[:, 0]) / (square - 1)).clamp_min(0)
     most = _MOST_CENTRES if points.shape[1] <= _FEW_DIMENSIONS else _MOST_BEYOND
-    found = place_centres(points, min(most, max(len(points) // 3, 1)), seed=seed)
+    found = place_centres(points, min(most, max(len(points) // 3, 1)), seed=0)
     total = torch.zeros(len(found.points), dtype=torch.float64, device=points.device)
     # a share of what a lost direction would need keeps the logarithm finite where nothing is needed
     total = total.index_add_(0, found.labels, needed + _LEAST * largest / square)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._arrays import check_count, describe
-from .._rows import Rows
+from .._rows import Rows, some_rows
 from ..errors import FitError, InvalidArgumentError, NotFittedError
 from ..matrix_field import DirectedField
 from ..smooth_map import SmoothMap
@@ -89,7 +89,8 @@ class GaussianProcess(UncertaintyModel):
         self._origin, self._radius = origin, radius
         points = (latents - origin) / radius
         self.exact = len(points) <= EXACT_UP_TO
-        rows = _choose_rows(len(points), decoder.output_dim, seed).to(points.device)
+        most = min(_EVIDENCE_ROWS, max(ENTRIES // decoder.output_dim, EXACT_UP_TO))
+        rows = some_rows(len(points), most, seed).to(points.device)
         wanted = data if self.targets == "data" else None
         targets = reduce(outputs(decoder, latents, wanted, rows), exact=self.exact, seed=seed)
         seen = points[rows]
@@ -121,17 +122,23 @@ class GaussianProcess(UncertaintyModel):
         )
         self.fitted = True
 
+    @property
+    def _root(self) -> Tensor:
+        """``F`` (r, M) of :func:`_condition`, of a fitted model."""
+        if self._factor is None:
+            raise NotFittedError("this GaussianProcess is not fitted; call fit(decoder, latents) first.")
+        return self._factor
+
     def score(self, z: Tensor) -> Tensor:
         """``sqrt(-log(1 - v(z)))``, (B, d) -> (B,)."""
         return torch.cat([self._score(part)[0] for part in self._parts(z)])
 
     def score_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The score (B,) and its gradient (B, d), both in closed form."""
-        assert self._factor is not None
         scores, gradients = [], []
         for part in self._parts(z):
             score, kernel, known = self._score(part)
-            pull = kernel * (known @ self._factor)
+            pull = kernel * (known @ self._root)
             slope = pull.sum(1, keepdim=True) * part - pull @ self._sites
             scale = known.square().sum(1) * score * (self._length_scale**2 * self._radius)
             scores.append(score)
@@ -140,12 +147,11 @@ class GaussianProcess(UncertaintyModel):
 
     def _score(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The score, and kernel values and what is known in units of the row's largest kernel value."""
-        assert self._factor is not None
         exponent = squares(points, self._sites) * (0.5 / self._length_scale**2)
         least = exponent.amin(1)
         # with the common factor apart nothing underflows, however far the latents are
         kernel = (least[:, None] - exponent).exp()
-        known = kernel @ self._factor.T
+        known = kernel @ self._root.T
         log_share = ((1 - KEPT) * known.square().sum(1)).log() - 2 * least
         return (-log_share).sqrt(), kernel, known
 
@@ -162,21 +168,18 @@ class GaussianProcess(UncertaintyModel):
         return self._left_out().shapes(len(latents)) if self.exact else None
 
     def _left_out(self) -> LeftOut:
-        if self._factor is None:
-            raise NotFittedError("this GaussianProcess is not fitted; call fit(decoder, latents) first.")
-        return LeftOut(self._sites, self._factor, self._length_scale, self.hyperparameters.noise)
+        root = self._root
+        return LeftOut(self._sites, root, self._length_scale, self.hyperparameters.noise)
 
     def shape(self) -> DirectedField:
         """``S``: (B, d) -> (B, d, d), eigenvalues in [1e-6, 1]."""
-        if self._factor is None:
-            raise NotFittedError("this GaussianProcess is not fitted; call fit(decoder, latents) first.")
-        return PosteriorShape(self._origin, self._radius, self._sites, self._factor, self._length_scale)
+        root = self._root
+        return PosteriorShape(self._origin, self._radius, self._sites, root, self._length_scale)
 
     def _parts(self, z: Tensor) -> tuple[Tensor, ...]:
-        if self._factor is None:
-            raise NotFittedError("this GaussianProcess is not fitted; call fit(decoder, latents) first.")
+        sites = self._root.shape[1]
         points = (z.double() - self._origin) / self._radius
-        return points.split(max(1, CHUNK // self._sites.shape[0]))
+        return points.split(max(1, CHUNK // sites))
 
     def settings(self) -> dict[str, Any]:
         return {"inducing": self.inducing, "targets": self.targets}
@@ -237,13 +240,6 @@ def _condition(points: Tensor, inducing: Tensor | None, length_scale: float, noi
     kept = share > 1e-6
     white = torch.linalg.solve_triangular(root.T, basis[:, kept], upper=True)
     return (white * share[kept]).T.contiguous(), jitter
-
-
-def _choose_rows(count: int, outputs: int, seed: int) -> Tensor:
-    most = min(_EVIDENCE_ROWS, max(ENTRIES // outputs, EXACT_UP_TO))
-    if count <= most:
-        return torch.arange(count, device="cpu")
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")[:most].sort().values
 
 
 def _place_inducing(points: Tensor, count: int, seed: int) -> Tensor:

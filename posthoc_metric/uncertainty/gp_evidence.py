@@ -29,6 +29,8 @@ _NOISE_RANGE = (1e-4, 1e2)
 _STEPS = 25
 #: in the evidence a row and output
 _TOLERANCE = 1e-6
+#: bisections of the range of length scales
+_HALVINGS = 10
 
 
 @dataclass(frozen=True)
@@ -197,11 +199,11 @@ def cholesky(matrix: Tensor) -> tuple[Tensor, float]:
     )
 
 
-def largest_length_scale(accepted: Callable[[float], bool], low: float, high: float, *, halvings: int = 10) -> float:
+def largest_length_scale(accepted: Callable[[float], bool], low: float, high: float) -> float:
     """The largest length scale in ``[low, high]`` that is accepted, by bisection in the logarithm; ``low`` if none."""
     if accepted(high):
         return high
-    for _ in range(halvings):
+    for _ in range(_HALVINGS):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if accepted(middle) else (low, middle)
     return low

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._arrays import ArrayLike, as_tensor, check_count, check_range, to_points
+from .._rows import some_rows
 from ..errors import FitError, NotFittedError
 from ..smooth_map import SmoothMap
 from .centres import place_centres, squared_distances
@@ -22,6 +23,8 @@ _BLOCK = 2**22
 _LEAST = 1e-8
 #: rounding of outputs in single precision
 _SINGLE = 2.0**-22
+#: steps of the fit of the weights, and the improvement of the mean objective by four of them at which it ends
+_MOST_STEPS, _TOLERANCE = 60, 3e-5
 
 
 class RBFNoise:
@@ -150,7 +153,8 @@ class PublishedRBF:
                 "`data` must be given: the published RBF network models the residuals x - f(z), and without data "
                 'there are none. Pass the (N, D) data of these latents, or use uncertainty="rbf".'
             )
-        rows = _choose_rows(len(latents), decoder.output_dim, self.count, seed)
+        most = min(_MOST_ROWS, max(_ENTRIES // decoder.output_dim, 16 * self.count))
+        rows = some_rows(len(latents), most, seed)
         points = latents[rows].double()
         placed = place_centres(points, self.count, seed=seed)
         bandwidths = self._bandwidths(points, placed.points, placed.labels)
@@ -198,13 +202,6 @@ class PublishedRBF:
         return model
 
 
-def _choose_rows(count: int, outputs: int, centres: int, seed: int) -> Tensor:
-    most = min(_MOST_ROWS, max(_ENTRIES // outputs, 16 * centres))
-    if count <= most:
-        return torch.arange(count, device="cpu")
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")[:most].sort().values
-
-
 def _moments(
     decoder: SmoothMap, points: Tensor, data: Any, rows: Tensor, features: Tensor
 ) -> tuple[Tensor, Tensor, bool]:
@@ -232,12 +229,10 @@ def _moments(
     return moments, total, plain <= rounding * len(rows) * decoder.output_dim
 
 
-def _fit_weights(
-    features: Tensor, moments: Tensor, total: Tensor, floor: float, *, most: int = 60, tolerance: float = 3e-5
-) -> tuple[Tensor, list[float]]:
+def _fit_weights(features: Tensor, moments: Tensor, total: Tensor, floor: float) -> tuple[Tensor, list[float]]:
     """Weights (K, D) that minimise ``½ Σ_n (β_n s_n - log β_n)`` for each output, and the objective's course.
 
-    Stops when four extrapolated steps improve the mean objective an entry by less than ``tolerance``.
+    Stops when four extrapolated steps improve the mean objective an entry by less than 3e-5, and after 60 of them.
     """
     entries = features.shape[0] * total.shape[0]
     step = max(1, _BLOCK // features.shape[0])
@@ -259,7 +254,7 @@ def _fit_weights(
     following, objective = update(logs)
     course = [float(objective.sum()) / entries]
     longest = torch.full_like(objective, 4.0)
-    for _ in range(most):
+    for _ in range(_MOST_STEPS):
         second, _ = update(following)
         change = following - logs
         curvature = second - following - change
@@ -273,6 +268,6 @@ def _fit_weights(
         following = torch.where(worse, plain, after)
         objective = torch.where(worse, kept, reached)
         course.append(float(objective.sum()) / entries)
-        if len(course) > 4 and course[-5] - course[-1] < tolerance:
+        if len(course) > 4 and course[-5] - course[-1] < _TOLERANCE:
             break
     return logs.exp(), course
