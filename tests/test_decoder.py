@@ -22,6 +22,7 @@ from torch import distributions, nn
 from posthoc_metric.decoder import Decoder
 from posthoc_metric.decoder.conditions import advice
 from posthoc_metric.errors import BatchWarning, DecoderError, InvalidArgumentError
+from posthoc_metric.repair import repair
 
 
 def net(dim=2, out=6):
@@ -718,6 +719,20 @@ def test_nan_far_away_names_the_rows():
             call(z)
         assert caught.value.rows == (1, 4)
         assert pickle.loads(pickle.dumps(caught.value)).rows == (1, 4)
+
+
+def test_latents_of_the_callers_at_which_it_is_not_finite_are_not_called_standard_normal():
+    plain = net().double()
+
+    def model(z):
+        return plain(z) + torch.where(z[:, :1] > 50, float("nan"), 0.0)
+
+    far = latents(30).double() + 60
+    decoder = Decoder(model, latent_dim=2)
+    for refused in (lambda: Decoder(model, latent_dim=2, probe=far), lambda: repair(decoder, far)):
+        with pytest.raises(DecoderError, match="at 4 of 4 latents tried of those given") as caught:
+            refused()
+        assert "standard normal" not in str(caught.value) and caught.value.rows == ()
 
 
 def test_a_decoder_whose_latents_live_elsewhere():

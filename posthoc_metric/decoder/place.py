@@ -33,6 +33,7 @@ class Place:
         others: (4, d), far from all of them.
         unit: the root mean square deviation of one coordinate: lengths of steps are counted in it.
         centre: (d,), their mean.
+        drawn: whether they were drawn; else they are some of a caller's.
     """
 
     few: Tensor
@@ -40,6 +41,7 @@ class Place:
     others: Tensor
     unit: float
     centre: Tensor
+    drawn: bool
 
     def holds(self, latents: Tensor) -> bool:
         """Whether ``latents`` (n, d) are of about the same size and place."""
@@ -58,6 +60,7 @@ def standard(call: Call, latent_dim: int, unit: float = 1.0) -> Place:
         others=3 * unit * probe_latents(ROWS, latent_dim, call, seed=2),
         unit=unit,
         centre=torch.zeros(latent_dim, dtype=torch.float64, device="cpu"),
+        drawn=True,
     )
 
 
@@ -68,7 +71,7 @@ def given(call: Call, latents: Tensor) -> Place:
     wider = sample.to(call.device, call.dtype)
     drawn = probe_latents(ROWS, latents.shape[1], call, seed=2).double()
     others = (centre.to(drawn) + 3 * unit * drawn).to(call.dtype)
-    return Place(wider[:ROWS], wider, others, unit, centre.cpu())
+    return Place(wider[:ROWS], wider, others, unit, centre.cpu(), drawn=False)
 
 
 def _typical(latents: Tensor) -> Tensor:

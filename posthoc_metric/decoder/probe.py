@@ -43,7 +43,7 @@ def probe(call: Call, latent_dim: int, latents: Tensor | None = None) -> Found:
         return _probed(call, latent_dim, given(call, latents), _must_vary)[0]
     place = standard(call, latent_dim)
     with torch.no_grad():
-        check_values(call(place.few))
+        check_values(call(place.few), drawn=True)
     unit = own_unit(call, latent_dim)
     if unit is None:
         return _probed(call, latent_dim, place, _may_be_flat)[0]
@@ -71,7 +71,7 @@ def _probed(call: Call, latent_dim: int, place: Place, unless: Callable[[Exam, T
         with noting() as calls:
             shaped = call.shaped(z[:2])
         output_shape, observer = tuple(shaped.shape[1:]), observation(calls, shaped)
-        check_values(value)
+        check_values(value, drawn=place.drawn)
         scale = check_same_twice(call, z, value)
         check_rows_apart(call, z, value, scale, place.others, place.unit)
         precise = in_float64(call, z, value, place.unit)

@@ -19,8 +19,12 @@ _COPY_BYTES = 2**30
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
-def check_values(value: Tensor) -> None:
-    """Refuse outputs that are no finite real numbers, or none at all."""
+def check_values(value: Tensor, *, drawn: bool) -> None:
+    """Refuse outputs (B, D) that are no finite real numbers, or none at all.
+
+    Args:
+        drawn: whether the latents were drawn; else they are some of the caller's, whose rows are not known here.
+    """
     if value.is_complex():
         raise DecoderError(
             f"the decoder must return real numbers; it returns {value.dtype}. Wrap a function of it that returns real "
@@ -37,6 +41,11 @@ def check_values(value: Tensor) -> None:
             "Check which part of it is taken (method=, output=), and what that part cuts off."
         )
     bad = ~torch.isfinite(value).all(dim=1)
+    if bool(bad.any()) and not drawn:
+        raise DecoderError(
+            f"the decoder must return finite numbers; at {int(bad.sum())} of {len(bad)} latents tried of those given "
+            "they are NaN or infinite. Check its weights, and that these are its latents, in its own units."
+        )
     if bool(bad.any()):
         raise DecoderError(
             f"the decoder must return finite numbers; at standard normal latents {name_rows(bad)} NaN or infinite. "
