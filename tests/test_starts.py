@@ -40,6 +40,11 @@ def points(count, dim, seed, half=0.9):
     return half * (2 * torch.rand(count, dim, generator=generator, dtype=torch.float64) - 1)
 
 
+def between(cells, known, z):
+    """What is known (n, ...) at the corners of a grid, as its cells have it at z (B, d)."""
+    return cells.at(cells.table(known), *cells.holding(z)).view(len(z), *known.shape[1:])
+
+
 @pytest.mark.parametrize("dim", [1, 2, 3])
 def test_the_spread_of_matrices_is_that_of_whitened_ones(dim):
     generator = torch.Generator().manual_seed(dim)
@@ -66,10 +71,10 @@ def test_what_is_linear_along_each_axis_is_known_exactly_between_corners(dim):
         return torch.stack([z.prod(1), 2 - z[:, 0]], dim=1)
 
     z = points(500, dim, 0, 0.8)
-    torch.testing.assert_close(grid.cells.between(field(grid.points), z), field(z), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(between(grid.cells, field(grid.points), z), field(z), rtol=1e-12, atol=1e-12)
     # corners that have no value leave theirs to the others
     holed = grid_of(walled(dim, hole=torch.zeros(dim, dtype=torch.float64)))
-    found = holed.cells.between(torch.ones(len(holed.points), 1, dtype=torch.float64), z)[:, 0]
+    found = between(holed.cells, torch.ones(len(holed.points), 1, dtype=torch.float64), z)[:, 0]
     assert bool(found.isnan().any()) and bool((found - 1)[~found.isnan()].abs().max() < 1e-12)
     assert bool(found[z.norm(dim=1) > 0.6].isfinite().all())
 

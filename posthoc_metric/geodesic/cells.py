@@ -148,10 +148,6 @@ class Cells:
             weights = (weights[..., None] * torch.stack([1 - share, share], dim=1)[:, None]).flatten(1)
         return self._cells[3].index_select(0, cell), weights
 
-    def between(self, known: Tensor, points: Tensor) -> Tensor:
-        """``known`` (n, ...) at the corners, as :meth:`at` has it at ``points`` (B, d)."""
-        return self.at(self.table(known), *self.holding(points)).view(len(points), *known.shape[1:])
-
     def variation(self, matrices: Tensor) -> Tensor:
         """How far matrices (n, d, d) at the corners of each of the m cells are from their mean (m,).
 

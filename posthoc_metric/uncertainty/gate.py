@@ -60,10 +60,6 @@ class Gate:
         """Where the model and the floor are; points come from and results go back to any other."""
         return self.floor.centres.device
 
-    def share(self, z: Tensor) -> Tensor:
-        """What share of the ceiling applies at z (B, d): (B,) in (0, 1)."""
-        return (self.weight(self.model.score(z.to(self.device)))[0] / self.ceiling).to(z.device)
-
     def __call__(self, z: Tensor) -> Tensor:
         """``w(z)`` (B,)."""
         here = z.to(self.device)
