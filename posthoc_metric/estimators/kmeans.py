@@ -22,7 +22,7 @@ from .centred import CentredClusterer, check_clusters
 
 #: share of a distance by which solved ones may be off
 _SLACK = 2e-3
-#: what makes the means of one alternation cheaper
+#: what makes the means of one iteration cheaper
 _REMEDIES = {
     "means": "`mean_points` finds each from that many latents of its cluster; `n_jobs` spreads them over cores"
 }
@@ -39,7 +39,7 @@ class _Mean:
 
 
 class GeodesicKMeans(CentredClusterer):
-    """k-means with geodesic distances and Fréchet means: Lloyd's alternation on a manifold.
+    """k-means with geodesic distances and Fréchet means: Lloyd's algorithm on a manifold.
 
     Where distances are solved for, the triangle inequality tells which a mean that has moved makes superfluous.
 
@@ -50,9 +50,9 @@ class GeodesicKMeans(CentredClusterer):
     metric : Metric, Decoder, callable or None, default=None
         As in :class:`GeodesicDistance`.
     max_iter : int, default=20
-        Alternations at most.
+        Iterations at most.
     tol : float, default=1e-3
-        Relative decrease of the inertia at which the alternation ends.
+        Relative decrease of the inertia at which it ends.
     method : {"auto", "solver", "graph"}, default="auto"
         As in :func:`posthoc_metric.distances.distances`.
     mean_options : dict or None, default=None
@@ -65,7 +65,7 @@ class GeodesicKMeans(CentredClusterer):
     n_jobs : int or None, default=None
         As in joblib; also over the means.
     random_state : int, RandomState instance or None, default=None
-        Of the sowing, which is that of k-means++, and of the latents that ``mean_points`` leaves.
+        Of the initialisation by k-means++, and of the latents that ``mean_points`` leaves.
 
     Attributes
     ----------
@@ -81,7 +81,7 @@ class GeodesicKMeans(CentredClusterer):
         Sum of the squared distances to the nearest mean; infinite where a latent has none, as outside the metric. Such
         latents take part in no mean.
     n_iter_ : int
-        Alternations run.
+        Iterations run.
     distance_report_ : DistanceReport or None
         As in :class:`GeodesicDistance`.
     n_features_in_ : int
@@ -136,15 +136,15 @@ class GeodesicKMeans(CentredClusterer):
         """
         X = self._checked(X)
         check_clusters(self.n_clusters, len(X))
-        check_count(self.max_iter, "max_iter", 1, "the most alternations")
+        check_count(self.max_iter, "max_iter", 1, "the most iterations")
         _check_tol(self.tol)
         _check_options(self.mean_options)
         if self.mean_points is not None:
             check_count(self.mean_points, "mean_points", 1, "the latents that a mean is found from")
         self._prepare(X, len(X) * self.n_clusters)
         random = self._random()
-        chosen, table = self._sow(X, random)
-        # one order for all alternations, so that a cluster that stays keeps its mean
+        chosen, table = self._initialise(X, random)
+        # one order for all iterations, so that a cluster that stays keeps its mean
         order = np.arange(len(X)) if self.mean_points is None else random.permutation(len(X))
         means = [_Mean(centre, True, np.zeros(0, dtype=int), np.zeros(0)) for centre in X[chosen].copy()]
         before: tuple[np.ndarray, float] | None = None
@@ -174,8 +174,8 @@ class GeodesicKMeans(CentredClusterer):
             )
         return self
 
-    def _sow(self, X: np.ndarray, random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-        """k-means++ that asks only for the distances to the means already sown, which are handed back (N, k)."""
+    def _initialise(self, X: np.ndarray, random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
+        """k-means++, which asks only for the distances to the means chosen so far; these are handed back (N, k)."""
         chosen, columns = [int(random.randint(len(X)))], []
         while True:
             columns.append(_table(self._among(X, np.array(chosen[-1:]))))
@@ -217,7 +217,7 @@ class GeodesicKMeans(CentredClusterer):
         return _table(solve(self.metric_, to_latents(a), to_latents(b), pairs, {}, n_jobs=self.n_jobs).lengths)
 
     def _settled(self, before: tuple[np.ndarray, float], now: tuple[np.ndarray, float]) -> bool:
-        """Whether the alternation is done, given labels and inertia of two assignments."""
+        """Whether it has converged, given labels and inertia of two assignments."""
         if np.isfinite(now[1]):
             return not before[1] - now[1] > self.tol * now[1]
         # an infinite inertia cannot fall
@@ -232,7 +232,7 @@ class GeodesicKMeans(CentredClusterer):
             elif self.metric_ is None:
                 found[cluster] = _Mean(X[rows].mean(0), True, rows, np.zeros(0))
             elif not (mean.converged and np.array_equal(rows, mean.members)):
-                # what was sown may lie at the rim of its cluster; a mean is near the next
+                # an initial mean may lie at the rim of its cluster; a later one is near the next
                 rest.append((cluster, rows, mean.point if step > 1 else None))
         # a table serves many distances; a mean needs few, and the metric itself converges faster
         shared = (getattr(self.metric_, "exact", self.metric_), X, dict(self.mean_options or {}))

@@ -17,8 +17,8 @@ _ROWS = 256
 class GeodesicKMedoids(CentredClusterer):
     """k-medoids on geodesic distances: the centres are training latents, and a distance matrix is all it takes.
 
-    Medoids are sown as in k-means++ and then moved by the alternation of Park & Jun: every point to its nearest medoid,
-    every medoid to the point of its cluster with the least sum of distances, until nothing changes.
+    Medoids are initialised as in k-means++ and then moved by the iteration of Park & Jun: every point to its nearest
+    medoid, every medoid to the point of its cluster with the least sum of distances, until nothing changes.
 
     Parameters
     ----------
@@ -27,15 +27,15 @@ class GeodesicKMedoids(CentredClusterer):
     metric : Metric, Decoder, callable or None, default=None
         As in :class:`GeodesicDistance`.
     n_init : int, default=10
-        Sowings, of which the best result is kept; they share one distance matrix.
+        Initialisations, of which the one with the best result is kept; they share one distance matrix.
     max_iter : int, default=100
-        Alternations of one sowing at most.
+        Iterations after one initialisation at most.
     method : {"auto", "solver", "graph"}, default="auto"
         As in :func:`posthoc_metric.distances.distances`.
     n_jobs : int or None, default=None
         As in joblib.
     random_state : int, RandomState instance or None, default=None
-        Of the sowing.
+        Of the initialisation.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class GeodesicKMedoids(CentredClusterer):
     inertia_ : float
         Sum of the distances to the nearest medoid.
     n_iter_ : int
-        Alternations of the best sowing.
+        Iterations after the best initialisation.
     distance_report_ : DistanceReport or None
         As in :class:`GeodesicDistance`.
     n_features_in_ : int
@@ -100,15 +100,15 @@ class GeodesicKMedoids(CentredClusterer):
         """
         X = self._checked(X)
         check_clusters(self.n_clusters, len(X))
-        check_count(self.n_init, "n_init", 1, "the number of sowings")
-        check_count(self.max_iter, "max_iter", 1, "the most alternations of a sowing")
+        check_count(self.n_init, "n_init", 1, "the number of initialisations")
+        check_count(self.max_iter, "max_iter", 1, "the most iterations")
         random = self._random()
         self._prepare(X, len(X) * (len(X) - 1) // 2)
         table = self._among(X).astype(np.float64, copy=False)
         table[np.isnan(table)] = np.inf
         best: tuple[float, np.ndarray, int] | None = None
         for _ in range(self.n_init):
-            medoids, steps = _alternate(table, sow(table, self.n_clusters, random), self.max_iter)
+            medoids, steps = _alternate(table, initialise(table, self.n_clusters, random), self.max_iter)
             cost = float(table[:, medoids].min(1).sum())
             if best is None or cost < best[0]:
                 best = cost, medoids, steps
@@ -120,7 +120,7 @@ class GeodesicKMedoids(CentredClusterer):
         return self
 
 
-def sow(table: np.ndarray, count: int, random: np.random.RandomState) -> np.ndarray:
+def initialise(table: np.ndarray, count: int, random: np.random.RandomState) -> np.ndarray:
     """k-means++ on a distance matrix: each next one drawn in proportion to the squared distance to those before."""
     chosen = [int(random.randint(len(table)))]
     for _ in range(count - 1):
