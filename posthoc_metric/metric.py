@@ -18,7 +18,7 @@ from ._arrays import ArrayLike, as_tensor, check_count, describe, name_rows, to_
 from .errors import InvalidArgumentError, NumericalError
 from .matrix_field import CheckedField, check_symmetric, to_matrices
 from .metric_parts import MetricParts
-from .smooth_map import SmoothMap, check_smooth_map, condition_numbers, told_apart
+from .smooth_map import SmoothMap, check_smooth_map, condition_numbers, resolved_eigenvalues
 
 if TYPE_CHECKING:
     from .geodesic import Solution
@@ -211,7 +211,9 @@ class PullbackMetric(StructuredMetric):
         """
         points, restore = to_points(z, "z", self.dim)
         where = points.double()
-        return restore(told_apart(as_tensor(super().eigenvalues(where)), self.decoder, where).to(points.dtype))
+        return restore(
+            resolved_eigenvalues(as_tensor(super().eigenvalues(where)), self.decoder, where).to(points.dtype)
+        )
 
 
 class FunctionMetric(Metric):

@@ -83,7 +83,8 @@ def device_of(decoder: SmoothMap) -> torch.device:
 
 
 _MOST_BYTES = 2**28
-#: share of the largest eigenvalue of JᵀJ below which the least is lost in rounding, and that of J, in roundings
+#: share of the largest eigenvalue of JᵀJ below which the least is lost in rounding; and roundings of the largest
+#: singular value of J, times √d, below which the least is
 _LOST, _ROUNDINGS = 1e-10, 8
 
 
@@ -97,10 +98,11 @@ def gram(embedding: SmoothMap, z: Tensor) -> Tensor:
     return found
 
 
-def told_apart(values: Tensor, embedding: SmoothMap, z: Tensor) -> Tensor:
-    """Ascending eigenvalues of ``J(z)ᵀ J(z)`` (B, d), those again of which double precision knows little.
+def resolved_eigenvalues(values: Tensor, embedding: SmoothMap, z: Tensor) -> Tensor:
+    """Ascending eigenvalues ``values`` of ``J(z)ᵀ J(z)`` (B, d), with those found anew that rounding has swamped.
 
-    J still tells them, as squares of its singular values; zero where these are no more than its rounding.
+    They are squares of the singular values of J, which keep twice the digits; zero where these, too, are no more than
+    rounding.
     """
     lost = (values[:, 0] <= _LOST * values[:, -1]).nonzero().flatten()
     if not len(lost):

@@ -157,7 +157,7 @@ def _from_weights(
             f"{container.path} looks like {container.looks_like} that holds weights and no model: {_sample(states)}. "
             "Pass factory=, the class they were saved from (and factory_kwargs= for its arguments)."
         )
-    stored = content.get("hyper_parameters", {}) if isinstance(content, Mapping) else {}
+    stored = content.get("hyper_parameters")
     model, notes = build(factory, factory_kwargs, stored if isinstance(stored, Mapping) else {})
     if not isinstance(model, nn.Module):
         raise InvalidArgumentError(f"`factory` must make a torch module to fill; it made {describe(model)}.")

@@ -82,11 +82,10 @@ def _probed(call: Call, latent_dim: int, place: Place, unless: Callable[[Exam, T
     flatness = exam.flatness(value)
     if flatness and not unless(exam, value):
         raise DecoderError(flatness)
+    found = replace(_chosen(exam, output_shape, row_bytes), observer=observer)
     if flatness:
         # its latents live elsewhere: whoever knows where probes again
-        found = replace(_chosen(exam, output_shape, row_bytes), observer=observer)
         return replace(found, notes=(_FLAT,), warning="", saturated=True), exam
-    found = replace(_chosen(exam, output_shape, row_bytes), observer=observer)
     return _with_warning(found, _about_jumps(*_jumping(exam), found.output_dim)), exam
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._arrays import check_count, check_seed
-from ..smooth_map import condition_numbers, gram, told_apart
+from ..smooth_map import condition_numbers, gram, resolved_eigenvalues
 from ..uncertainty import PublishedRBF
 from ..uncertainty.measurement import AUDITED
 from .criteria import Criterion, faithfulness_criteria, fidelity, shell_criteria
@@ -143,7 +143,7 @@ def _enough_on_data(
 def _eigenvalues(repaired: RepairedMetric, base: Tensor, z: Tensor, added: dict[str, Field]) -> dict[str, Tensor]:
     """Ascending eigenvalues (n, d) of the decoder's metric ``base`` with each addition, at z (n, d)."""
     found = {name: torch.linalg.eigvalsh(base + extra(z)).clamp_min(0) for name, extra in added.items()}
-    return {**found, "decoder": told_apart(found["decoder"], repaired.decoder, z)}
+    return {**found, "decoder": resolved_eigenvalues(found["decoder"], repaired.decoder, z)}
 
 
 def _measure(
