@@ -1,6 +1,14 @@
 """Repair the geometry of a trained generative model after training.
 
-Public names, in the order of the pipeline.
+The names below are what most work needs::
+
+    decoder = pm.Decoder(module)                  # or pm.load_decoder("model.pt", factory=...)
+    repaired = pm.repair(decoder, latents, data)  # a Metric, as PullbackMetric and FunctionMetric are
+    paths = repaired.geodesic(start, end)         # a Solution with a Status for each pair
+
+More is in ``posthoc_metric.geodesic`` (exponential and logarithmic maps, means), :mod:`posthoc_metric.distances`,
+:mod:`posthoc_metric.geometry` (curvature, transport, volumes, random walks), :mod:`posthoc_metric.diagnostics`,
+:mod:`posthoc_metric.estimators`, :mod:`posthoc_metric.plots` and :mod:`posthoc_metric.report`.
 """
 
 from .checkpoint import load_decoder

@@ -67,7 +67,7 @@ class BatchWarning(PosthocMetricWarning):
 
 
 class DerivativeWarning(PosthocMetricWarning):
-    """Derivatives come from a slower or less accurate route than forward-mode AD, or miss jumps of the output."""
+    """Derivatives are finite differences, are not finite at some latents, or miss jumps of the output."""
 
 
 class CalibrationWarning(PosthocMetricWarning):

@@ -69,7 +69,8 @@ class Decoder:
 
     Warns:
         BatchWarning: the model runs on one latent at a time only.
-        DerivativeWarning: only finite differences are left to differentiate with.
+        DerivativeWarning: only finite differences are left to differentiate with, single outputs jump, or the
+            derivative is not finite at some of the latents probed.
 
     Example:
         >>> import torch, posthoc_metric as pm

@@ -56,7 +56,17 @@ class Facts(Batch):
 
 @dataclass
 class Curves(Batch):
-    """P measured curves of equal numbers of spans: which pair, which start, the curve, and where it deserves nodes."""
+    """P measured curves of n spans each.
+
+    Attributes:
+        pair, kind: which pair, which start (P,).
+        facts: what is known of them.
+        spline, clock: the curves, and when they are where at constant speed.
+        density: how many nodes each span deserves (P, n); see :func:`~.curves.density`.
+        rate, secant: of :class:`~.relaxation.Relaxed`.
+        roughness: of :class:`~.quadrature.Measured`.
+        stubborn: whether Newton steps did not bring them on, or they have kinks (P,).
+    """
 
     pair: Tensor
     kind: Tensor

@@ -74,7 +74,7 @@ class CurveEnergy:
         return Frame.of(h, quadrature=quadrature, dense=self.dense(dim), ends=ends, squares=squares)
 
     def dense(self, dim: int) -> bool:
-        """By how many points curves are integrated; see :func:`~.elements.places`."""
+        """Whether curves are integrated by many points of quadrature; see :func:`~.elements.places`."""
         # a weight builds walls; a field varies smoothly, and costs more
         return dim > _FEW or self.weight is not None
 

@@ -73,6 +73,12 @@ def logarithm(
         polish: settle and shoot; else the velocity is that of the geodesic as it was relaxed.
         rtol: of the shots; see :func:`shoot`.
         **options: of :func:`geodesic`.
+
+    Returns:
+        A :class:`Logarithm` in the kind and dtype of ``z0``.
+
+    Raises:
+        InvalidArgumentError, NumericalError, WorkerError: as :func:`geodesic`.
     """
     options = beneath(options, _FINE) if metric.dim <= MOST_COLUMNS else options
     solution = geodesic(metric, z0, z1, **options)

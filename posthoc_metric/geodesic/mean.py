@@ -100,6 +100,11 @@ def frechet_mean(
             itself above the least, by default as little as lengths are known to there.  Give ``tol`` to forbid it.
         max_steps: Newton steps.
         **options: of :func:`geodesic`.
+
+    Raises:
+        InvalidArgumentError: no points, weights that are negative, not finite or all zero, a start of another shape,
+            or an option out of range.
+        NumericalError, WorkerError: as :func:`geodesic`.
     """
     check_positive(tol, "tol")
     check_positive(rough_tol, "rough_tol")

@@ -67,7 +67,7 @@ class Measured(Batch):
 
 
 def rule_for(image: Image | None) -> Rule:
-    """The rule by which curves of which that is known are measured."""
+    """The rule that curves are measured by: with four points where ``image`` tells of the middle of spans, or five."""
     return FOUR if image is not None and image.whole else FIVE
 
 

@@ -43,7 +43,20 @@ _NEAR = 8.0
 
 @dataclass
 class _Active(Batch):
-    """The curves still at work; ``fall`` (P, 2, _WATCH) holds what the last and the earlier steps gained."""
+    """The curves still at work.
+
+    Attributes:
+        row: which curve each is (P,).
+        nodes: (P, n+1, d).
+        elements, slope: of :class:`MatrixFreeEnergy`, at ``nodes``.
+        direction: of the next step (P, n-1, d).
+        descent: how fast the energy falls along it (P,).
+        size: the share of it that is tried (P,).
+        moves, bends: steps that were taken, the last one last, and how they changed the gradient (P, MEMORY, (n-1) d).
+        scale: of the inverse Hessian that the recursion begins from, over the preconditioner's (P,).
+        falls: what the last steps gained, the last one last (P, 2 * _WATCH).
+        fresh: whether the last step was taken, so that the direction is to be found anew (P,).
+    """
 
     row: Tensor
     nodes: Tensor

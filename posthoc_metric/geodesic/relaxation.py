@@ -70,7 +70,17 @@ class Relaxed(Batch):
 
 @dataclass
 class _Active(Batch):
-    """The curves still at work."""
+    """The curves still at work.
+
+    Attributes:
+        row: which curve each is (P,).
+        here, frame: of :class:`CurveEnergy`, at the present nodes.
+        radius, damping: of the trust region (P,).
+        secant: what was learnt of the Hessian (P, n-1, d, d).
+        rate, last: of :class:`Relaxed`, and the uncorrected residual before the last step (P,).
+        full: whether the last step was taken undamped (P,).
+        hidden: whether rounding hid what it gained in energy (P,); ``blind``: and it was not taken (P,).
+    """
 
     row: Tensor
     here: Linearisation

@@ -58,6 +58,8 @@ class Shot:
 
 @dataclass
 class _State(Batch):
+    """Geodesics under way (P): which, time, next step, position, velocity, acceleration, and latent speed at first."""
+
     row: Tensor
     time: Tensor
     step: Tensor

@@ -49,15 +49,15 @@ def geodesic(
       because at kinks the error only halves when the nodes double.
     - No data near the pairs, or d > 3: give ``support``; without it only the straight line is tried.
     - A smooth metric without walls: ``starts="straight"`` saves the grid.
-    - d = 1: nothing.  There is one way between two points, of which only the length is integrated, by adaptive
-      bisection; ``rtol``, ``rough_rtol`` and ``max_spans`` are what it heeds.  The metric is looked at some 480 times
-      along the way before anything is believed; what is narrower than 1/400 of the way may go unseen.
+    - d = 1: the defaults.  There is one way between two points, of which only the length is integrated, by adaptive
+      bisection; of the options ``rtol``, ``rough_rtol`` and ``max_spans`` matter.  The metric is evaluated at some 480
+      points along the way before a length is believed; a feature narrower than 1/400 of the way may be missed.
     - Many pairs on several cores: ``n_jobs=-1``.  In few dimensions the operations are small and torch's threads gain
       little.  Workers are started at the first call (seconds) and kept; lengths agree to rounding with one process.
     - d > 8 with a decoder: preconditioned L-BFGS takes the place of Gauss-Newton by itself, with one vector-Jacobian
       product a node and step and no Jacobian kept; memory stays near ``memory_limit`` plus the decoder's own.  For
       d from 4 to 8 it takes over the curves that Gauss-Newton steps do not bring on, and those with kinks.
-    - float32 decoders: nothing.  Pairs whose outputs are so near that their difference is little but rounding are
+    - float32 decoders: the defaults.  Pairs whose outputs are so near that their difference is little but rounding are
       solved on a float64 copy of the model, where it can be copied; the others, as the model is.
     - ReLU generators with d of 50 and more: lengths to 1e-3 take some 256 spans.  Give ``max_spans=1024``, or
       ``rough_rtol=5e-3`` for a fraction of the time.

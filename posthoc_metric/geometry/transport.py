@@ -105,9 +105,9 @@ def transport(
         first, coarse = connection.at(places[:, 0], velocities[:, 0]), carried
         for index in range(1, 2 * num, 4):
             later = (connection.at(places[:, i], velocities[:, i]) for i in range(index, index + 4))
-            start, second, middle, fourth, first = first, *later
-            coarse = _step(coarse, 2 * h, start, middle, first)
-            carried = _step(_step(carried, h, start, second, middle), h, middle, fourth, first)
+            begin, second, middle, fourth, first = first, *later
+            coarse = _step(coarse, 2 * h, begin, middle, first)
+            carried = _step(_step(carried, h, begin, second, middle), h, middle, fourth, first)
     lost |= ~(torch.isfinite(carried) & torch.isfinite(coarse)).all(1)
     carried, change = (x.masked_fill(lost[:, None], 0.0) for x in (carried, coarse - carried))
     after, change = (_norm(metric, places[:, -1], x) for x in (carried, change))

@@ -1,4 +1,4 @@
-"""A shape that keeps to a bound on the condition number: what it knows of one direction is never all that is added."""
+"""Shapes shrunk towards the identity, so that their condition number is bounded."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from ..matrix_field import SlopedField, square
 class Evened:
     """``(1 - t) S(z) + t I`` for a shape S with eigenvalues in [0, 1]: its own lie between t and 1.
 
-    A sum of matrices of which each has a condition number of at most 1/t has no larger one, so that nothing need be
-    known of where S is uneven.
+    Then their condition number is at most 1/t, and so is that of any sum with matrices of no larger one.
 
     Attributes:
         shape: S.
