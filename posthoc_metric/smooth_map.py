@@ -90,12 +90,21 @@ _LOST, _ROUNDINGS = 1e-10, 8
 
 def gram(embedding: SmoothMap, z: Tensor) -> Tensor:
     """``J(z)ᵀ J(z)``, (B, d) -> (B, d, d), in chunks whose Jacobians take at most 256 MiB."""
-    rows = max(int(_MOST_BYTES / (8 * embedding.output_dim * z.shape[1])), 1)
+    rows = _jacobian_rows(embedding, z.shape[1])
     found = z.new_empty(len(z), z.shape[1], z.shape[1])
     for start in range(0, len(z), rows):
         _, jacobian = embedding.value_and_jacobian(z[start : start + rows])
         found[start : start + rows] = jacobian.mT @ jacobian
     return found
+
+
+def gram_rows(embedding: SmoothMap, dim: int) -> int:
+    """For how many points :func:`gram` takes 256 MiB at most for the Jacobians, and as much for what it returns."""
+    return min(_jacobian_rows(embedding, dim), max(_MOST_BYTES // (8 * dim**2), 1))
+
+
+def _jacobian_rows(embedding: SmoothMap, dim: int) -> int:
+    return max(int(_MOST_BYTES / (8 * embedding.output_dim * dim)), 1)
 
 
 def resolved_eigenvalues(values: Tensor, embedding: SmoothMap, z: Tensor) -> Tensor:
@@ -107,8 +116,8 @@ def resolved_eigenvalues(values: Tensor, embedding: SmoothMap, z: Tensor) -> Ten
     lost = (values[:, 0] <= _LOST * values[:, -1]).nonzero().flatten()
     if not len(lost):
         return values
-    count, dim = z.shape
-    rows = max(int(_MOST_BYTES / (8 * embedding.output_dim * dim)), 1)
+    dim = z.shape[1]
+    rows = _jacobian_rows(embedding, dim)
     rounding = torch.finfo(torch.float32 if computes_in_single(embedding, z) else torch.float64).eps
     values = values.clone()
     for some in lost.split(rows):

@@ -20,9 +20,11 @@ from .smoothness import directions, smoothness
 if TYPE_CHECKING:
     from ..repair import RepairedMetric
 
-#: points on a shell at least, and entries of Jacobians on all shells together
+#: points on a shell at least, entries of Jacobians on all shells together, and entries of matrices on each: their
+#: eigenvalues cost d times as much, from d = 205 on more than is spent on 200 points
 _FEWEST_POINTS = 24
 _BUDGET = 3e8
+_MATRIX_BUDGET = 2**23
 #: where the decoder's condition number is beyond the bound at most latents, fidelity is judged by few of them: more
 #: are looked at until so many are within it, at most so many times the points of a shell
 _FEWEST_SOUND, _MOST_SHELLS = 50, 8
@@ -86,7 +88,7 @@ def audit(
 
     Args:
         repaired: what :func:`posthoc_metric.repair` gave.
-        points: on each shell; by default up to 200, fewer where Jacobians are large.
+        points: on each shell; by default up to 200, fewer where Jacobians or matrices are large.
         pairs: pairs of held-out data whose geodesics are followed, before and after; 0 leaves them out.
         baseline: also measure the published RBF repair, whose peak bounds the smoothness; needs the data.
         seed: of shells, directions and pairs.
@@ -95,7 +97,8 @@ def audit(
     if points is not None:
         points = check_count(points, "points", 2, "how many points of each shell to measure at")
     entries = repaired.dim * repaired.decoder.output_dim * 10
-    count = points or int(min(max(_BUDGET / entries, _FEWEST_POINTS), AUDITED))
+    within = min(_BUDGET / entries, _MATRIX_BUDGET / repaired.dim**2)
+    count = points or int(min(max(within, _FEWEST_POINTS), AUDITED))
     added: dict[str, Field] = {"decoder": lambda z: z.new_zeros(len(z), z.shape[1], z.shape[1])}
     added["repaired"] = repaired.added
     if isinstance(repaired.model, PublishedRBF):

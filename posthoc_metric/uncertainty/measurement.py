@@ -9,15 +9,20 @@ from torch import Tensor
 
 from .._arrays import listed
 from ..errors import DecoderError, FitError
-from ..smooth_map import SmoothMap, gram
+from ..smooth_map import SmoothMap
 from ..support import Support
 from .scales import mismatch
+from .spectra import Spectra, spectra
 
 #: offsets at which the void is sampled
 VOID_OFFSETS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 100.0, 1000.0)
 #: held-out latents, and points of a shell, that an audit looks at unless it is told otherwise
 AUDITED = 200
 _JACOBIAN_BUDGET = 5e8
+#: entries of the matrices at the points of one kind, whose eigenvalues cost d times as much; reached from d = 182 on
+_MATRIX_BUDGET = 2**25
+#: points of one kind, whatever the budgets say
+_FEWEST, _MOST = 64, 1000
 #: how many more points than of the others there are of the first shell
 _MORE = 3
 #: entries of matrices that are kept, of each kind of points
@@ -33,6 +38,9 @@ class Measured:
         data_points, void_points: where, (n, d) and (shells, n, d).
         data_grams, training_grams, void_grams: the metric itself at the first of these points, of the training latents
             and of each shell's points, (m, d, d) and (shells, m, d, d); in many dimensions not at all of them.
+        scored_count: how many latents of a kind are scored at most: as many as are measured, or more where there are so
+            many dimensions that few are measured.
+        scored_points: calibration latents, (n, d); the first of them are ``data_points``.
         support_points: training latents and gaps (n, d) whose eigenvalues ``support`` also set the floor.
         training_count: how many of them are training latents; those come first.
         more, more_points, more_grams: eigenvalues, places and matrices of more points of the first shell, (n, d),
@@ -46,6 +54,8 @@ class Measured:
     data: Tensor
     data_points: Tensor
     data_grams: Tensor
+    scored_count: int
+    scored_points: Tensor
     support: Tensor
     support_points: Tensor
     training_count: int
@@ -75,51 +85,62 @@ def measure(decoder: SmoothMap, support: Support, *, seed: int = 0) -> Measured:
         FitError: it is finite there, but not between or around them.
     """
     dim = support.dim
-    most = int(min(max(_JACOBIAN_BUDGET / (dim * decoder.output_dim), 64), 1000))
+    budget = min(_JACOBIAN_BUDGET / (dim * decoder.output_dim), _MATRIX_BUDGET / dim**2)
+    most = int(min(max(budget, _FEWEST), _MOST))
     each = max(most // len(VOID_OFFSETS), 24)
-    data, training = support.calibration[:most], support.training[:most]
-    data_grams = _on_latents(decoder, data, support.calibration_rows)
-    training_grams = _on_latents(decoder, training, support.training_rows)
-    training_values = _eigenvalues(training_grams)
+    kept = _KEPT_ENTRIES // dim**2 + 1
+    # a score costs no Jacobian, and a quantile of few scores is a guess
+    scored = _MOST if _MOST * dim**2 > _MATRIX_BUDGET else most
+    points, training = support.calibration[:most], support.training[:most]
+    data = _on_latents(decoder, points, support.calibration_rows, kept)
+    known = _on_latents(decoder, training, support.training_rows, kept)
     # the floor must also hold in the gaps between clusters, where the gate may still be shut
     gaps = support.gaps(most // 4, seed=seed)
-    gap_grams, bad = _grams(decoder, gaps)
-    if bool(bad.any()):
-        raise _off_the_data(f"at {int(bad.sum())} of {len(gaps)} midpoints between latents")
+    between = spectra(decoder, gaps, _first(0, len(gaps), gaps))
+    if bool(between.bad.any()):
+        raise _off_the_data(f"at {int(between.bad.sum())} of {len(gaps)} midpoints between latents")
     shells = [support.shell(offset, each, seed=seed + 1 + index) for index, offset in enumerate(VOID_OFFSETS)]
     # the addition climbs there from nothing to more than all else, so that a median of few points is a guess
     more = support.shell(VOID_OFFSETS[0], _MORE * most // len(VOID_OFFSETS), seed=seed + 1 + len(VOID_OFFSETS))
-    *void_grams, more_grams = _around(decoder, [*shells, more], (*VOID_OFFSETS, VOID_OFFSETS[0]), support.radius)
+    held = _first(kept // len(VOID_OFFSETS) + 1, each, points).repeat(len(VOID_OFFSETS))
+    around = _around(
+        decoder,
+        [*shells, more],
+        (*VOID_OFFSETS, VOID_OFFSETS[0]),
+        support.radius,
+        torch.cat([held, _first(kept, len(more), more)]),
+    )
+    walls, more_values = around.values.split([len(held), len(more)])
+    grams, more_grams = around.grams.split([int(held.sum()), len(around.grams) - int(held.sum())])
     scales = support.calibration.std(0, correction=0)
-    kept = _KEPT_ENTRIES // dim**2 + 1
-    grams = torch.stack(void_grams)
-    # copies, so that what is not kept is not held either
     return Measured(
-        data=_eigenvalues(data_grams),
-        data_points=data,
-        data_grams=data_grams[:kept].clone(),
-        support=torch.cat([training_values, _eigenvalues(gap_grams)]),
+        data=data.values,
+        data_points=points,
+        data_grams=data.grams,
+        scored_count=scored,
+        scored_points=support.calibration[:scored],
+        support=torch.cat([known.values, between.values]),
         support_points=torch.cat([training, gaps]),
         training_count=len(training),
-        training_grams=training_grams[:kept].clone(),
-        void=_eigenvalues(grams.flatten(0, 1)).view(len(VOID_OFFSETS), each, dim),
+        training_grams=known.grams,
+        void=walls.view(len(VOID_OFFSETS), each, dim),
         void_points=torch.stack(shells),
-        void_grams=grams[:, : kept // len(VOID_OFFSETS) + 1].clone(),
-        more=_eigenvalues(more_grams),
+        void_grams=grams.view(len(VOID_OFFSETS), -1, dim, dim),
+        more=more_values,
         more_points=more,
-        more_grams=more_grams[:kept].clone(),
+        more_grams=more_grams,
         audited=min(len(support.audit), AUDITED),
         spacing=support.spread / support.radius,
         scales=scales,
-        mismatch=mismatch(data_grams, scales),
+        mismatch=mismatch(data.grams, scales),
     )
 
 
-def _on_latents(decoder: SmoothMap, points: Tensor, rows: Tensor) -> Tensor:
-    """``JᵀJ`` (B, d, d) at latents, of which ``rows`` (B or more,) says where the caller has them."""
-    found, bad = _grams(decoder, points)
-    if bool(bad.any()):
-        named = rows[: len(points)][bad].sort().values.tolist()
+def _on_latents(decoder: SmoothMap, points: Tensor, rows: Tensor, kept: int) -> Spectra:
+    """At latents (n, d), of which ``rows`` (n or more,) says where the caller has them; the first ``kept`` in full."""
+    found = spectra(decoder, points, _first(kept, len(points), points))
+    if bool(found.bad.any()):
+        named = rows[: len(points)][found.bad].sort().values.tolist()
         raise DecoderError(
             f"the decoder's output and derivative must be finite at the latents; {listed(named)} of `latents` "
             f"give{'s' if len(named) == 1 else ''} NaN or infinity. Leave those latents out, or look for sqrt, log or "
@@ -129,17 +150,23 @@ def _on_latents(decoder: SmoothMap, points: Tensor, rows: Tensor) -> Tensor:
     return found
 
 
-def _around(decoder: SmoothMap, shells: list[Tensor], offsets: tuple[float, ...], radius: float) -> tuple[Tensor, ...]:
-    """``JᵀJ`` (n, d, d) at each shell's points (n, d)."""
-    counts = [len(points) for points in shells]
-    found, bad = _grams(decoder, torch.cat(shells))
-    for offset, there in zip(offsets, bad.split(counts), strict=True):
+def _around(
+    decoder: SmoothMap, shells: list[Tensor], offsets: tuple[float, ...], radius: float, kept: Tensor
+) -> Spectra:
+    """At the points (n, d) of all shells, one after the other."""
+    found = spectra(decoder, torch.cat(shells), kept)
+    for offset, there in zip(offsets, found.bad.split([len(points) for points in shells]), strict=True):
         if bool(there.any()):
             raise _off_the_data(
                 f"at {int(there.sum())} of {len(there)} points tried {offset:g} data radii (of {radius:.3g}) away from "
                 "the latents"
             )
-    return found.split(counts)
+    return found
+
+
+def _first(some: int, count: int, like: Tensor) -> Tensor:
+    """A mask (count,) of the first few."""
+    return torch.arange(count, device=like.device) < some
 
 
 def _off_the_data(where: str) -> FitError:
@@ -149,29 +176,3 @@ def _off_the_data(where: str) -> FitError:
         "in `torch.sqrt(p + 1e-6)`, or leave that last step out; or clamp the latents before they are decoded, as in "
         "`lambda z: model(z.clamp(-10, 10))` with bounds beyond your latents."
     )
-
-
-def _eigenvalues(grams: Tensor) -> Tensor:
-    """Ascending, (B, d) of (B, d, d)."""
-    return torch.linalg.eigvalsh(grams).clamp_min(0)
-
-
-def _grams(decoder: SmoothMap, points: Tensor) -> tuple[Tensor, Tensor]:
-    """``J(z)ᵀ J(z)`` (B, d, d), and the mask (B,) of those points where it is not finite."""
-    try:
-        found = gram(decoder, points)
-    except DecoderError as error:
-        if not error.rows:
-            raise
-        # the rows are those of a chunk, the first that failed: one by one they are all found
-        found = torch.cat([_gram_or_nan(decoder, point) for point in points.split(1)])
-    return found, ~torch.isfinite(found).flatten(1).all(1)
-
-
-def _gram_or_nan(decoder: SmoothMap, point: Tensor) -> Tensor:
-    try:
-        return gram(decoder, point)
-    except DecoderError as error:
-        if not error.rows:
-            raise
-        return point.new_full((1, point.shape[1], point.shape[1]), torch.nan)

@@ -76,7 +76,7 @@ def look(model: UncertaintyModel, measured: Measured, bound: float, held_out: Te
         bound: on κ(J).
         held_out: see :func:`~posthoc_metric.uncertainty.calibration.calibrate`.
     """
-    known = model.score(measured.data_points)
+    known = model.score(measured.scored_points)
     void = torch.stack([model.score(points) for points in measured.void_points])
     both = measured if held_out is None else _with_training(measured, held_out)
     floor, scale, shape = fit_floor(both, bound), both.costliest, model.shape()
@@ -96,7 +96,8 @@ def look(model: UncertaintyModel, measured: Measured, bound: float, held_out: Te
     points, grams = measured.more_points, measured.more_grams
     more = seen(model.score(points), points, measured.more, grams, _unless_plain(shape, points[: len(grams)]))
     points, grams = measured.data_points, measured.data_grams
-    on_data = seen(known, points, measured.data, grams, None if shape is None else shape(points[: len(grams)]))
+    shapes = None if shape is None else shape(points[: len(grams)])
+    on_data = seen(known[: len(points)], points, measured.data, grams, shapes)
     if held_out is not None:
         count = min(len(held_out), measured.training_count)
         points, grams = measured.support_points[:count], measured.training_grams[: min(count, _MOST_SHAPES)]
@@ -104,7 +105,7 @@ def look(model: UncertaintyModel, measured: Measured, bound: float, held_out: Te
         found = None if shape is None else model.held_out_shapes(points[: len(grams)])
         found = None if found is None else evened(found[: len(grams)], even)
         on_data = on_data.and_also(seen(held_out[:count], points, measured.support[:count], grams, found))
-        known = torch.cat([known, held_out[:count]])
+        known = torch.cat([known, held_out[: measured.scored_count]])
     return Sample(
         measured=both,
         floor=floor,
