@@ -129,6 +129,22 @@ def test_smoothness_of_an_exponential_metric_is_its_rate():
     torch.testing.assert_close(found, torch.full_like(found, 2 * 3 * math.sqrt(2)))
 
 
+def test_derivatives_by_several_steps_cost_one_decomposition(repaired, monkeypatch):
+    whole, eigh = [], torch.linalg.eigh
+
+    def counting(matrices):
+        whole.append(len(matrices))
+        return eigh(matrices)
+
+    monkeypatch.setattr(torch.linalg, "eigh", counting)
+    rows = repaired.audit(pairs=0, points=6, baseline=False).shells
+    assert sum(whole) <= 2 * 3 * len(rows) + 2
+    z = rows[0].shell.points
+    both = torch.stack([repaired.tensor(z), -3 * repaired.tensor(z)])
+    found = smoothness(repaired.tensor(z), both, 2.0)
+    torch.testing.assert_close(found, torch.stack([smoothness(repaired.tensor(z), change, 2.0) for change in both]))
+
+
 def test_roughness_is_no_matter_of_the_kinks_a_step_happens_to_cross():
     """ReLU layers of no full rank: almost everywhere the decoder's metric does not change at all."""
     with torch.random.fork_rng():

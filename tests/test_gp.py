@@ -373,3 +373,22 @@ def test_a_repair_reckons_with_what_the_process_knows_in_the_void(seed):
         repaired = pm.repair(decoder, _latents(200, 1, seed), uncertainty="gp")
     found = {line.name: line for line in repaired.audit(pairs=0).criteria}
     assert found["persistence"].passed and found["inflation"].passed and found["fidelity, 90th percentile"].passed
+
+
+def test_in_many_dimensions_the_void_is_asked_in_parts_and_at_fewer_points(monkeypatch):
+    """Shapes of 200 points at once, and their eigenvalues a dozen times, took minutes and gigabytes in d = 512."""
+    assert len(gp._void(_latents(30, 64), seed=0)) == 200
+    assert len(gp._void(_latents(30, 600), seed=0)) == 2**25 // 600**2
+    decoder, latents = _decoder(20), _latents(60, 20)
+    whole = GaussianProcess().fit(decoder, latents)
+    asked = []
+
+    def watched(points, sites, *others):
+        asked.append(len(points) * sites.numel())
+        return gp_shape.shape_at(points, sites, *others)
+
+    monkeypatch.setattr(gp, "CHUNK", 2**15)
+    monkeypatch.setattr(gp, "shape_at", watched)
+    parts = GaussianProcess().fit(decoder, latents)
+    assert max(asked) <= 2**15
+    assert parts.length_scales == pytest.approx(whole.length_scales, rel=1e-6)

@@ -167,6 +167,5 @@ def _measure(
     rough = {}
     for name, extra in added.items():
         tensor, slope = base[: len(few)] + extra(few), (extra(few + step * u) - extra(few - step * u)) / (2 * step)
-        rates = [smoothness(tensor, change + slope, radius) for change in changes]
-        rough[name] = torch.stack(rates).amin(0)
+        rough[name] = smoothness(tensor, torch.stack(changes) + slope, radius).amin(0)
     return values, rough

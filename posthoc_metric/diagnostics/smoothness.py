@@ -10,14 +10,14 @@ _RESOLVED = 1e-14
 
 
 def smoothness(tensor: Tensor, derivative: Tensor, radius: float) -> Tensor:
-    """``R ‖M^(-1/2) (∂_u M) M^(-1/2)‖_F`` (n,): how many times the metric changes over a data radius.
+    """``R ‖M^(-1/2) (∂_u M) M^(-1/2)‖_F`` (..., n): how many times the metric changes over a data radius.
 
     It does not depend on the unit of z or of x, and ``∫ ‖M^(-1/2) Ṁ M^(-1/2)‖_F dt`` is the length of the path of
     matrices in the affine-invariant distance (Pennec, Fillard & Ayache 2006).
 
     Args:
         tensor: M (n, d, d).
-        derivative: ``∂_u M`` (n, d, d) along unit vectors u.
+        derivative: ``∂_u M`` (..., n, d, d) along unit vectors u; several of the same metrics cost one decomposition.
         radius: R.
     """
     values, vectors = torch.linalg.eigh(tensor)

@@ -27,6 +27,8 @@ _COVERED_ROWS = 50_000
 _LONGEST = 2.0
 #: one data radius beyond the support, at least this share of the prior must be back in every direction
 _FORGOTTEN = 0.8
+#: at how many points that is asked: fewer where their matrices have more entries than this, from d = 410 on
+_MOST_VOID, _FEWEST_VOID, _VOID_ENTRIES = 200, 24, 2**25
 
 
 class GaussianProcess(UncertaintyModel):
@@ -102,8 +104,10 @@ class GaussianProcess(UncertaintyModel):
 
         def forgotten(length_scale: float) -> bool:
             factor, _ = _condition(seen, inducing, length_scale, found.noise)
-            least = torch.linalg.eigvalsh(shape_at(void, sites, factor, length_scale))[:, 0]
-            return float(torch.quantile(least, 0.05)) >= _FORGOTTEN
+            # shapes of all points at once would fill memory in many dimensions
+            parts = void.split(max(1, CHUNK // sites.numel()))
+            least = [torch.linalg.eigvalsh(shape_at(part, sites, factor, length_scale))[:, 0] for part in parts]
+            return float(torch.quantile(torch.cat(least), 0.05)) >= _FORGOTTEN
 
         high = found.length_scale
         if not forgotten(high):
@@ -271,4 +275,5 @@ def _void(points: Tensor, seed: int) -> Tensor:
     """Points one data radius beyond the latents."""
     # a repair may leave a model fewer rows than a split needs; copies change no distance
     copies = math.ceil(FEWEST / len(points))
-    return Support(points.repeat(copies, 1), seed=seed).shell(1.0, 200, seed=seed)
+    count = min(_MOST_VOID, max(_FEWEST_VOID, _VOID_ENTRIES // points.shape[1] ** 2))
+    return Support(points.repeat(copies, 1), seed=seed).shell(1.0, count, seed=seed)
