@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from family import mlp
@@ -10,6 +12,7 @@ from torch import nn
 import posthoc_metric as pm
 from posthoc_metric.smooth_map import gram
 from posthoc_metric.support import Support
+from posthoc_metric.uncertainty import moments
 from posthoc_metric.uncertainty.measurement import measure
 from posthoc_metric.uncertainty.spectra import spectra
 
@@ -90,3 +93,21 @@ def test_ordinary_dimensions_are_measured_as_ever():
     assert len(measured.data_points) == len(measured.scored_points) == measured.training_count == 1000
     assert measured.void_points.shape == (8, 125, 64)
     assert measured.void_grams.shape == (8, 125, 64, 64)
+
+
+@pytest.mark.parametrize("part", ["model", "floor"])
+def test_second_derivatives_are_the_same_without_a_table_of_all_centres_squares(part, monkeypatch):
+    """640 centres' squares took 1.3 GiB in d = 512, and 21 in d = 2048, wherever a repair asked for them."""
+    repaired = pm.repair(_decoder(12, 30), _normal(300, 12))
+    points = repaired.geometry.audit[:7]
+    floor = dataclasses.replace(repaired.gate.floor, level=torch.ones((), dtype=torch.float64))
+    ask = {"model": repaired.model.score_gradient_hessian, "floor": floor.value_gradient_hessian}[part]
+    table = ask(points)
+    monkeypatch.setattr(moments, "_TABLE", 0)
+    held = moments.Moments(repaired.model._points)
+    assert held._table is None
+    for with_table, without in zip(table, ask(points), strict=True):
+        torch.testing.assert_close(without, with_table, rtol=1e-9, atol=1e-11)
+    # a table of 2 GiB, which the limit forbids
+    monkeypatch.undo()
+    assert moments.Moments(torch.empty(1, 1).expand(640, 640))._table is None

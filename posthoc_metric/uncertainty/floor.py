@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .centres import place_centres
 from .measurement import VOID_OFFSETS, Measured
+from .moments import Moments
 
 #: centres up to so many dimensions, and beyond, where more cells are hardly smaller and cost as much as the decoder;
 #: with fewer in d = 10, a decoder that all but loses a direction here and there is lifted where it does not, too
@@ -65,16 +66,15 @@ class Floor:
             return z.new_zeros(count), torch.zeros_like(z), z.new_zeros(count, dim, dim)
         square = self.bandwidth.square()
         shares = self._shares(z)
-        squares = (self.centres[:, :, None] * self.centres[:, None]).flatten(1)
-        terms = torch.cat([self.centres, squares], dim=1)
-        mean, moments = shares @ self.logs, shares @ terms
-        centre = moments[:, :dim]
+        moments = Moments(self.centres)
+        mean = shares @ self.logs
+        centre, second = moments(shares)
         # derivatives of a mean with Gaussian weights are its cumulants with the centres: Σ_k p_k (l_k - l)(c_k - c)
         # and Σ_k p_k (l_k - l)(c_k - c)(c_k - c)ᵀ
-        mixed = (shares * self.logs) @ terms - mean[:, None] * moments
-        tilt = mixed[:, :dim]
+        tilt, bend = moments(shares * self.logs)
+        tilt = tilt - mean[:, None] * centre
         across = tilt[:, :, None] * centre[:, None]
-        bend = (mixed[:, dim:].view(-1, dim, dim) - across - across.mT) / square.square()
+        bend = (bend - mean[:, None, None] * second - across - across.mT) / square.square()
         tilt = tilt / square
         value = self.level * mean.exp()
         return value, value[:, None] * tilt, value[:, None, None] * (bend + tilt[:, :, None] * tilt[:, None])

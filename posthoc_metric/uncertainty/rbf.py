@@ -15,6 +15,7 @@ from ..errors import NotFittedError
 from ..smooth_map import SmoothMap
 from .base import UncertaintyModel
 from .centres import place_centres
+from .moments import Moments
 
 _MOST_DIRECT_DIM = 8
 #: evidence of a cluster may move the edge of the support, but by no more than this factor either way
@@ -104,9 +105,8 @@ class RBF(UncertaintyModel):
         score, evidence, total, centred = self._evaluate(z)
         assert self._points is not None
         dim = z.shape[1]
-        squares = (self._points[:, :, None] * self._points[:, None]).flatten(1)
-        moments = evidence @ torch.cat([self._points, squares], dim=1) / total
-        mean, second = moments[:, :dim], moments[:, dim:].view(-1, dim, dim)
+        mean, second = Moments(self._points)(evidence)
+        mean, second = mean / total, second / total[:, :, None]
         gradient = (centred - mean) / score[:, None]
         # ∇∇ score² / 2 = I - Cov(c) / h², the covariance that of the centres under their shares
         covariance = second - mean[:, :, None] * mean[:, None]
