@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DecoderError
+from .carried import over_copies
 from .conditions import arguments
 from .outputs import Output, pick
 
@@ -80,7 +81,9 @@ class Call:
         Raises:
             Exception: whatever the model raises when it is copied or converted.
         """
-        target, roots, condition = copy.deepcopy((self.target, self.roots, self.condition))
+        copies: dict[int, Any] = {}
+        target, roots, condition = copy.deepcopy((self.target, self.roots, self.condition), copies)
+        target = over_copies(target, copies)
         for root in roots:
             root.to(dtype)
         return replace(self, target=target, roots=roots, condition=condition, dtype=dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import nn
 
 from .._arrays import describe, is_integer
 from ..errors import DecoderError, InvalidArgumentError
+from .carried import modules_used_by
 
 Method = Union[str, Callable[..., Any], None]
 
@@ -120,31 +120,13 @@ def _function(model: Any) -> Part:
     if isinstance(owner, nn.Module):
         return Part(f"{type(owner).__name__}.{model.__name__}", model, (owner,))
     if callable(model):
-        return Part(_name(model), model, _modules_used_by(model))
+        return Part(_name(model), model, modules_used_by(model))
     if callable(getattr(model, "predict", None)):
         return Part(f"{type(model).__name__}.predict", model.predict, ())
     raise InvalidArgumentError(
         f"`model` must be a module or a function z -> output; got {describe(model)}. "
         "Name the part to call with `method=`, or load a checkpoint with load_decoder."
     )
-
-
-def _modules_used_by(function: Any) -> tuple[nn.Module, ...]:
-    """Modules that a function carries along, so that their mode, dtype and device are known."""
-    if isinstance(function, functools.partial):
-        held = [function.func, *function.args, *function.keywords.values()]
-        found = [
-            m for value in held if callable(value) and not isinstance(value, nn.Module) for m in _modules_used_by(value)
-        ]
-        found += [value for value in held if isinstance(value, nn.Module)]
-    elif inspect.isfunction(function):
-        closure = inspect.getclosurevars(function)
-        found = [v for v in (*closure.nonlocals.values(), *closure.globals.values()) if isinstance(v, nn.Module)]
-    else:
-        owner = getattr(function, "__self__", None)
-        values = vars(function).values() if hasattr(function, "__dict__") else ()
-        found = [v for v in (owner, *values) if isinstance(v, nn.Module)]
-    return tuple({id(module): module for module in found}.values())
 
 
 def _callables(part: Any) -> list[str]:
