@@ -47,7 +47,11 @@ def is_sparse(value: Any) -> bool:
 
 def as_tensor(value: Any) -> torch.Tensor:
     """``value`` as a tensor where it is; torch's own function moves it to the device that the caller made default."""
-    return value if isinstance(value, torch.Tensor) else torch.from_numpy(np.asarray(value))
+    if isinstance(value, torch.Tensor):
+        return value
+    array = np.asarray(value)
+    # what may not be written to belongs to others, and a tensor says nothing of that
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def to_tensor(value: ArrayLike, name: str) -> tuple[torch.Tensor, Restore]:

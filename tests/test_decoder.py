@@ -19,9 +19,10 @@ import torch
 from joblib import Parallel, delayed
 from torch import distributions, nn
 
+from posthoc_metric._arrays import as_tensor
 from posthoc_metric.decoder import Decoder
 from posthoc_metric.decoder.conditions import advice
-from posthoc_metric.errors import BatchWarning, DecoderError, InvalidArgumentError
+from posthoc_metric.errors import BatchWarning, DecoderError, DerivativeWarning, InvalidArgumentError
 from posthoc_metric.repair import repair
 
 
@@ -248,6 +249,46 @@ def test_outputs_are_picked(wrap, output):
     decoder = Decoder(Returning(wrap), output=output)
     assert torch.allclose(decoder(latents()).float(), net()(latents().float()))
     assert decoder.jacobian(latents()).shape == (5, 6, 2)
+
+
+class ForeignArray:
+    """What another library's arrays look like: NumPy can read them, and may not write to them."""
+
+    __slots__ = ("_values", "shape")
+
+    def __init__(self, values):
+        self._values = values
+        self._values.flags.writeable = False
+        self.shape = values.shape
+
+    def __array__(self, dtype=None, copy=None):
+        return self._values if dtype is None else self._values.astype(dtype)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x,), lambda x: {"x": x, "loss": ForeignArray(np.array(3.0))}])
+def test_arrays_of_other_libraries_are_read(wrap):
+    def model(z):
+        return wrap(ForeignArray(2.0 * np.asarray(z)))
+
+    with pytest.warns(DerivativeWarning, match="finite differences"):
+        decoder = Decoder(model, latent_dim=2)
+    assert torch.equal(decoder(latents()), 2.0 * latents())
+
+
+def test_an_array_of_another_library_is_not_written_to_through_what_is_returned():
+    constant = np.ones((4, 3))
+    constant.flags.writeable = False
+    tensor = as_tensor(constant)
+    tensor += 1.0
+    assert float(constant.sum()) == 12.0
+
+
+def test_several_arrays_of_another_library_are_named_with_their_shapes():
+    def model(z):
+        return ForeignArray(np.asarray(z)), ForeignArray(2.0 * np.asarray(z))
+
+    with pytest.raises(DecoderError, match=r"0: ForeignArray of shape \(4, 2\).*output="):
+        Decoder(model, latent_dim=2)
 
 
 def test_several_outputs_are_asked_about():

@@ -68,10 +68,10 @@ def entry(result: Any, output: Any) -> Any:
 def _only_tensor(result: Any) -> Tensor:
     if isinstance(result, Tensor):
         return result
-    if isinstance(result, (np.ndarray, np.generic)):
-        return as_tensor(result)
     if isinstance(result, Distribution):
         return _mean(result, bare=False)
+    if _is_array(result):
+        return as_tensor(result)
     entries = {key: value for key, value in _entries(result).items() if _is_output(value)}
     if len(entries) == 1:
         return _only_tensor(next(iter(entries.values())))
@@ -134,17 +134,22 @@ def _entries(result: Any) -> dict[Any, Any]:
 
 
 def _is_output(value: Any) -> bool:
-    if isinstance(value, (Tensor, np.ndarray)):
-        return value.ndim > 0
+    if _is_array(value):
+        return np.ndim(value) > 0
     return isinstance(value, Distribution)
 
 
+def _is_array(value: Any) -> bool:
+    """Whether ``value`` is an array of any library's: NumPy and those that can be read as its arrays say so."""
+    return isinstance(value, (Tensor, np.ndarray)) or (hasattr(value, "__array__") and hasattr(value, "shape"))
+
+
 def _inventory(result: Any) -> str:
-    entries = _entries(result) if not isinstance(result, (Tensor, np.ndarray)) else {}
+    entries = _entries(result) if not _is_array(result) else {}
     if not entries:
         return describe(result)
     parts = []
     for key, value in entries.items():
-        shape = f" of shape {tuple(value.shape)}" if isinstance(value, (Tensor, np.ndarray)) else ""
+        shape = f" of shape {tuple(value.shape)}" if _is_array(value) else ""
         parts.append(f"{key!r}: {type(value).__name__}{shape}")
     return f"{type(result).__name__} of {{{', '.join(parts)}}}"
