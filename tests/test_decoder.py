@@ -491,6 +491,25 @@ def test_a_missing_condition_names_the_remedy():
 # ---- the promises -----------------------------------------------------------------------------------------------
 
 
+def test_where_latents_are_not_the_first_argument_it_is_said_what_the_model_takes():
+    class LabelFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, kind: str, z: torch.Tensor, library, *labels):
+            return self.net(z) * {"gene": library}[kind]
+
+    words = r"It takes \(kind, z, library, \*labels\), of which latents are the first; .* pass method="
+    with pytest.raises(DecoderError, match=words):
+        Decoder(LabelFirst(), latent_dim=2, condition=("gene", torch.tensor([2.0])))
+    decoder = Decoder(LabelFirst(), latent_dim=2, method=lambda m, z: m("gene", z, 2.0))
+    assert torch.allclose(decoder(latents()).float(), 2.0 * net()(latents().float()))
+    with pytest.raises(DecoderError) as caught:
+        Decoder(net(), latent_dim=3)
+    assert "It takes" not in str(caught.value)
+
+
 def test_the_callers_mode_flags_and_tensors_stay():
     model = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 6)).train()
     model[1].eval()

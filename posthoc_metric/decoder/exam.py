@@ -19,6 +19,8 @@ from .settle import ROWS
 
 #: relative accuracy that a route must show against finite differences in float64, by the precision it runs in
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-5}
+#: differences of two steps that are as close as this have about four digits
+_FOUR_DIGITS = 1e-3
 #: rows of which some are left over wherever several are worked on at once, and may be rounded in another way
 _ODD_ROWS = 5
 #: why a decoder that is constant between jumps is refused
@@ -269,11 +271,12 @@ class Exam:
                 f"({self._reasons()[0]}) and finite differences of two steps differ by {roughness:.0%}. "
                 "Rebuild it in torch operations, or let it compute in float64."
             )
-        smooth = self.reference_call
-        failures = self._reasons()
+        smooth, failures = self.reference_call, self._reasons()
         route = Route(forward="differences", shrink=self.shrink, unit=self.place.unit)
         route = self._with_reverse(route, self.reference.value.to(smooth.dtype), smooth)
-        digits = "float64" if smooth.dtype == torch.float64 else "float32, about four digits and fewer near kinks"
+        seen = f"where those of two steps differ by {roughness:.1%}"
+        single = "about four digits and fewer near kinks" if roughness < _FOUR_DIGITS else seen
+        digits = "float64" if smooth.dtype == torch.float64 else f"float32, {single}"
         warning = (
             f"derivatives of this decoder come from finite differences in {digits}, because automatic "
             f"differentiation fails ({failures[0]}). Rebuild it in torch operations for speed and accuracy."

@@ -108,8 +108,9 @@ def check_rows_apart(call: Call, z: Tensor, value: Tensor, scale: Tensor, others
     raise DecoderError(
         f"the decoder couples the rows of a batch: row 0 of the output changes by {float(change):.2g} when the other "
         f"latents change, where the outputs reach {float(scale):.2g}. {likelier + ' Or a' if likelier else 'A'} layer "
-        "normalises over the batch or quantises by its range; give it fixed statistics, or pass a function that calls "
-        "the model on one row at a time."
+        "normalises over the batch or quantises by its range, or a solver chooses its steps for all rows at once; give "
+        "it fixed statistics, fixed steps or a tighter tolerance, or pass a function that calls the model on one row "
+        "at a time."
     )
 
 

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -211,8 +212,9 @@ class _Attempts:
         tried = ", ".join(dict.fromkeys(f"{dim} ({source})" for dim, _, source in widths))
         error = DecoderError(
             f"{part.name} cannot be called on {ROWS} latents; latent dimension tried: {tried}. "
-            f"It says: {_words(self.first)}. Check latent_dim=; say with method= which part decodes, with condition= "
-            f"what it needs beside z, with latent_shape= which axes a latent has. {advice(self.condition)}".rstrip()
+            f"It says: {_words(self.first)}. {_signature(part)}Check latent_dim=; say with method= which part decodes, "
+            "with condition= what it needs beside z, with latent_shape= which axes a latent has. "
+            f"{advice(self.condition)}".rstrip()
         )
         error.__cause__ = self.first
         return error
@@ -223,6 +225,21 @@ def _one_by_one(failed: Exception | None) -> str:
         f"the decoder takes one latent at a time; called on {ROWS} it says: {_words(failed)}. All that follows takes "
         "many times as long. If what it fails on is its condition=, give that the axes it wants behind a first axis of "
         "one, (1, k); if it was exported for one row, export it with a dynamic first axis."
+    )
+
+
+def _signature(part: Part) -> str:
+    """What ``part`` takes, where that is more than latents; latents are handed over as the first of it."""
+    try:
+        taken = list(signature(getattr(part.target, "forward", part.target)).parameters.values())
+    except (TypeError, ValueError):  # built-in functions tell nothing of that
+        return ""
+    if len(taken) < 2 or taken[0].kind is Parameter.VAR_POSITIONAL:
+        return ""
+    listed = ", ".join(str(one.replace(annotation=Parameter.empty)) for one in taken)
+    return (
+        f"It takes ({listed[:200]}{'...' if len(listed) > 200 else ''}), of which latents are the first; where they "
+        "are another one, pass method=, a function of the model and z. "
     )
 
 
