@@ -19,12 +19,13 @@ from ..surroundings import lasting
 from .call import Call
 from .cuts import about_cuts
 from .engine import Engine
+from .fingerprint import sketch
 from .frozen import EvalMode
 from .observation import Given, Observer
 from .probe import Found, doubled
 from .probe import probe as run_probe
 from .routes import FORWARD_WAYS, REVERSE_WAYS
-from .settle import settle
+from .settle import probe_latents, settle
 from .work import Counters, Work
 
 
@@ -268,6 +269,16 @@ class Decoder:
         Empty where none does, or where a warning of jumps was given at wrap time.
         """
         return about_cuts(self._engine, to_points(latents, "latents", self.latent_dim)[0])
+
+    def fingerprint(self, points: ArrayLike | None = None) -> Tensor:
+        """A short record (K, 9) of the outputs at ``points`` (K, d), by default four fixed standard normal latents.
+
+        Compare two records with :func:`posthoc_metric.decoder.same_fingerprint`.
+        """
+        if points is None:
+            points = probe_latents(4, self.latent_dim, self._engine.found.call).double().cpu()
+        latents = to_points(points, "points", self.latent_dim)[0].double().cpu()
+        return sketch(self(latents))
 
     def _beside(self, points: Tensor, vectors: ArrayLike, name: str, width: int) -> Tensor:
         tensor, _ = to_points(vectors, name, width, "latent dimension" if width == self.latent_dim else "output width")
