@@ -500,6 +500,9 @@ def test_models_that_are_not_convex_keep_no_other_from_being_solved():
     assert torch.equal(convex, ~bad)
     torch.testing.assert_close(model.take(convex).times(found[convex]), force[convex])
     assert not found[~convex].any()
+    several, same = solve_model(model, torch.stack([force, 2 * force, force.flip(1)], dim=3))
+    assert torch.equal(same, convex) and torch.equal(several[..., 0], found)
+    assert torch.equal(several[..., 2], solve_model(model, force.flip(1))[0])
 
 
 @pytest.mark.parametrize("rtol", [1e-6, 1e-8])

@@ -26,16 +26,16 @@ def solve_model(model: Model, rhs: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         model: of P curves.
-        rhs: (P, n-1, d).
+        rhs: (P, n-1, d), or (P, n-1, d, k) for k right-hand sides of each.
 
     Returns:
-        ``x`` (P, n-1, d) and a mask (P,) of the curves whose matrix is positive definite; the rows of ``x`` of
+        ``x``, like ``rhs``, and a mask (P,) of the curves whose matrix is positive definite; the rows of ``x`` of
         the others are zero.  A curve that is not finite counts as not positive definite.
     """
-    count, nodes, dim = rhs.shape
+    count, nodes, dim = rhs.shape[:3]
     band = _lower_band(model)
-    right = rhs.reshape(count, nodes * dim).cpu().numpy().copy()
-    good = np.isfinite(band).all(axis=(1, 2)) & np.isfinite(right).all(axis=1)
+    right = rhs.reshape(count, nodes * dim, -1).cpu().numpy().copy()
+    good = np.isfinite(band).all(axis=(1, 2)) & np.isfinite(right).all(axis=(1, 2))
     if not good.all():
         # the identity does not touch its neighbours
         band[~good], right[~good] = 0.0, 0.0
@@ -46,8 +46,8 @@ def solve_model(model: Model, rhs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _solve(band: np.ndarray, right: np.ndarray, good: np.ndarray) -> None:
-    """Put solutions (P, m) in the place of ``right``; ``good`` (P,) loses the curves that are not positive definite."""
-    first, size = 0, right.shape[1]
+    """Put solutions (P, m, k) in place of ``right``; ``good`` (P,) loses the curves that are not positive definite."""
+    first, (_, size, sides) = 0, right.shape
     while first < len(right):
         factor, minor = _factored(band[first:])
         stop = len(right)
@@ -57,10 +57,10 @@ def _solve(band: np.ndarray, right: np.ndarray, good: np.ndarray) -> None:
             good[stop], right[stop] = False, 0.0
             factor, _ = _factored(band[first:stop])
         if stop > first:
-            known = np.zeros(factor.shape[1])
-            known[: (stop - first) * size] = right[first:stop].reshape(-1)
+            known = np.zeros((factor.shape[1], sides), order="F")
+            known[: (stop - first) * size] = right[first:stop].reshape(-1, sides)
             solved, _ = dpbtrs(factor, known, lower=1, overwrite_b=1)
-            right[first:stop] = solved[: (stop - first) * size].reshape(-1, size)
+            right[first:stop] = solved[: (stop - first) * size].reshape(-1, size, sides)
         first = stop + 1
 
 

@@ -93,7 +93,7 @@ def _star(parts: MetricParts, energy: CurveEnergy, relaxed: Relaxed, step: Tenso
     model.diagonal += relaxed.secant * node_masses(h)[:, :, None, None]
     gradient, by_centre = _of_the_first(parts, energy, nodes, h, step)
     own, coupled = by_centre[:, 0], by_centre[:, 1:]
-    response = -torch.stack([_solved(model, here.convex, part) for part in _spread(coupled, nodes)], dim=3)
+    response = -_solved(model, here.convex, _spread(coupled, nodes))
     bend = own + torch.einsum("pmil,pmik->plk", coupled, response[:, :_NEAR])
     return Star(nodes, relaxed.energy, gradient, (bend + bend.mT) / 2, response, relaxed.rate, relaxed.secant)
 
@@ -127,12 +127,12 @@ def _gradient_of(parts: MetricParts, energy: CurveEnergy, probe: Tensor) -> Call
     return lambda nodes, h: energy.linearise(nodes, energy.frame(nodes, h)).gradient
 
 
-def _spread(coupled: Tensor, nodes: Tensor) -> list[Tensor]:
-    """Right-hand sides (P, n-1, d), one for each direction of the centre, from (P, 2, d, d)."""
+def _spread(coupled: Tensor, nodes: Tensor) -> Tensor:
+    """Right-hand sides (P, n-1, d, d), the last of them for each direction of the centre, from (P, 2, d, d)."""
     count, total, dim = nodes.shape
     full = nodes.new_zeros(count, total - 2, dim, dim)
     full[:, :_NEAR] = coupled
-    return list(full.unbind(3))
+    return full
 
 
 def _solved(model: Model, convex: Model, right: Tensor) -> Tensor:
