@@ -32,7 +32,7 @@ _CURVES = 64
 
 def through_corridors(grid: MetricGraph, curves: StartCurves) -> StartCurves:
     """The shortest curves through the corridors about ``curves``, d = 2; of those that come together one."""
-    found = [_shorter(grid, curves.take(rows)) for rows in torch.arange(len(curves.pair)).split(_CURVES)]
+    found = [_shorter(grid, curves.take(rows)) for rows in _every(curves).split(_CURVES)]
     better = StartCurves.join(found)
     shapes = better.nodes[:, :: (better.nodes.shape[1] - 1) // (_COMPARED - 1)]
     # lengths that a grid tells have no lower bound
@@ -48,9 +48,13 @@ def _shorter(grid: MetricGraph, curves: StartCurves) -> StartCurves:
     found.kind, found.asked = curves.kind, curves.asked
     estimate(grid, found)
     rows = (torch.isfinite(lengths) & (found.length < curves.length)).nonzero().flatten()
-    better = curves.take(torch.arange(len(curves.pair), device=rows.device))
+    better = curves.take(_every(curves))
     better.put_rows(rows, found.take(rows))
     return better
+
+
+def _every(curves: StartCurves) -> Tensor:
+    return torch.arange(len(curves.pair), device=curves.pair.device)
 
 
 def _lanes(nodes: Tensor) -> Tensor:
