@@ -46,7 +46,7 @@ def information(make, z, values):
     def log_probability(point):
         return make(point[None]).log_prob(values.view(-1, 1))
 
-    p, score = log_probability(z).exp(), torch.func.jacrev(log_probability)(z)
+    p, score = log_probability(z).exp(), torch.func.jacfwd(log_probability)(z)
     return torch.einsum("xo,xoi,xoj->ij", p, score, score)
 
 

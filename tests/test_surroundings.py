@@ -153,7 +153,7 @@ def everything(decoder, z):
         "published": pm.repair(decoder, z, data, uncertainty="rbf-published").tensor(2 * z),
         "curves": curves.points,
         "frames": curves.decode(4),
-        "fixed point": repaired.geodesic(z[:1], z[-1:], solver="fixed-point").points,
+        "fixed point": repaired.geodesic(z[:1], z[-1:], solver="fixed-point", max_steps=50).points,
         "of a function": pm.geodesic(bowl, z[:2], z[-2:]).points,
         "no curves": repaired.geodesic(z[:0], z[:0]).points,
         "log": repaired.log(z[:2], z[2:4]),

@@ -38,9 +38,9 @@ def geodesic(
 
     Curves start from the straight line and from shortest paths: through a grid (d <= 3), with up to three more through
     other valleys, and through the graph of ``support`` (d > 3, or 3 where the grid has not resolved the metric).  In
-    the plane they move to the shortest way that the grid knows through a corridor around them.  A trust-region Gauss-
-    Newton method relaxes their energy with ever more nodes; the shortest is kept, and its length is integrated anew
-    inside the spans.
+    the plane they move to the shortest way that the grid knows through a corridor around them.  A trust-region
+    Gauss-Newton method relaxes their energy with ever more nodes; the shortest is kept, and its length is integrated
+    anew inside the spans.
 
     **Which options when**
 
