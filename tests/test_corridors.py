@@ -18,7 +18,7 @@ corridors = importlib.import_module("posthoc_metric.geodesic.corridors")
 
 def bumps(z):
     """A bumpy plane."""
-    height = 1 + 8 * (z[:, :1] * 5).sin().square() * (z[:, 1:] * 4 + z[:, :1]).cos().square()
+    height = 1 + 40 * (z[:, :1] * 9).sin().square() * (z[:, 1:] * 8 + z[:, :1]).cos().square()
     return height[:, :, None] * torch.eye(2, dtype=z.dtype)
 
 
@@ -44,7 +44,7 @@ def test_no_way_through_the_lanes_is_shorter_by_dijkstra_either(seed):
                     dx, dy = lanes[row, station + 1, other] - lanes[row, station, lane]
                     products = torch.stack([dx * dx, dx * dy, dy * dy])
                     ends = forms[row, station, lane], forms[row, station + 1, other]
-                    weights.append(float(sum((end @ products).sqrt() for end in ends)) / 2)
+                    weights.append(float((sum(end @ products for end in ends) / 2).sqrt()))
                     heads.append(station * number + lane)
                     tails.append((station + 1) * number + other)
         graph = coo_matrix((weights, (heads, tails)), shape=(stations * number,) * 2).tocsr()
@@ -61,6 +61,12 @@ def test_curves_keep_their_ends_and_get_no_longer():
     found = corridors.through_corridors(grid, lines)
     assert torch.equal(found.pair, lines.pair) and torch.equal(found.nodes[:, [0, -1]], lines.nodes[:, [0, -1]])
     assert bool((found.length <= lines.length).all()) and float(found.length.sum()) < 0.95 * float(lines.length.sum())
+
+
+def test_what_the_grid_has_resolved_stays():
+    plane = FunctionMetric(lambda z: torch.eye(2, dtype=z.dtype).expand(len(z), -1, -1), 2)
+    grid, lines = lines_on_a_grid(plane)
+    assert corridors.through_corridors(grid, lines) is lines
 
 
 def test_a_curve_has_the_same_corridor_alone():

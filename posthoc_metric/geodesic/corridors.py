@@ -13,48 +13,52 @@ from torch import Tensor
 
 from .candidates import contenders
 from .graph import MetricGraph
-from .grid_estimates import estimate
+from .grid_estimates import estimate, everywhere, held
 from .start_curves import StartCurves, rounded
 
 #: stations along a curve, and lanes, an odd number of them, across it
-_STATIONS, _LANES = 32, 33
+_STATIONS, _LANES = 32, 25
 #: half the width of a corridor in its middle, as a share of the curve's extent
 _WIDTH = 0.1
 #: lanes that may be crossed from one station to the next
-_REACH = 6
+_REACH = 4
 #: how much longer than a pair's shortest start another may be, as far as a grid can tell, and still be worth relaxing
-_MARGIN = 0.1
+_MARGIN = 0.03
 #: points at which starts are compared
 _COMPARED = 9
-#: curves at once, so that what is known of their lanes stays in a processor's cache
-_CURVES = 64
+#: curves whose stations are gone through together, and whose ways are measured, while these are in a processor's cache
+_CURVES, _AT_ONCE = 64, 8
 
 
 def through_corridors(grid: MetricGraph, curves: StartCurves) -> StartCurves:
-    """The shortest curves through the corridors about ``curves``, d = 2; of those that come together one."""
-    found = [_shorter(grid, curves.take(rows)) for rows in _every(curves).split(_CURVES)]
-    better = StartCurves.join(found)
+    """The shortest curves through the corridors about ``curves``, d = 2; of those that come together one.
+
+    Where the grid has resolved the metric all along a curve, that is near its own valley's best, and stays.
+    """
+    smooth = everywhere(grid.resolved, held(grid, curves.nodes)[0])
+    if bool(smooth.all()):
+        return curves
+    found = [_shorter(grid, curves.take(rows)) for rows in (~smooth).nonzero().flatten().split(_CURVES)]
+    better = StartCurves.join([curves.take(smooth), *found])
     shapes = better.nodes[:, :: (better.nodes.shape[1] - 1) // (_COMPARED - 1)]
     # lengths that a grid tells have no lower bound
     return better.take(contenders(better.pair, better.length, shapes, _MARGIN, torch.zeros_like(better.length)))
 
 
 def _shorter(grid: MetricGraph, curves: StartCurves) -> StartCurves:
-    """``curves``, and where the grid tells that they are shorter those through their corridors."""
+    """``curves``; in their place, where the grid tells that they are shorter, those through their corridors."""
     lanes = _lanes(curves.nodes)
     corners, lengths = _shortest(lanes, _forms(grid, lanes))
     corners[:, 0], corners[:, -1] = curves.nodes[:, 0], curves.nodes[:, -1]
     found = rounded(corners, lengths, curves.pair, 0)
     found.kind, found.asked = curves.kind, curves.asked
-    estimate(grid, found)
-    rows = (torch.isfinite(lengths) & (found.length < curves.length)).nonzero().flatten()
-    better = curves.take(_every(curves))
-    better.put_rows(rows, found.take(rows))
-    return better
-
-
-def _every(curves: StartCurves) -> Tensor:
-    return torch.arange(len(curves.pair), device=curves.pair.device)
+    cells, _ = estimate(grid, found)
+    assert grid.cells is not None
+    # what a way costs that grazes a hole without a metric is not known
+    known = torch.isfinite(lengths) & everywhere(grid.cells.complete, cells)
+    rows = (known & (found.length < curves.length)).nonzero().flatten()
+    curves.put_rows(rows, found.take(rows))
+    return curves
 
 
 def _lanes(nodes: Tensor) -> Tensor:
@@ -82,33 +86,41 @@ def _forms(grid: MetricGraph, points: Tensor) -> Tensor:
     return forms.view(*points.shape[:-1], 3)
 
 
+def _ways(lanes: Tensor, forms: Tensor) -> Tensor:
+    """Lengths (Q, s, k, 2r + 1) of the ways to each lane from those up to r beside it, one station before.
+
+    Infinite where no lane is, or no metric.
+    """
+    stations = torch.cat([lanes, forms], dim=3)
+    before = torch.nn.functional.pad(stations[:, :-1], (0, 0, _REACH, _REACH), value=float("nan"))
+    x, y, xx, xy, yy = (column.unfold(2, 2 * _REACH + 1, 1) for column in before.unbind(3))
+    here = stations[:, 1:, :, None].unbind(4)
+    dx, dy = here[0] - x, here[1] - y
+    # the root of the mean of the squares at both ends
+    xx, xy, yy = (a + b for a, b in zip((xx, xy, yy), here[2:], strict=True))
+    squares = (xx.mul_(dx) + xy.mul_(dy)).mul_(dx).add_(yy.mul_(dy).mul_(dy))
+    return squares.div_(2).clamp_min_(0).sqrt_().nan_to_num_(nan=float("inf"))
+
+
 def _shortest(lanes: Tensor, forms: Tensor) -> tuple[Tensor, Tensor]:
     """The shortest ways (Q, s + 1, 2) from the middle lane to the middle lane, and their lengths (Q,)."""
-    count, stations, number, _ = lanes.shape
-    # from each lane come ways from those up to so many beside it; there is nothing beyond the outermost
-    window = 2 * _REACH + 1
-    padded = torch.nn.functional.pad(torch.cat([lanes, forms], dim=3), (0, 0, _REACH, _REACH), value=float("nan"))
+    count, _, number, _ = lanes.shape
+    ways = torch.cat([_ways(*some) for some in zip(lanes.split(_AT_ONCE), forms.split(_AT_ONCE), strict=True)])
     middle = number // 2
-    cost = lanes.new_full((count, number), float("inf"))
-    cost[:, middle] = 0
-    before = []
-    for station in range(1, stations):
-        x, y, xx, xy, yy = (column.unfold(1, window, 1) for column in padded[:, station - 1].unbind(2))
-        here = torch.cat([lanes[:, station], forms[:, station]], dim=2)[..., None].unbind(2)
-        dx, dy = here[0] - x, here[1] - y
-        products = (dx * dx, dx * dy, dy * dy)
-        speeds = [
-            (a * products[0] + b * products[1] + c * products[2]).clamp_min_(0).sqrt_()
-            for a, b, c in ((xx, xy, yy), here[2:])
-        ]
-        way = torch.nn.functional.pad(cost, (_REACH, _REACH), value=float("inf")).unfold(1, window, 1)
-        way = way + speeds[0].add_(speeds[1]).div_(2)
-        cost, step = way.nan_to_num_(nan=float("inf")).min(2)
-        before.append(step)
+    # beyond the outermost lanes nothing begins
+    cost = lanes.new_full((count, number + 2 * _REACH), float("inf"))
+    inner, around = cost[:, _REACH:-_REACH], cost.unfold(1, 2 * _REACH + 1, 1)
+    inner[:, middle] = 0
+    steps = []
+    for way in ways.unbind(1):
+        least, step = (around + way).min(2)
+        inner.copy_(least)
+        steps.append(step)
     lane = torch.full((count, 1), middle, device=lanes.device)
     trail = [lane]
-    for step in reversed(before):
+    for step in reversed(steps):
+        # where no way leads, nothing tells which lane it came by
         lane = (lane + step.gather(1, lane) - _REACH).clamp(0, number - 1)
         trail.append(lane)
     chosen = torch.cat(trail[::-1], dim=1)[:, :, None, None].expand(-1, -1, 1, 2)
-    return lanes.gather(2, chosen)[:, :, 0], cost[:, middle]
+    return lanes.gather(2, chosen)[:, :, 0], inner[:, middle]
