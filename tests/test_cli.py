@@ -310,7 +310,7 @@ class TestMistakes:
             ("save it and pass factory=.", "save it and pass --factory."),
             ("or pass strict=False to", "or pass strict=False (in Python only) to"),
             ("with condition= what", "with --condition what"),
-            ("or latent_shape= where", "or latent_shape= (in Python only) where"),
+            ("or latent_shape= where", "or --latent-shape where"),
             ("Say with method='decode' or `output=` (a key)", "Say with --method decode or --output (a key)"),
             ("Take output='probs'.", "Take --output probs."),
             ("pass a function of the result.", "pass a function of the result (in Python only)."),
@@ -514,3 +514,29 @@ def test_a_decoder_that_needs_more_than_latents_gets_it(tmp_path):
         assert done.exit_code == 0, done.output
         found[name] = json.loads(done.output[done.output.index("{") :])
         assert found[name]["latent_dim"] == 3 and "handed over as (B, 1)" in found[name]["description"]
+
+
+class OfMaps(torch.nn.Module):
+    """Decodes maps (B, 2, 3, 3), as convolutional autoencoders do."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.ConvTranspose2d(2, 1, 3, stride=2)
+
+    def forward(self, z):
+        return self.layer(z).tanh()
+
+
+def test_latents_may_have_axes(tmp_path):
+    torch.save(OfMaps().state_dict(), tmp_path / "m.pt")
+    np.save(tmp_path / "z.npy", np.random.default_rng(0).normal(size=(80, 18)))
+    decoder = ("--checkpoint", tmp_path / "m.pt", "--factory", f"{__file__}:OfMaps")
+    assert "`--latent-shape` must read like 4x8x8" in mistake("describe", *decoder, "--latent-shape", "2,3,3")
+    shaped = (*decoder, "--latent-shape", "2x3x3")
+    arguments = ("repair", *shaped, "--latents", tmp_path / "z.npy", "--out", tmp_path / "run", "--json")
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    decoder = posthoc_metric.Decoder(OfMaps(), latent_shape=(2, 3, 3))
+    repaired = posthoc_metric.load(tmp_path / "run" / "repaired.safetensors", decoder)
+    assert repaired.dim == 18 and repaired.decoder.output_dim == 49

@@ -24,10 +24,10 @@ from .shared import (
     OpenDecoder,
     Repaired,
     check_result,
-    image_sides,
     open_repaired,
     packed,
     points_of,
+    sides,
     with_decoder,
 )
 from .terminal import NEGATIVE, as_options, plain, results, show_audit, show_json, show_table, stages
@@ -254,7 +254,7 @@ def report(
 
     It is one self-contained page, audit.json, geodesics.npz and figures.
     """
-    shape = None if image_shape is None else image_sides(image_shape)
+    shape = None if image_shape is None else sides(image_shape, "--image-shape", "28x28 or 64x64x3")
     check_folder(out)
     with stages(5) as bar:
         bar.next("opening the decoder and the metric")

@@ -95,6 +95,14 @@ def _open(
     latent_dim: Annotated[
         int | None, typer.Option(min=1, help="Latent dimension, if not found alone.", rich_help_panel=_PANEL)
     ] = None,
+    latent_shape: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHAPE",
+            help="Axes of one latent, if it has several, as 4x8x8; files of latents hold them flat.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
     trust: Annotated[
         bool,
         typer.Option(
@@ -110,6 +118,8 @@ def _open(
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if factory_args is not None:
         options["factory_kwargs"] = _json_object(factory_args)
+    if latent_shape is not None:
+        options["latent_shape"] = sides(latent_shape, "--latent-shape", "4x8x8")
     if condition is not None:
         options["condition"] = _json(condition, "condition", 'JSON such as 3, [0.5, 1] or {"library": [9.2]}')
     return load_decoder(checkpoint, factory=factory, trust=trust, **options)
@@ -223,12 +233,12 @@ def _row(text: str, dim: int) -> int | None:
     return int(text) if digits.isascii() and digits.isdigit() else None
 
 
-def image_sides(text: str) -> tuple[int, ...]:
-    """(h, w) or (h, w, 3) from ``28x28`` or ``64x64x3``."""
+def sides(text: str, option: str, example: str) -> tuple[int, ...]:
+    """A shape such as (64, 64, 3) from ``64x64x3``."""
     try:
         return tuple(int(side) for side in text.lower().split("x"))
     except ValueError:
-        raise InvalidArgumentError(f"`--image-shape` must read like 28x28 or 64x64x3; got {text!r}.") from None
+        raise InvalidArgumentError(f"`{option}` must read like {example}; got {text!r}.") from None
 
 
 def check_result(out: Path | None, ending: str = "") -> None:

@@ -26,6 +26,7 @@ VERDICTS = {True: "[green]pass[/]", False: "[red]FAIL[/]", None: "[dim]not judge
 _OPTIONS = {
     **{name: f"--{name}" for name in ("method", "output", "condition", "key", "prefix", "factory")},
     "latent_dim": "--latent-dim",
+    "latent_shape": "--latent-shape",
     "factory_kwargs": "--factory-args",
     "trust": "--trust",
 }
@@ -40,7 +41,7 @@ _NAMED = {
 }
 #: arguments that no command has an option for
 _PYTHON_ONLY = (
-    *("latent_shape", "strict", "observe", "probe", "max_bytes"),  # of decoders
+    *("strict", "observe", "probe", "max_bytes"),  # of decoders
     *("support", "max_steps", "max_spans", "rtol"),  # of geodesics
     *("calibrate", "neighbours", "graph_neighbours", "sample", "refine", "store"),  # of distances
 )
