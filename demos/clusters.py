@@ -83,12 +83,16 @@ def k_medoids(distances: np.ndarray, count: int, *, seed: int, restarts: int = 2
     return labels
 
 
+def named(truth: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers (n,) of classes, and of those after which clusters are named so that the most points agree."""
+    classes, own = np.unique(truth, return_inverse=True)
+    _, names = linear_sum_assignment(-confusion_matrix(labels, own, labels=range(len(classes))))
+    return own, names[labels]
+
+
 def f_measure(truth: np.ndarray, labels: np.ndarray) -> float:
-    """Macro F-measure of clusters, each named after a class so that the most points agree."""
-    classes = np.unique(truth)
-    named = np.searchsorted(classes, truth)
-    _, names = linear_sum_assignment(-confusion_matrix(labels, named, labels=range(len(classes))))
-    return float(f1_score(named, names[labels], average="macro"))
+    """Macro F-measure of clusters, named after classes."""
+    return float(f1_score(*named(truth, labels), average="macro"))
 
 
 def k_nn(distances: np.ndarray, truth: np.ndarray) -> float:
@@ -127,12 +131,13 @@ def picture(
     axes = figure.subplots(1, len(clustered) + 1)
     plane = plots.latent_plane(points, margin=0.25)
     colours = np.array(["#D55E00", "#0072B2", "#009E73"])
-    classes = np.searchsorted(np.unique(truth), truth)
-    for ax, (name, labels) in zip(axes, {"truth": classes, **clustered}.items(), strict=True):
+    for ax, (name, labels) in zip(
+        axes, {"truth": np.unique(truth, return_inverse=True)[1], **clustered}.items(), strict=True
+    ):
         if name in fields:
             field = plots.evaluate(fields[name], plane, "log_volume", 80)
             ax.imshow(field, origin="lower", extent=plane.window, cmap="Greys", alpha=0.55)
-        ax.scatter(*points.T.numpy(), s=9, c=colours[labels], linewidths=0)
+        ax.scatter(*points.T.numpy(), s=9, c=colours[named(truth, labels)[1]], linewidths=0)
         ax.set(xlim=plane.window[:2], ylim=plane.window[2:], aspect="equal", xticks=[], yticks=[])
         title = {"truth": "the digits", "euclidean": "k-medoids, Euclidean"}.get(name, LABELS.get(name, name))
         ax.set_title(title if name == "truth" else f"{title}\nF = {f_measure(truth, labels):.3f}", size=9.5)
