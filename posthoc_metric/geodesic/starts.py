@@ -86,8 +86,8 @@ def make_starts(
                 found += curves
                 # in two dimensions cells are small enough for their lengths to tell valleys apart
                 sure[some if dim < GRID_MOST_DIM else told] = True
-                # a field is asked about as quickly as corridors are searched
-                if dim == 2 and parts.embedding is not None:
+                # a field is asked about as quickly as corridors are searched, and a metric that is resolved needs none
+                if dim == 2 and parts.embedding is not None and not bool(grid.resolved.all()):
                     planes.append((grid, some))
                 merged[joined] = True
                 lines.put_rows(some, line)
