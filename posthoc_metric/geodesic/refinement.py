@@ -138,8 +138,8 @@ class Refiner:
         sure = facts.length_error.maximum(facts.length - facts.chord_length) <= rtol * facts.length
         confirmed = sure & ~begun.fresh & (facts.error(change, kinked) <= rtol * facts.length)
         if self.parts.embedding is None and self.routes.dim > FEW:
-            # no chords fall short of such a curve, and no grid has placed its nodes: that they are far apart shows only
-            # in what the last doubling changed, which is then no fifteen times of what is left
+            # no chords fall short of such a curve, and no grid has placed its nodes: that they are too far apart shows
+            # in what the last doubling changed alone, and what is left is then more than a fifteenth of that
             confirmed &= change <= rtol * facts.length
         if spans > MOST_COARSE and 2 * spans > self.options.max_spans:
             # there will be no more nodes, and alone they would not have changed as much what began far from stationary;
