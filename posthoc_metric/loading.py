@@ -11,7 +11,7 @@ from torch import Tensor
 from . import saving
 from ._arrays import as_tensor, check_seed, describe
 from .errors import CheckpointError, InvalidArgumentError, PosthocMetricError
-from .geodesic.start_graphs import restore_graphs
+from .geodesic.starts.saved_graphs import restore_graphs
 from .repair import PROBES, RepairedMetric, acquainted
 from .smooth_map import SmoothMap, check_smooth_map, device_of
 from .support import Support

@@ -122,7 +122,7 @@ class RepairedMetric(StructuredMetric):
             CheckpointError: the uncertainty model has no ``state()``.
         """
         # the solver comes later in the pipeline
-        from .geodesic.start_graphs import graphs_state
+        from .geodesic.starts.saved_graphs import graphs_state
 
         state = self.model.state()
         if not state:

@@ -10,10 +10,10 @@ from scipy.sparse.csgraph import dijkstra
 from posthoc_metric import Decoder, FunctionMetric, PullbackMetric, repair
 from posthoc_metric.examples import digits, digits_vae
 from posthoc_metric.geodesic.guard import guard
-from posthoc_metric.geodesic.start_curves import StartCurves, straight
-from posthoc_metric.geodesic.starts import _grid, cache_of, make_starts
+from posthoc_metric.geodesic.starts.make import _grid, cache_of, make_starts
+from posthoc_metric.geodesic.starts.start_curves import StartCurves, straight
 
-corridors = importlib.import_module("posthoc_metric.geodesic.corridors")
+corridors = importlib.import_module("posthoc_metric.geodesic.starts.corridors")
 
 
 def bumps(z):
@@ -97,7 +97,7 @@ def test_fewer_evaluations_for_lengths_as_short(monkeypatch):
     a, b = metric.geometry.latents[:160].split(80)
     found = metric.geodesic(a, b)
     monkeypatch.setattr(
-        importlib.import_module("posthoc_metric.geodesic.starts"), "through_corridors", lambda grid, curves: curves
+        importlib.import_module("posthoc_metric.geodesic.starts.make"), "through_corridors", lambda grid, curves: curves
     )
     before = metric.geodesic(a, b)
     assert float(found.evaluations.sum()) < 0.95 * float(before.evaluations.sum())
@@ -109,7 +109,7 @@ def test_a_line_that_is_one_with_its_path_is_left_alone(monkeypatch):
     """On a surface that the grid resolves nothing is gained."""
     asked = []
     monkeypatch.setattr(
-        importlib.import_module("posthoc_metric.geodesic.starts"),
+        importlib.import_module("posthoc_metric.geodesic.starts.make"),
         "through_corridors",
         lambda grid, curves: asked.append(curves) or curves,
     )

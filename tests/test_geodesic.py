@@ -11,8 +11,8 @@ from test_spaces import points, upper
 import posthoc_metric as pm
 from posthoc_metric.errors import InvalidArgumentError, NumericalError
 from posthoc_metric.geodesic import Status, geodesic
-from posthoc_metric.geodesic.elements import Model
-from posthoc_metric.geodesic.linear import solve_model
+from posthoc_metric.geodesic.curves.elements import Model
+from posthoc_metric.geodesic.curves.linear import solve_model
 from posthoc_metric.metric import FunctionMetric
 from posthoc_metric.spaces import HalfPlane, LinearDecoder, Plane, Sphere, SwissRoll
 
@@ -461,7 +461,7 @@ def test_many_dimensions_and_kinks_do_not_keep_a_pair_from_converging(kinked):
 @pytest.mark.parametrize("chunk", [1, 3, 16])
 def test_jacobians_that_do_not_fit_are_asked_for_in_pieces(chunk):
     from posthoc_metric.decoder import Decoder
-    from posthoc_metric.geodesic.energy import CurveEnergy
+    from posthoc_metric.geodesic.relaxation.energy import CurveEnergy
     from posthoc_metric.metric import PullbackMetric
 
     with torch.random.fork_rng():

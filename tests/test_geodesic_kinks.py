@@ -8,7 +8,7 @@ from posthoc_metric import Decoder, PullbackMetric, repair
 from posthoc_metric.errors import ConvergenceWarning
 from posthoc_metric.geodesic import Status, exp, kinks, logarithm, shoot
 from posthoc_metric.geodesic.guard import guard
-from posthoc_metric.geodesic.shooting import integrate
+from posthoc_metric.geodesic.maps.shooting import integrate
 from posthoc_metric.metric import FunctionMetric
 
 NORMAL = torch.tensor([0.6, 0.8], dtype=torch.float64)

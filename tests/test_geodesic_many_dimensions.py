@@ -8,15 +8,15 @@ from torch import nn
 from posthoc_metric.decoder import Decoder
 from posthoc_metric.errors import DecoderError
 from posthoc_metric.geodesic import Status, geodesic, refinement, routes
-from posthoc_metric.geodesic.chords import halved
-from posthoc_metric.geodesic.energy import CurveEnergy
-from posthoc_metric.geodesic.matrix_free import MatrixFreeEnergy, matrix_free
-from posthoc_metric.geodesic.preconditioner import Preconditioner, _sketch, precondition
-from posthoc_metric.geodesic.quadrature import FIVE, measure
-from posthoc_metric.geodesic.quasi_newton import relax_matrix_free
-from posthoc_metric.geodesic.rows import few_rows
-from posthoc_metric.geodesic.spline import interpolate
-from posthoc_metric.geodesic.start_curves import jump_over, straight
+from posthoc_metric.geodesic.curves.chords import halved
+from posthoc_metric.geodesic.curves.quadrature import FIVE, measure
+from posthoc_metric.geodesic.curves.rows import few_rows
+from posthoc_metric.geodesic.curves.spline import interpolate
+from posthoc_metric.geodesic.relaxation.energy import CurveEnergy
+from posthoc_metric.geodesic.relaxation.matrix_free import MatrixFreeEnergy, matrix_free
+from posthoc_metric.geodesic.relaxation.preconditioner import Preconditioner, _sketch, precondition
+from posthoc_metric.geodesic.relaxation.quasi_newton import relax_matrix_free
+from posthoc_metric.geodesic.starts.start_curves import jump_over, straight
 from posthoc_metric.metric import MetricParts, PullbackMetric, StructuredMetric
 
 

@@ -177,7 +177,7 @@ def test_directions_of_a_repaired_decoder_in_many_dimensions_are_those_of_twice_
     latents = torch.randn(400, 12)
     metric = repair(Decoder(net, latent_dim=12), latents, net(latents).detach())
     found = logarithm(metric, latents[:4], latents[4:8])
-    settling = importlib.import_module("posthoc_metric.geodesic.settling")
+    settling = importlib.import_module("posthoc_metric.geodesic.maps.settling")
     monkeypatch.setattr(settling, "_MOST", 512)
     monkeypatch.setattr(settling, "_GRAINS", 1)
     finer = logarithm(metric, latents[:4], latents[4:8])

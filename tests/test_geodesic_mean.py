@@ -8,7 +8,7 @@ from test_spaces import points
 from posthoc_metric import Decoder, repair
 from posthoc_metric.errors import InvalidArgumentError
 from posthoc_metric.geodesic import Status, frechet_mean, geodesic, mean
-from posthoc_metric.geodesic.star import stars
+from posthoc_metric.geodesic.means.star import stars
 from posthoc_metric.metric import FunctionMetric
 from posthoc_metric.spaces import HalfPlane, Plane, Sphere
 

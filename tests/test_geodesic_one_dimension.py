@@ -239,7 +239,7 @@ def test_the_mean_is_where_lengths_are_on_average_kinks_or_none():
 def test_the_logarithm_takes_no_shots(monkeypatch):
     metric, _ = relu_on_a_line()
     a, b = torch.randn(5, 1).double(), torch.randn(5, 1).double()
-    monkeypatch.setattr(importlib.import_module("posthoc_metric.geodesic.logarithm"), "integrate", None)
+    monkeypatch.setattr(importlib.import_module("posthoc_metric.geodesic.maps.logarithm"), "integrate", None)
     found = logarithm(metric, a, b)
     assert found.converged.all() and (found.error < 1e-3).all()
     assert ((found.velocities > 0) == (b > a)).all()

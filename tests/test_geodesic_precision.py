@@ -8,7 +8,7 @@ from torch import nn
 
 import posthoc_metric as pm
 from posthoc_metric.geodesic.guard import guard
-from posthoc_metric.geodesic.precision import finer, too_close
+from posthoc_metric.geodesic.refinement.precision import finer, too_close
 from posthoc_metric.metric import MetricParts
 from posthoc_metric.smooth_map import StackedMap
 

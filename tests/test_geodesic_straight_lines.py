@@ -7,7 +7,7 @@ from scipy.integrate import quad
 
 from posthoc_metric.geodesic import Status, geodesic
 from posthoc_metric.geodesic.options import RelaxationOptions
-from posthoc_metric.geodesic.straight_lines import bisected
+from posthoc_metric.geodesic.refinement.straight_lines import bisected
 from posthoc_metric.metric import FunctionMetric
 from posthoc_metric.spaces import HalfPlane, Sphere
 

@@ -208,7 +208,7 @@ def test_saving_and_loading_is_bit_equal(repaired, small, tmp_path):
 
 @pytest.mark.parametrize("make", [lambda: vae(2), lambda: autoencoder(10)])
 def test_start_graphs_are_saved_with_the_metric(make, tmp_path, monkeypatch):
-    from posthoc_metric.geodesic import start_graphs
+    from posthoc_metric.geodesic.starts import saved_graphs
 
     member = make()
     metric = pm.repair(wrap(member), member.latents, member.data)
@@ -220,7 +220,7 @@ def test_start_graphs_are_saved_with_the_metric(make, tmp_path, monkeypatch):
     metric.save(path)
     for most in (2**25, 0):
         # known points that are too large for the file are asked of the decoder again
-        monkeypatch.setattr(start_graphs, "_MOST_BYTES", most)
+        monkeypatch.setattr(saved_graphs, "_MOST_BYTES", most)
         metric.save(path)
         again = pm.load(path, wrap(member))
         restored = dict(again._start_cache.graphs)

@@ -3,8 +3,8 @@
 import torch
 
 from posthoc_metric.geodesic.guard import guard
-from posthoc_metric.geodesic.shortest_paths import shortest_paths
-from posthoc_metric.geodesic.starts import StartCache, _support_graph
+from posthoc_metric.geodesic.starts.make import StartCache, _support_graph
+from posthoc_metric.geodesic.starts.shortest_paths import shortest_paths
 from posthoc_metric.spaces import Plane
 
 

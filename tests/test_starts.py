@@ -7,13 +7,13 @@ from scipy.sparse import csr_matrix, hstack, vstack
 from scipy.sparse.csgraph import connected_components, dijkstra
 
 from posthoc_metric import Decoder, geodesic
-from posthoc_metric.geodesic.grid import build_grid
 from posthoc_metric.geodesic.guard import guard
-from posthoc_metric.geodesic.ruler import TensorRuler
-from posthoc_metric.geodesic.shortest_paths import shortest_paths
-from posthoc_metric.geodesic.spread import spread
-from posthoc_metric.geodesic.start_graphs import graphs_state, restore_graphs
-from posthoc_metric.geodesic.starts import cache_of, make_starts
+from posthoc_metric.geodesic.starts.grid import build_grid
+from posthoc_metric.geodesic.starts.make import cache_of, make_starts
+from posthoc_metric.geodesic.starts.ruler import TensorRuler
+from posthoc_metric.geodesic.starts.saved_graphs import graphs_state, restore_graphs
+from posthoc_metric.geodesic.starts.shortest_paths import shortest_paths
+from posthoc_metric.geodesic.starts.spread import spread
 from posthoc_metric.metric import FunctionMetric, PullbackMetric
 from posthoc_metric.spaces import HalfPlane, Sphere, SwissRoll
 

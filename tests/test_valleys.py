@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from posthoc_metric.geodesic.candidates import Curves, Facts, contenders, contest, rivals
-from posthoc_metric.geodesic.curves import Clock
-from posthoc_metric.geodesic.doubles import couples_of, doubles, parted_by_no_hill
-from posthoc_metric.geodesic.energy import CurveEnergy
+from posthoc_metric.geodesic.curves.contenders import contenders
+from posthoc_metric.geodesic.curves.placement import Clock
+from posthoc_metric.geodesic.curves.spline import interpolate
 from posthoc_metric.geodesic.guard import guard
-from posthoc_metric.geodesic.relaxation import relax
-from posthoc_metric.geodesic.spline import interpolate
-from posthoc_metric.geodesic.starts import make_starts
+from posthoc_metric.geodesic.refinement.candidates import Curves, Facts, contest, rivals
+from posthoc_metric.geodesic.relaxation.doubles import couples_of, doubles, parted_by_no_hill
+from posthoc_metric.geodesic.relaxation.energy import CurveEnergy
+from posthoc_metric.geodesic.relaxation.gauss_newton import relax
+from posthoc_metric.geodesic.starts.make import make_starts
 from posthoc_metric.metric import FunctionMetric
 
 

@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from posthoc_metric.decoder import Decoder
 from posthoc_metric.errors import DecoderError, InvalidArgumentError
 from posthoc_metric.geodesic.guard import GuardedMap
-from posthoc_metric.geodesic.matrix_free import MatrixFreeEnergy
+from posthoc_metric.geodesic.relaxation.matrix_free import MatrixFreeEnergy
 from posthoc_metric.metric import MetricParts, PullbackMetric
 from posthoc_metric.smooth_map import StackedMap, pull_rows, value_and_pull
 

@@ -17,9 +17,9 @@ from scipy.sparse import coo_matrix, csr_matrix, hstack, vstack
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from ..geodesic.far_edges import Regions, far_edges_each, make_regions
-from ..geodesic.graph import join_pieces
 from ..geodesic.guard import guard
+from ..geodesic.starts.far_edges import Regions, far_edges_each, make_regions
+from ..geodesic.starts.graph import join_pieces
 from ..metric import Metric
 from ..parallel import Progress, cut, run_blocks
 from .edges import segment_lengths

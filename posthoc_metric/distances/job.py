@@ -15,9 +15,9 @@ from torch import Tensor
 
 from .._arrays import ArrayLike, Restore, describe, to_points
 from ..errors import ConvergenceWarning, InvalidArgumentError
-from ..geodesic.graph import subsample
 from ..geodesic.guard import guard
 from ..geodesic.options import solver_options
+from ..geodesic.starts.graph import subsample
 from ..metric import Metric
 from .report import DistanceReport
 

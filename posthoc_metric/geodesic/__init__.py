@@ -1,9 +1,9 @@
 """Geodesics: shortest curves, exponential and logarithmic maps and means under any metric."""
 
-from .logarithm import Logarithm, log, logarithm
-from .mean import FrechetMean, frechet_mean, mean
+from .maps.logarithm import Logarithm, log, logarithm
+from .maps.shooting import Shot, exp, shoot
+from .means.mean import FrechetMean, frechet_mean, mean
 from .options import FixedPointOptions, RelaxationOptions
-from .shooting import Shot, exp, shoot
 from .solution import Solution
 from .solve import geodesic
 from .status import Status

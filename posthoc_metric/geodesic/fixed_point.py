@@ -26,12 +26,12 @@ from torch import Tensor
 
 from ..metric import MetricParts
 from .acceleration import Acceleration
-from .batch import Batch
-from .judge import judge
+from .curves.batch import Batch
+from .curves.rows import alike, unpadded
+from .curves.spline import Spline
 from .options import START_NAMES, FixedPointOptions
-from .refined import Refined
-from .rows import alike, unpadded
-from .spline import Spline
+from .refinement.judge import judge
+from .refinement.refined import Refined
 from .status import CODES, Status
 
 #: variances of the noise that accelerations and ends are observed with

@@ -11,19 +11,19 @@ from torch import Tensor
 
 from ..metric import Metric, MetricParts
 from ..parallel import run_blocks, worker_count
-from .curves import even
-from .field_jumps import admit_jumps
+from .curves.placement import even
 from .fixed_point import solve_fixed_point
 from .guard import guard
 from .options import FixedPointOptions, RelaxationOptions
-from .precision import finer, too_close
-from .refined import Refined, joined
-from .refinement import Refiner
-from .routes import MOST_COARSE
-from .start_curves import SPANS, StartCurves
-from .starts import cache_of, make_starts
-from .stationarity import admit_slopes
-from .straight_lines import bisected, measure_lines
+from .refinement.field_jumps import admit_jumps
+from .refinement.precision import finer, too_close
+from .refinement.refined import Refined, joined
+from .refinement.refiner import Refiner
+from .refinement.routes import MOST_COARSE
+from .refinement.stationarity import admit_slopes
+from .refinement.straight_lines import bisected, measure_lines
+from .starts.make import cache_of, make_starts
+from .starts.start_curves import SPANS, StartCurves
 
 Options = RelaxationOptions | FixedPointOptions
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from .._arrays import ArrayLike, Restore, describe, to_tensor
 from ..errors import InvalidArgumentError
 from ..outcome import advice, tally
-from .curves import Clock
+from .curves.placement import Clock
+from .curves.spline import Spline
 from .guard import GuardedMap, filled, guard
 from .options import check_integer
-from .spline import Spline
 from .status import Status
 
 

@@ -14,13 +14,13 @@ from .._arrays import ArrayLike, Restore, describe, to_points
 from ..errors import InvalidArgumentError, NumericalError
 from ..metric import FunctionMetric, Metric, MetricParts, check_metric
 from ..surroundings import lasting, own_precision
-from .curves import Clock
+from .curves.placement import Clock
+from .curves.spline import Spline
 from .guard import guard
 from .options import START_NAMES, solver_options
 from .pairs import spread_pairs
-from .refined import Refined
+from .refinement.refined import Refined
 from .solution import Solution
-from .spline import Spline
 from .status import CODES, STATUSES, Status
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from .._arrays import ArrayLike, as_tensor, check_count, describe, to_points
 from ..errors import InvalidArgumentError
 from ..geodesic import Solution, geodesic
-from ..geodesic.curves import even
-from ..geodesic.matrix_free import MOST_COLUMNS
+from ..geodesic.curves.placement import even
+from ..geodesic.curves.spline import interpolate
+from ..geodesic.maps.settling import settle
 from ..geodesic.options import beneath
-from ..geodesic.settling import settle
-from ..geodesic.spline import interpolate
+from ..geodesic.relaxation.matrix_free import MOST_COLUMNS
 from ..metric import Metric
 from .jets import Jet, christoffel_first, computes_single
 

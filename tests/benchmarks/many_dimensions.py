@@ -30,8 +30,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import posthoc_metric as pm
-from posthoc_metric.geodesic.matrix_free import MatrixFreeEnergy
-from posthoc_metric.geodesic.spline import Spline, interpolate
+from posthoc_metric.geodesic.curves.spline import Spline, interpolate
+from posthoc_metric.geodesic.relaxation.matrix_free import MatrixFreeEnergy
 
 CASES = ("mlp-20", "mlp-64", "gan-relu-tanh", "gan-relu-sigmoid")
 _STEPS = 2000

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posthoc_metric.geodesic.spline import interpolate
+from posthoc_metric.geodesic.curves.spline import interpolate
 from posthoc_metric.metric import Metric
 from posthoc_metric.smooth_map import StackedMap
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from posthoc_metric.geodesic.energy import CurveEnergy
-from posthoc_metric.geodesic.graph import build_graph
-from posthoc_metric.geodesic.relaxation import relax
-from posthoc_metric.geodesic.ruler import TensorRuler
-from posthoc_metric.geodesic.shortest_paths import shortest_paths
-from posthoc_metric.geodesic.spline import interpolate
-from posthoc_metric.geodesic.start_curves import rounded
+from posthoc_metric.geodesic.curves.spline import interpolate
+from posthoc_metric.geodesic.relaxation.energy import CurveEnergy
+from posthoc_metric.geodesic.relaxation.gauss_newton import relax
+from posthoc_metric.geodesic.starts.graph import build_graph
+from posthoc_metric.geodesic.starts.ruler import TensorRuler
+from posthoc_metric.geodesic.starts.shortest_paths import shortest_paths
+from posthoc_metric.geodesic.starts.start_curves import rounded
 from posthoc_metric.metric import Metric
 
 

@@ -1,0 +1,1 @@
+"""Discrete curves: their nodes, the quadratic elements and splines through them, and how long they are."""

@@ -1,0 +1,1 @@
+"""The exponential and the logarithmic map."""

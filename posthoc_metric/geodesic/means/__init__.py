@@ -1,0 +1,1 @@
+"""The Fréchet mean."""

@@ -1,0 +1,1 @@
+"""Curves made shorter: the discrete energy, its models, and the steps taken on them."""

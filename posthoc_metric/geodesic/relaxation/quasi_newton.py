@@ -1,0 +1,238 @@
+"""Preconditioned L-BFGS for curves in many dimensions, all curves at once, each for itself.
+
+A Gauss-Newton step needs the Jacobian at every node, ``d`` products each, and still knows nothing of the
+decoder's bend.  Two gradients show how the energy bends along a step whatever bends it, kinks that are finer than the
+step included, and so the limited-memory BFGS method (Nocedal 1980; Liu & Nocedal 1989) learns the Hessian from what
+the steps cost anyway, beginning from the metric somewhere on the curve (:mod:`.preconditioner`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..curves.batch import Batch
+from ..curves.elements import Elements
+from ..status import CODES, Status
+from .doubles import couples_of, parted_by_no_hill
+from .gauss_newton import Relaxed
+from .matrix_free import MatrixFreeEnergy, Slope
+from .preconditioner import Preconditioner
+
+#: pairs of moves and changes of gradient that are remembered
+MEMORY = 20
+#: steps over which the fall of the energy is watched
+_WATCH = 8
+#: steps from which to which is looked whether the curves of a pair have come into one valley
+_LOOK = 8
+#: what a residual is multiplied by that only the model vouches for
+_UNSURE = 5.0
+#: share of the slope that a step must bring in energy
+_ENOUGH = 1e-4
+#: curvature along a step, relative to the preconditioner's, that is not undercut (Powell's damping)
+_SOFTEST = 0.02
+#: step sizes at which a curve is given up
+_SMALLEST = 1e-6
+#: slowest fall of the energy from which is still told what is left of it
+_SLOWEST = 0.97
+#: a residual this many times the tolerance will do where rounding error lets no step be judged
+_NEAR = 8.0
+
+
+@dataclass
+class _Active(Batch):
+    """The curves still at work.
+
+    Attributes:
+        row: which curve each is (P,).
+        nodes: (P, n+1, d).
+        elements, slope: of :class:`MatrixFreeEnergy`, at ``nodes``.
+        direction: of the next step (P, n-1, d).
+        descent: how fast the energy falls along it (P,).
+        size: the share of it that is tried (P,).
+        moves, bends: steps that were taken, the last one last, and how they changed the gradient (P, MEMORY, (n-1) d).
+        scale: of the inverse Hessian that the recursion begins from, over the preconditioner's (P,).
+        falls: what the last steps gained, the last one last (P, 2 * _WATCH).
+        fresh: whether the last step was taken, so that the direction is to be found anew (P,).
+    """
+
+    row: Tensor
+    nodes: Tensor
+    elements: Elements
+    slope: Slope
+    direction: Tensor
+    descent: Tensor
+    size: Tensor
+    moves: Tensor
+    bends: Tensor
+    scale: Tensor
+    falls: Tensor
+    fresh: Tensor
+
+
+def relax_matrix_free(
+    energy: MatrixFreeEnergy,
+    preconditioner: Preconditioner,
+    nodes: Tensor,
+    knots: Tensor,
+    *,
+    tol: float,
+    max_steps: int,
+    pair: Tensor,
+) -> Relaxed:
+    """Minimise the discrete energy over the inner nodes; see :func:`~.gauss_newton.relax`.
+
+    The residual is the larger of ``sqrt(gᵀ H g / E)``, ``H`` the inverse Hessian as far as it is learnt, and of the
+    root of what the energy, falling on as it fell over the last 16 steps, has still to lose twice over.  With fewer
+    steps to look at, only a residual of a fifth of that counts: along soft directions ``H`` is at first too small.
+    """
+    count, total, dim = nodes.shape
+    elements = energy.elements(nodes, knots.diff(dim=1))
+    slope = energy.slope_on(elements, nodes)
+    row = torch.arange(count, device=nodes.device)
+    final = Relaxed(
+        nodes.clone(),
+        slope.energy.clone(),
+        torch.full_like(slope.energy, float("inf")),
+        torch.zeros_like(slope.energy),
+        None,
+        nodes.new_zeros(count, total - 2, 0),
+        torch.full_like(row, CODES[Status.STEP_LIMIT]),
+        torch.zeros_like(row),
+        torch.full_like(row, total),
+        torch.zeros_like(row, dtype=torch.bool),
+    )
+    couples = couples_of(pair)
+    inner = (total - 2) * dim
+    active = _Active(
+        row,
+        nodes.clone(),
+        elements,
+        slope,
+        direction=torch.zeros_like(slope.gradient),
+        descent=torch.zeros_like(slope.energy),
+        size=torch.ones_like(slope.energy),
+        moves=nodes.new_zeros(count, MEMORY, inner),
+        bends=nodes.new_zeros(count, MEMORY, inner),
+        scale=torch.ones_like(slope.energy),
+        falls=nodes.new_full((count, 2 * _WATCH), float("inf")),
+        fresh=torch.ones_like(row, dtype=torch.bool),
+    )
+    broken = ~_finite(slope)
+    _leave(final, active.take(broken), Status.NOT_FINITE)
+    active, preconditioner = active.take(~broken), preconditioner.take(~broken)
+    for number in range(max_steps + 1):
+        if len(active.row) == 0:
+            break
+        _aim(active, preconditioner)
+        residual = _residual(active)
+        final.residual[active.row] = residual
+        # what rounding hides in the energy no line search finds
+        lost = (active.descent <= active.slope.grain) | (active.size < _SMALLEST)
+        done = (residual <= tol) | (active.slope.energy <= 0) | (lost & (residual <= _NEAR * tol))
+        stuck = ~done & lost
+        _leave(final, active.take(done), Status.CONVERGED)
+        _leave(final, active.take(stuck), Status.STALLED)
+        if number == max_steps:
+            _leave(final, active.take(~done & ~stuck), Status.STEP_LIMIT)
+            break
+        if bool((done | stuck).any()):
+            active, preconditioner = active.take(~done & ~stuck), preconditioner.take(~done & ~stuck)
+        if len(active.row):
+            _advance(energy, preconditioner, active, final)
+        if number % _LOOK == _LOOK - 1 and len(active.row):
+            final.nodes[active.row], final.energy[active.row] = active.nodes, active.slope.energy
+            mark_doubles(energy, final, knots, couples)
+            single = ~final.doubled[active.row]
+            active, preconditioner = active.take(single), preconditioner.take(single)
+    mark_doubles(energy, final, knots, couples)
+    return final
+
+
+def mark_doubles(energy: MatrixFreeEnergy, final: Relaxed, knots: Tensor, couples: Tensor) -> None:
+    """Mark the curves that run in one valley with another of their pair (``couples`` (2, k)), which is as short."""
+    alive = couples[:, ~final.doubled[couples].any(0)]
+    found, asked = parted_by_no_hill(energy.energies, final.nodes, knots, final.energy, alive)
+    final.doubled[found] = True
+    final.evaluations[asked] += knots.shape[1]
+
+
+def _aim(active: _Active, preconditioner: Preconditioner) -> None:
+    """Directions of the curves that have moved, by the two-loop recursion; after a failed step the old one stays."""
+    gradient = active.slope.gradient.flatten(1)
+    q = gradient.clone()
+    inner = (active.moves * active.bends).sum(2)
+    weights = torch.where(inner > 0, 1 / inner.clamp_min(1e-300), 0.0)
+    shares = []
+    kept = (weights > 0).any(0).nonzero().flatten().tolist()
+    for k in reversed(kept):
+        share = weights[:, k] * (active.moves[:, k] * q).sum(1)
+        shares.append(share)
+        q -= share[:, None] * active.bends[:, k]
+    r = active.scale[:, None] * preconditioner.solve(q.view_as(active.slope.gradient)).flatten(1)
+    for k, share in zip(kept, reversed(shares), strict=True):
+        back = weights[:, k] * (active.bends[:, k] * r).sum(1)
+        r += (share - back)[:, None] * active.moves[:, k]
+    descent = (r * gradient).sum(1)
+    fresh = active.fresh
+    active.direction[fresh] = -r.view_as(active.direction)[fresh]
+    active.descent[fresh] = descent[fresh]
+
+
+def _residual(active: _Active) -> Tensor:
+    late, early = active.falls[:, _WATCH:].sum(1), active.falls[:, :_WATCH].sum(1)
+    keep = (late / early.clamp_min(1e-300)).clamp(0.0, _SLOWEST)
+    left = late * keep / (1 - keep)
+    # before there is a fall to look at, all that is known is the model
+    guess = torch.where(torch.isfinite(early), torch.maximum(active.descent, 2 * left), _UNSURE**2 * active.descent)
+    return (guess.clamp_min(0) / active.slope.energy.clamp_min(1e-300)).sqrt()
+
+
+def _advance(energy: MatrixFreeEnergy, preconditioner: Preconditioner, active: _Active, final: Relaxed) -> None:
+    """Try the steps, and remember those that are taken."""
+    here = active.slope
+    move = active.size[:, None, None] * active.direction
+    moved = active.nodes.clone()
+    moved[:, 1:-1] += move
+    there = energy.slope_on(active.elements, moved)
+    final.steps[active.row] += 1
+    final.evaluations[active.row] += moved.shape[1] - 2
+    gain = here.energy - there.energy
+    wanted = active.size * active.descent
+    accept = _finite(there) & (gain >= _ENOUGH * wanted - here.grain)
+    # where the parabola through energy, slope and new energy has its minimum
+    shrink = (wanted / (2 * (wanted - gain)).clamp_min(1e-300)).nan_to_num(nan=0.1).clamp(0.1, 0.5)
+    active.size = torch.where(accept, torch.ones_like(shrink), active.size * shrink)
+    active.fresh = accept
+    if not bool(accept.any()):
+        return
+    rows = accept.nonzero().flatten()
+    chosen = preconditioner if len(rows) == len(accept) else preconditioner.take(rows)
+    step, bend = move[rows], (there.gradient - here.gradient)[rows]
+    along, plain = _dot(step, bend), chosen.times(step)
+    stiff = _dot(step, plain)
+    # a step along which the energy hardly bends, or bends down, is remembered as a soft one
+    share = torch.where(along < _SOFTEST * stiff, (1 - _SOFTEST) * stiff / (stiff - along).clamp_min(1e-300), 1.0)
+    bend = share[:, None, None] * bend + (1 - share)[:, None, None] * plain
+    active.moves[rows] = torch.cat([active.moves[rows, 1:], step.flatten(1)[:, None]], dim=1)
+    active.bends[rows] = torch.cat([active.bends[rows, 1:], bend.flatten(1)[:, None]], dim=1)
+    active.scale[rows] = (_dot(step, bend) / _dot(bend, chosen.solve(bend)).clamp_min(1e-300)).clamp(0.05, 20.0)
+    active.falls[rows] = torch.cat([active.falls[rows, 1:], gain[rows, None].clamp_min(0)], dim=1)
+    active.nodes[rows] = moved[rows]
+    active.slope.put(accept, there)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).flatten(1).sum(1)
+
+
+def _finite(slope: Slope) -> Tensor:
+    return torch.isfinite(slope.energy) & torch.isfinite(slope.gradient).flatten(1).all(1)
+
+
+def _leave(final: Relaxed, curves: _Active, why: Status) -> None:
+    rows = curves.row
+    final.nodes[rows], final.energy[rows] = curves.nodes, curves.slope.energy
+    final.status[rows] = CODES[why]
