@@ -152,8 +152,11 @@ class CurveEnergy:
         new, width = out.nodes.new_empty, self.embedding.output_dim
         out.image = Image(new(count, total, dim, dim), new(count, total - 1, dim, dim), new(count, total - 1))
         out.grain = new(count)
-        out.jacobians = new(count, total - 2, dim, width, dtype=torch.float32)
-        out.pull, out.pull_before = new(count, total - 2, dim), torch.zeros_like(out.gradient)
+        out.pull = new(count, total - 2, dim)
+        # of directions that fewer values than latents leave out, steps in the metric's scale would teach nonsense
+        if width > dim:
+            out.jacobians = new(count, total - 2, dim, width, dtype=torch.float32)
+            out.pull_before = torch.zeros_like(out.pull)
         # large temporaries cost more to allocate than to compute
         asked, block = (max(1, size // (8 * total * width * dim)) for size in (_ASKED, _CACHED))
         for first in range(0, count, asked):
@@ -181,7 +184,7 @@ class CurveEnergy:
         """Of the curves ``some`` (p,), from ``F`` (p, n-1, D) and ``J_Fᵀ`` (p, n-1, d, D) at the inner nodes."""
         assert frame.ends is not None and frame.size is not None
         assert out.image is not None and out.image.across is not None and out.image.chords is not None
-        assert out.jacobians is not None and out.pull is not None and out.grain is not None
+        assert out.pull is not None and out.grain is not None
         nodes, ends = out.nodes[some], frame.ends[some]
         count, total, dim = nodes.shape
         form = frame.form.between(some, 0, total - 1)
@@ -208,7 +211,8 @@ class CurveEnergy:
         out.pull[some] = torch.linalg.vecdot(rows, bend)
         if before is not None and before.jacobians is not None and out.pull_before is not None:
             out.pull_before[some] = torch.linalg.vecdot(before.jacobians[some], bend.float())
-        out.jacobians[some] = rows
+        if out.jacobians is not None:
+            out.jacobians[some] = rows
         # conditions of Jacobians are squared here; the first node of a curve holds a place, so that every other node
         # of all curves is a slice
         wide = rows.new_empty(count, total - 1, dim, rows.shape[3], dtype=torch.float64)

@@ -22,7 +22,8 @@ class Linearisation(Batch):
         convex: the Gauss-Newton model, positive semi-definite.
         rest: what the first derivatives at hand tell of the rest of the Hessian; indefinite.
         image: of an embedding, at the nodes and between.
-        jacobians: ``J_Fᵀ`` at the inner nodes (P, n-1, d, D), in single precision: they serve the secant only.
+        jacobians: ``J_Fᵀ`` at the inner nodes (P, n-1, d, D), in single precision: they serve the secant only, and
+            are kept where there is one.
         pull: ``J_Fᵀ b``, ``b`` half the energy's derivative by ``F``, at the inner nodes (P, n-1, d).
         pull_before: the same ``b`` under the Jacobians of the nodes before (P, n-1, d).
         grain: rounding error of the energy that comes from the precision of ``F`` (P,).
