@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -143,6 +144,17 @@ def test_derivatives_by_several_steps_cost_one_decomposition(repaired, monkeypat
     both = torch.stack([repaired.tensor(z), -3 * repaired.tensor(z)])
     found = smoothness(repaired.tensor(z), both, 2.0)
     torch.testing.assert_close(found, torch.stack([smoothness(repaired.tensor(z), change, 2.0) for change in both]))
+
+
+def test_a_multiple_of_the_identity_is_measured_as_its_matrices_are(repaired, audit, monkeypatch):
+    # the package has a function of the module's name
+    module = sys.modules["posthoc_metric.diagnostics.audit"]
+    assert module._added(repaired) is repaired.parts().weight
+    monkeypatch.setattr(module, "_added", lambda found: found.added)
+    for row, other in zip(repaired.audit(pairs=0).shells, audit.shells, strict=True):
+        assert row.metrics["decoder"] == other.metrics["decoder"]
+        expected = other.metrics["repaired"].as_dict()
+        assert row.metrics["repaired"].as_dict() == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 def test_roughness_is_no_matter_of_the_kinks_a_step_happens_to_cross():

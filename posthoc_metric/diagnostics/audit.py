@@ -15,7 +15,7 @@ from ..uncertainty.measurement import AUDITED
 from .criteria import Criterion, faithfulness_criteria, fidelity, shell_criteria
 from .faithfulness import Faithfulness, faithfulness
 from .shells import Field, Shell, ShellRow, shells, statistics
-from .smoothness import directions, smoothness
+from .smoothness import directions, whitened
 
 if TYPE_CHECKING:
     from ..repair import RepairedMetric
@@ -28,6 +28,8 @@ _MATRIX_BUDGET = 2**23
 #: where the decoder's condition number is beyond the bound at most latents, fidelity is judged by few of them: more
 #: are looked at until so many are within it, at most so many times the points of a shell
 _FEWEST_SOUND, _MOST_SHELLS = 50, 8
+#: condition numbers that eigenvalues of JᵀJ tell from larger ones as they are, without singular values of J
+_TOLD = 1e4
 #: steps of the central differences, in units of R.  A decoder in single precision needs the long one; one with kinks
 #: has no derivative across them, and the long one would measure the jump over itself.  Both errors only ever add.
 _DECODER_STEPS = (1e-2, 1e-4)
@@ -99,8 +101,7 @@ def audit(
     entries = repaired.dim * repaired.decoder.output_dim * 10
     within = min(_BUDGET / entries, _MATRIX_BUDGET / repaired.dim**2)
     count = points or int(min(max(within, _FEWEST_POINTS), AUDITED))
-    added: dict[str, Field] = {"decoder": lambda z: z.new_zeros(len(z), z.shape[1], z.shape[1])}
-    added["repaired"] = repaired.added
+    added: dict[str, Field] = {"decoder": lambda z: z.new_zeros(len(z)), "repaired": _added(repaired)}
     if isinstance(repaired.model, PublishedRBF):
         reason = "the published repair cannot be held to itself"
     elif not baseline:
@@ -130,42 +131,79 @@ def audit(
     return Audit(found, tuple(rows), followed, repaired.geometry.radius)
 
 
+def _added(repaired: RepairedMetric) -> Field:
+    """What the repair adds: matrices (n, d, d), or (n,) where these are multiples of the identity."""
+    parts = repaired.parts()
+    if isinstance(repaired.model, PublishedRBF) or parts.weight is None or parts.field is not None:
+        return repaired.added
+    return parts.weight
+
+
 def _enough_on_data(
     repaired: RepairedMetric, values: dict[str, Tensor], added: dict[str, Field], bound: float
 ) -> dict[str, Tensor]:
-    """Eigenvalues (m, d) of each metric on the held-out data, at more than those of (n, d) if these say too little."""
+    """Eigenvalues (m, d) of each metric on the held-out data, at more than those of (n, d) if these say too little.
+
+    Of the others only those where the decoder's condition number is within ``bound`` are looked for; the rest is NaN.
+    """
     count = len(values["decoder"])
     for z in repaired.geometry.audit[count : _MOST_SHELLS * count].split(count):
         if int((condition_numbers(values["decoder"]) <= bound).sum()) >= _FEWEST_SOUND:
             break
-        more = _eigenvalues(repaired, gram(repaired.decoder, z), z, added)
-        values = {name: torch.cat([found, more[name]]) for name, found in values.items()}
+        base = gram(repaired.decoder, z)
+        own = torch.linalg.eigvalsh(base).clamp_min(0)
+        if bound > _TOLD:
+            own = resolved_eigenvalues(own, repaired.decoder, z)
+        sound = condition_numbers(own) <= bound
+        more = {name: torch.full_like(own, torch.nan) for name in added}
+        for name, extra in added.items() if bool(sound.any()) else ():
+            more[name][sound] = torch.linalg.eigvalsh(base[sound] + _matrices(extra(z), base)[sound]).clamp_min(0)
+        values = {name: torch.cat([found, {**more, "decoder": own}[name]]) for name, found in values.items()}
     return values
 
 
-def _eigenvalues(repaired: RepairedMetric, base: Tensor, z: Tensor, added: dict[str, Field]) -> dict[str, Tensor]:
-    """Ascending eigenvalues (n, d) of the decoder's metric ``base`` with each addition, at z (n, d)."""
-    found = {name: torch.linalg.eigvalsh(base + extra(z)).clamp_min(0) for name, extra in added.items()}
-    return {**found, "decoder": resolved_eigenvalues(found["decoder"], repaired.decoder, z)}
+def _matrices(extra: Tensor, base: Tensor) -> Tensor:
+    """An addition (n,) or (n, d, d) as matrices like ``base`` (n, d, d)."""
+    if extra.ndim != 1:
+        return extra
+    return extra[:, None, None] * torch.eye(base.shape[1], dtype=base.dtype, device=base.device)
 
 
 def _measure(
     repaired: RepairedMetric, shell: Shell, added: dict[str, Field], *, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Eigenvalues (n, d) and smoothness (n/2,) of each metric; the decoder is evaluated once for all of them."""
+    """Eigenvalues (n, d) and smoothness (n/2,) of each metric.
+
+    The decoder is evaluated once for all of them, and decomposed once for those that add a multiple of the identity.
+    """
     radius = repaired.geometry.radius
     z = shell.points
     base = gram(repaired.decoder, z)
-    values = _eigenvalues(repaired, base, z, added)
     few = z[: max(len(z) // 2, 1)]
     u = directions(few, seed=seed)
-    changes = [
-        (gram(repaired.decoder, few + step * u) - gram(repaired.decoder, few - step * u)) / (2 * step)
-        for step in (share * radius for share in _DECODER_STEPS)
-    ]
+    changes = torch.stack(
+        [
+            (gram(repaired.decoder, few + step * u) - gram(repaired.decoder, few - step * u)) / (2 * step)
+            for step in (share * radius for share in _DECODER_STEPS)
+        ]
+    )
+    plain = _decomposed(base, changes)
+    eye = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
     step = _ADDED_STEP * radius
-    rough = {}
+    values, rough = {}, {}
     for name, extra in added.items():
-        tensor, slope = base[: len(few)] + extra(few), (extra(few + step * u) - extra(few - step * u)) / (2 * step)
-        rough[name] = smoothness(tensor, torch.stack(changes) + slope, radius).amin(0)
+        here, slope = extra(z), (extra(few + step * u) - extra(few - step * u)) / (2 * step)
+        if here.ndim == 1:
+            own, turned = plain[0] + here[:, None], plain[1] + slope[:, None, None] * eye
+        else:
+            own, turned = _decomposed(base + here, changes + slope)
+        values[name], rough[name] = own.clamp_min(0), whitened(own[: len(few)], turned, radius).amin(0)
+    values["decoder"] = resolved_eigenvalues(values["decoder"], repaired.decoder, z)
     return values, rough
+
+
+def _decomposed(tensor: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
+    """Ascending eigenvalues (n, d) of M (n, d, d), and changes (s, m, d, d) at the first m in the axes of M there."""
+    few = changes.shape[1]
+    first, axes = torch.linalg.eigh(tensor[:few])
+    return torch.cat([first, torch.linalg.eigvalsh(tensor[few:])]), axes.mT @ changes @ axes

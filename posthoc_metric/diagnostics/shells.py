@@ -13,6 +13,7 @@ from ..smooth_map import condition_numbers
 from ..support import Support
 from ..uncertainty.measurement import VOID_OFFSETS
 
+#: ``(n, d) -> (n, d, d)``, or ``(n,)`` for multiples of the identity
 Field = Callable[[Tensor], Tensor]
 
 

@@ -21,9 +21,14 @@ def smoothness(tensor: Tensor, derivative: Tensor, radius: float) -> Tensor:
         radius: R.
     """
     values, vectors = torch.linalg.eigh(tensor)
+    return whitened(values, vectors.mT @ derivative @ vectors, radius)
+
+
+def whitened(values: Tensor, turned: Tensor, radius: float) -> Tensor:
+    """The same of eigenvalues (n, d) and of derivatives in the eigenvectors' axes (..., n, d, d)."""
     values = torch.maximum(values, _RESOLVED * values[:, -1:]).clamp_min(1e-300)
-    whiten = vectors * values.rsqrt()[:, None, :]
-    return radius * torch.linalg.matrix_norm(whiten.mT @ derivative @ whiten)
+    root = values.rsqrt()
+    return radius * torch.linalg.matrix_norm(root[:, :, None] * turned * root[:, None, :])
 
 
 def directions(points: Tensor, *, seed: int = 0) -> Tensor:
