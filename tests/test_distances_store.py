@@ -216,3 +216,12 @@ class TestDamage:
                 Store(tmp_path, {}, SHAPES)
         # nothing was made anew beside what is done
         assert np.load(tmp_path / "x.npy")[0].all()
+
+
+def test_a_matrix_in_use_is_left_as_it_is_by_the_next(tmp_path):
+    """Also where the next is smaller: a map of a file that was cut short ends the process."""
+    first = distances(Sphere(), points(40, 2), store=tmp_path, method="solver")
+    expected = np.array(first)
+    second = distances(Sphere(), points(5, 2), store=tmp_path, method="graph", sample=0)
+    assert np.array_equal(first, expected)
+    assert second.shape == (5, 5) and np.array_equal(second, np.load(tmp_path / "distances.npy"))

@@ -24,12 +24,19 @@ _NOT_HERE = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 def make_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
     """A new ``.npy`` of zeros, in the place of any older; its pages can be written whatever else fills the disk.
 
+    Maps of an older one keep what they show: they would otherwise show the new values, or end the process where the
+    new file is shorter.
+
     Raises:
         OutputError: there is no room, or the folder cannot be written to; nothing is then left at ``path``.
     """
     kind = np.dtype(dtype)
     facts = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
     try:
+        if path.exists():
+            # what may not be written is not to be removed either
+            open(path, "r+b").close()
+            path.unlink()
         file = open(path, "w+b")  # noqa: SIM115, what may not be opened is not to be removed
         try:
             with file:
