@@ -1,5 +1,7 @@
 """Matrices of distances against closed forms and against one another."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -187,3 +189,16 @@ def test_bad_input_is_named():
     ]:
         with pytest.raises(InvalidArgumentError, match=words):
             call()
+
+
+def test_one_point_has_no_pairs_whose_error_could_be_unknown():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        matrix, report = distances(Sphere(), points(1, 2), method="graph", return_report=True)
+        near, others = neighbours(Sphere(), points(1, 2), 3, return_report=True)
+    assert matrix.tolist() == [[0.0]] and near.nnz == 0 and report.error is None and others.error is None
+
+
+def test_neighbours_are_checked_even_where_no_graph_is_made():
+    with pytest.raises(InvalidArgumentError, match="neighbours"):
+        distances(Sphere(), points(3, 2), neighbours=0)

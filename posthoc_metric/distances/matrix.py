@@ -97,6 +97,8 @@ def distances(
         raise InvalidArgumentError(f"`method` must be one of {', '.join(METHODS)}; got {method!r}.")
     refine = check_count(refine, "refine", 0, "how many of each row's distances to solve")
     sample = check_count(sample, "sample", 0, "how many pairs to check")
+    if neighbours is not None:
+        neighbours = check_count(neighbours, "neighbours", 1, "the edges of a node")
     if calibrate and sample < 2:
         raise InvalidArgumentError(f"`calibrate` needs a `sample` of at least 2 pairs; got {sample}.")
     raw, start, restore = as_points(metric, a, "a")
@@ -113,8 +115,7 @@ def distances(
             matrix, report = _solved(job)
         else:
             nodes = make_nodes(metric, start, end, support)
-            default = default_neighbours(len(nodes.points))
-            k = default if neighbours is None else check_count(neighbours, "neighbours", 1, "the edges of a node")
+            k = default_neighbours(len(nodes.points)) if neighbours is None else neighbours
             matrix, report = _on_graph(job, nodes, k, refine, calibrate, sample, seed)
     warn(report)
     out = matrix if store is not None else restore(torch.from_numpy(matrix).to(raw))
@@ -205,7 +206,7 @@ def _on_graph(
         # a path and its reverse are summed in different orders
         matrix[low:high] = found[low:high] if job.end is not None else np.minimum(found[low:high], found[:, low:high].T)
     error, factor, unconverged, largest = None, 1.0, 0, 0.0
-    if sample:
+    if sample and job.pairs.count:
         chosen = draw(job.pairs, sample, seed)
         solved = job.solve(chosen, "sample", sample=sample, seed=seed)
         error, factor = _judge(matrix[chosen.first, chosen.second], solved.lengths, solved.errors, calibrate, seed)

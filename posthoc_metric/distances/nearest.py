@@ -48,7 +48,7 @@ def neighbours(
     Args:
         metric: any :class:`~posthoc_metric.Metric`.
         points: (N, d) latents.
-        k: neighbours of each, itself not counted.
+        k: neighbours of each, itself not counted; all others where there are fewer.
         graph_neighbours: edges of each node of the graph; by default 2 k, at least 32.
         refine: whether the solver computes the distances of all neighbours found anew.
         sample, support, seed, n_jobs, store, progress, return_report, **solver: as in :func:`distances`.
@@ -107,7 +107,7 @@ def neighbours(
         entries = SomePairs(rows, matrix.indices.astype(np.int64))
         error, unconverged, largest = None, 0, 0.0
         exact = getattr(metric, "exact", metric)
-        if sample:
+        if sample and entries.count:
             drawn = draw(SomePairs(np.arange(entries.count), np.arange(entries.count)), sample, seed).first
             chosen = SomePairs(*entries.at(drawn))
             solved = solve(exact, latents, latents, chosen, solver, n_jobs=n_jobs, progress=bars, stage="sample")
