@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from sklearn.base import clone
 from sklearn.cluster import DBSCAN, SpectralClustering
@@ -260,3 +261,13 @@ def test_a_latent_without_a_metric_takes_part_in_no_mean():
 def test_a_tolerance_of_zero_is_one():
     assert GeodesicKMeans(3, tol=0, random_state=0).fit(blobs()[0]).n_iter_ >= 2
     assert GeodesicKMeans(3, tol=np.float32(0.5), n_jobs=1).fit(blobs()[0]).n_iter_ >= 1
+
+
+def test_an_annotated_table_is_refused_with_what_to_give_instead():
+    class Annotated:
+        obsm = {"X_vae": np.zeros((3, 2))}
+
+    with pytest.raises(InvalidArgumentError, match=r"got Annotated.*obsm\[name\]"):
+        GeodesicDistance().fit(Annotated())
+    with pytest.raises(TypeError, match=r"got csr_matrix.*toarray"):
+        GeodesicDistance().fit(scipy.sparse.csr_matrix(np.eye(3)))

@@ -34,6 +34,10 @@ class EstimatorNotFittedError(NotFittedError, exceptions.NotFittedError):
     """An estimator is used before ``fit``; both this library's error and scikit-learn's."""
 
 
+class EstimatorTypeError(InvalidArgumentError, TypeError):
+    """``X`` holds what is no number; both this library's error and what scikit-learn raises."""
+
+
 class GeodesicEstimator(BaseEstimator):
     """Base of the estimators: parameters ``metric``, ``method``, ``n_jobs``, ``random_state``."""
 
@@ -54,6 +58,12 @@ class GeodesicEstimator(BaseEstimator):
             return validate_data(self, X, dtype=[np.float64, np.float32], reset=not fitted)
         except exceptions.NotFittedError as error:
             raise EstimatorNotFittedError(str(error)) from None
+        except TypeError as error:
+            advice = "Give one of its arrays, such as X.obsm[name]. " if hasattr(X, "obsm") else ""
+            raise EstimatorTypeError(
+                f"`X` must be finite latents (n_samples, n_features); got {type(X).__name__}: {error}. "
+                f"{advice}Sparse matrices become arrays by .toarray()."
+            ) from None
         except ValueError as error:
             # without the array itself and the advice on imputing
             first, *others = str(error).splitlines()
