@@ -14,7 +14,7 @@ import pytest
 import torch
 from joblib.externals.loky import get_reusable_executor
 
-from posthoc_metric.distances import distances, neighbours
+from posthoc_metric.distances import distances, neighbours, pairs
 from posthoc_metric.distances.store import Store
 from posthoc_metric.errors import CheckpointError, InvalidArgumentError, OutputError, WorkerError
 from posthoc_metric.parallel import cut, progress_bars, run_blocks
@@ -127,8 +127,9 @@ def test_what_workers_keep_is_not_sent_again_and_to_new_ones_it_is(monkeypatch):
         return later
 
     monkeypatch.setattr("posthoc_metric.parallel.blocks.delayed", recorded)
-    shared = np.arange(1000.0)
-    for new_workers, expected in ((True, {True}), (False, {False}), (True, {False, True})):
+    # of no other test: nobody was sent it
+    shared = np.arange(1000.0) + 0.25
+    for new_workers, expected in ((False, {True}), (False, {False}), (True, {False, True})):
         if new_workers:
             get_reusable_executor(max_workers=2).shutdown(wait=True)
         sent.clear()
@@ -154,33 +155,28 @@ def test_a_metric_that_cannot_be_pickled_is_named():
 
 
 CHILD = """
-import sys, time, torch
+import sys, time
 import posthoc_metric.distances.pairs as pairs
 from posthoc_metric.distances import distances
 from posthoc_metric.spaces import Sphere
+from test_spaces import points
 
-compute, log = pairs._solve, sys.argv[2]
+compute = pairs._solve
 pairs._BLOCK = 8
 
-def logged(shared, block):
-    result = compute(shared, block)
+def slow(shared, block):
     time.sleep(0.1)
-    with open(log, "a") as file:
-        file.write(f"{block[0] // pairs._BLOCK}\\n")
-    return result
+    return compute(shared, block)
 
-pairs._solve = logged
-a = 0.3 * torch.randn(16, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-matrix = distances(Sphere(), a, store=sys.argv[1])
+pairs._solve = slow
+distances(Sphere(), points(16, 2, scale=0.3), store=sys.argv[1])
 """
 
 
 def test_a_killed_process_is_taken_up_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr("posthoc_metric.distances.pairs._BLOCK", 8)
-    store, log = tmp_path / "store", tmp_path / "log"
+    store, again, compute = tmp_path / "store", [], pairs._solve
     ledger = store / "pairs" / "done.txt"
-    command = [sys.executable, "-c", CHILD, str(store), str(log)]
-    child = subprocess.Popen(command)
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(store)], cwd=Path(__file__).parent)
     for _ in range(1200):
         if ledger.exists() and len(ledger.read_bytes().splitlines()) >= 4:
             break
@@ -190,9 +186,15 @@ def test_a_killed_process_is_taken_up_where_it_was(tmp_path, monkeypatch):
     done = [int(line.split()[0]) for line in ledger.read_text().splitlines()]
     total = len(cut(16 * 15 // 2, 8))
     assert 4 <= len(done) < total and len(set(done)) == len(done)
-    log.unlink()
-    subprocess.run(command, check=True)
-    again = [int(line) for line in log.read_text().split()]
+
+    def logged(shared, block):
+        again.append(block[0] // 8)
+        return compute(shared, block)
+
+    monkeypatch.setattr(pairs, "_BLOCK", 8)
+    with monkeypatch.context() as patched:
+        patched.setattr(pairs, "_solve", logged)
+        distances(Sphere(), points(16, 2, scale=0.3), store=store)
     assert sorted(done + again) == list(range(total))
     fresh = distances(Sphere(), points(16, 2, scale=0.3))
     np.testing.assert_array_equal(np.load(store / "distances.npy"), fresh.numpy())
