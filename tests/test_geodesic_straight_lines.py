@@ -44,7 +44,7 @@ def ball(dim):
     return FunctionMetric(fn, dim), a, b, torch.acosh(1 + 2 * (a - b).square().sum(1) / inside)
 
 
-@pytest.mark.parametrize("dim", [2, 3, 5])
+@pytest.mark.parametrize("dim", [2, 3, 4])
 @pytest.mark.parametrize("make", [sphere, half_space, ball])
 def test_distances_where_the_scale_of_the_chart_changes_by_orders_of_magnitude(make, dim):
     metric, a, b, exact = make(dim)
