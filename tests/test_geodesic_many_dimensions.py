@@ -1,5 +1,7 @@
 """Curves in many dimensions: gradients, the quasi-Newton relaxation, lengths by chords, memory, batches."""
 
+import functools
+
 import pytest
 import torch
 from test_spaces import points
@@ -147,12 +149,17 @@ def test_lengths_are_those_of_the_dense_route(kind, monkeypatch):
     assert ((free.length - dense.length).abs() <= free.length_error + dense.length_error + 1e-4 * dense.length).all()
 
 
+@functools.cache
+def through_kinks(seed):
+    """A metric with kinks, ten pairs and their geodesics."""
+    metric, a, b = PullbackMetric(kinked(seed)), points(10, 8, 1), points(10, 8, 2)
+    return metric, a, b, geodesic(metric, a, b)
+
+
 def test_curves_with_kinks_are_left_to_gradients_and_come_out_shorter(monkeypatch):
     gains, converged = [], []
     for seed in range(3):
-        metric = PullbackMetric(kinked(seed))
-        a, b = points(10, 8, 1), points(10, 8, 2)
-        found = geodesic(metric, a, b)
+        metric, a, b, found = through_kinks(seed)
         with monkeypatch.context() as patched:
             patched.setattr(routes, "FEW", 99)
             newton = geodesic(metric, a, b)
@@ -167,9 +174,7 @@ def test_curves_with_kinks_are_left_to_gradients_and_come_out_shorter(monkeypatc
 
 
 def test_a_pair_under_kinks_has_the_same_geodesic_alone():
-    metric = PullbackMetric(kinked(0))
-    a, b = points(10, 8, 1), points(10, 8, 2)
-    together = geodesic(metric, a, b)
+    metric, a, b, together = through_kinks(0)
     for i in (0, 3, 9):
         alone = geodesic(metric, a[i : i + 1], b[i : i + 1])
         assert torch.equal(alone.length[0], together.length[i])
