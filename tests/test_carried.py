@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import pickle
+import threading
+from collections import namedtuple
 
 import pytest
 import torch
@@ -122,3 +125,111 @@ def test_a_function_without_modules_stays_itself():
         assert modules_used_by(function) == ()
     if False:
         never = plain
+
+
+class Wrapper:
+    """What holds modules and is none, beside things that nobody may copy."""
+
+    def __init__(self, net):
+        self.net = net
+        self.nets = {"decoder": [net]}
+        self.lock = threading.Lock()
+        self.chosen = self.decode  # leads back to the wrapper
+
+    def decode(self, z):
+        return self.nets["decoder"][0](z)
+
+    def chosen_decode(self, z):
+        return self.chosen(z)
+
+    def __call__(self, z):
+        return self.net(z)
+
+
+Pair = namedtuple("Pair", ["encoder", "decoder"])
+WRAPPER, NETS, PAIR = Wrapper(NET), {"decoder": NET}, Pair(None, [NET])
+
+
+@torch.no_grad()
+def decorated(z):
+    return NET(z)
+
+
+def through_another(z):
+    return by_global_name(z)
+
+
+def again_and_again(net):
+    def go(z, left=1):
+        return go(z, left - 1) if left else net(z)
+
+    return go
+
+
+HOLDERS = {
+    "attribute": lambda z: WRAPPER.net(z),
+    "attribute of a local": (lambda wrapper: lambda z: wrapper.net(z))(WRAPPER),
+    "dictionary": lambda z: NETS["decoder"](z),
+    "list in a closure": (lambda nets: lambda z: nets[0](z))([NET]),
+    "named tuple": lambda z: PAIR.decoder[0](z),
+    "bound method": WRAPPER.decode,
+    "method that leads back": WRAPPER.chosen_decode,
+    "callable object": WRAPPER,
+    "partial over an object": functools.partial(lambda wrapper, z: wrapper.decode(z), WRAPPER),
+    "partial by name": functools.partial(lambda z, wrapper: wrapper.decode(z), wrapper=WRAPPER),
+    "decorated": decorated,
+    "another function": through_another,
+    "recursive": again_and_again(NET),
+    "default in a list": lambda z, nets=[NET]: nets[0](z),  # noqa: B006
+}
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+def test_modules_are_found_in_what_a_callable_holds(name):
+    function = HOLDERS[name]
+    before = dict(vars(WRAPPER)), dict(WRAPPER.nets)
+    NET.train()
+    decoder = Decoder(function, latent_dim=2)
+    precise = decoder.in_float64()
+    assert decoder.dtype == torch.float32 and precise is not None
+    assert "float64" not in decoder.describe()
+    assert NET.training and next(NET.parameters()).dtype == torch.float32
+    expected = copy.deepcopy(NET).double().eval()(latents())
+    assert torch.allclose(precise(latents()), expected, atol=1e-12)
+    assert torch.allclose(copy.deepcopy(decoder)(latents()), expected, atol=1e-5)
+    assert (vars(WRAPPER), WRAPPER.nets) == before and WRAPPER.nets["decoder"] == [NET]
+
+
+@pytest.mark.parametrize("option", ["output", "condition", "method", "method of an object"])
+def test_modules_are_found_in_options_too(option):
+    class Shifted(nn.Module):
+        def forward(self, z, shift=0.0):
+            return z + shift
+
+    model, net, head = Shifted(), mlp(), WRAPPER
+    options = {
+        "output": {"output": lambda shifted: head.net(shifted)},
+        "condition": {"condition": lambda z: head.net(z)[:, :2]},
+        "method": {"method": lambda model, z: head.net(model(z))},
+        "method of an object": {"method": "decode"},
+    }[option]
+    decoder = Decoder(WRAPPER if "object" in option else model, latent_dim=2, **options)
+    precise = decoder.in_float64()
+    assert net.training and decoder.dtype == torch.float32 and precise is not None
+    assert "float64" not in decoder.describe()
+    assert precise(latents()).dtype == torch.float64
+
+
+def test_what_is_its_own_copy_is_not_written_to():
+    cached = functools.lru_cache(lambda z: NET(z))
+    decoder = Decoder(lambda z: cached(z), latent_dim=2)
+    assert decoder.in_float64() is None
+    assert cached.__wrapped__(latents().float()).dtype == torch.float32
+
+
+def test_longer_lists_are_data_and_chains_have_an_end():
+    many = [NET] * 1001
+    deep = [[[[[[NET]]]]]]
+    assert modules_used_by(lambda z: many[0](z)) == ()
+    assert modules_used_by(lambda z: deep[0][0][0][0][0][0](z)) == ()
+    assert modules_used_by(lambda z: deep, NET) == (NET,)

@@ -81,9 +81,14 @@ class Call:
         Raises:
             Exception: whatever the model raises when it is copied or converted.
         """
-        copies: dict[int, Any] = {}
-        target, roots, condition = copy.deepcopy((self.target, self.roots, self.condition), copies)
-        target = over_copies(target, copies)
-        for root in roots:
+        twin = copy.deepcopy(self)
+        for root in twin.roots:
             root.to(dtype)
-        return replace(self, target=target, roots=roots, condition=condition, dtype=dtype)
+        return replace(twin, dtype=dtype)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Call:
+        roots = copy.deepcopy(self.roots, memo)
+        carrying = {name: over_copies(getattr(self, name), memo) for name in ("target", "output", "condition")}
+        if carrying["target"] is self.target:
+            carrying["target"] = copy.deepcopy(self.target, memo)
+        return replace(self, roots=roots, **carrying)

@@ -39,7 +39,8 @@ class Decoder:
     and results cast back to theirs.
 
     Args:
-        model: a module, a function z -> output, a bound method, or an exported program.
+        model: a module, a function z -> output, a bound method, or an exported program.  Modules that a function uses
+            are found in its variables and arguments, and in objects, lists and dictionaries there, five steps deep.
         latent_dim: d; inferred from the model's attributes or first layer where that can be done.
         method: the part to call: a dotted name such as ``"decode"`` or ``"decoders.0"``, or a function of
             (model, z).  By default the model itself, or for a model with an encoder its ``.decode`` or ``.decoder``.

@@ -92,7 +92,8 @@ def _named(model: Any, method: Any) -> Part:
                 f"`method` must be the name of a part of the model, such as 'decode', or a function of the model and "
                 f"z; got {describe(method)}."
             )
-        return Part(f"{_name(method)}({type(model).__name__}, z)", functools.partial(method, model), roots)
+        target = functools.partial(method, model)
+        return Part(f"{_name(method)}({type(model).__name__}, z)", target, modules_used_by(*roots, target))
     part = model
     for step in method.split("."):
         try:
@@ -107,7 +108,8 @@ def _named(model: Any, method: Any) -> Part:
             f"`method` is {method!r}, which is no function or module but {describe(part)}. "
             "For one of a list name its index too, such as 'decoders.0'."
         )
-    return Part(f"{type(model).__name__}.{method}", part, (part,) if isinstance(part, nn.Module) else roots)
+    owners = () if isinstance(part, nn.Module) else roots
+    return Part(f"{type(model).__name__}.{method}", part, modules_used_by(*owners, part))
 
 
 def _function(model: Any) -> Part:
@@ -118,11 +120,11 @@ def _function(model: Any) -> Part:
         )
     owner = getattr(model, "__self__", None)
     if isinstance(owner, nn.Module):
-        return Part(f"{type(owner).__name__}.{model.__name__}", model, (owner,))
+        return Part(f"{type(owner).__name__}.{model.__name__}", model, modules_used_by(model))
     if callable(model):
         return Part(_name(model), model, modules_used_by(model))
     if callable(getattr(model, "predict", None)):
-        return Part(f"{type(model).__name__}.predict", model.predict, ())
+        return Part(f"{type(model).__name__}.predict", model.predict, modules_used_by(model.predict))
     raise InvalidArgumentError(
         f"`model` must be a module or a function z -> output; got {describe(model)}. "
         "Name the part to call with `method=`, or load a checkpoint with load_decoder."

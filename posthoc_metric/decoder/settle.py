@@ -16,6 +16,7 @@ from torch import Tensor
 from .._arrays import describe, is_integer
 from ..errors import DecoderError, InvalidArgumentError
 from .call import Call
+from .carried import modules_used_by
 from .conditions import advice, as_columns
 from .frozen import EvalMode
 from .parts import Method, Part, find_parts, refuse_unready, width_candidates
@@ -151,9 +152,10 @@ class _Attempts:
         return None
 
     def _calls(self, part: Part, shape: tuple[int, ...] | None) -> Iterator[tuple[Call, str]]:
-        tensors = [t for root in part.roots for t in (*root.parameters(), *root.buffers()) if t.is_floating_point()]
+        roots = tuple(dict.fromkeys((*part.roots, *modules_used_by(self.output, self.condition))))
+        tensors = [t for root in roots for t in (*root.parameters(), *root.buffers()) if t.is_floating_point()]
         device = tensors[0].device if tensors else torch.device("cpu")
-        plain = Call(part.target, part.roots, self.output, self.condition, shape, device=device)
+        plain = Call(part.target, roots, self.output, self.condition, shape, device=device)
         dtypes = list(dict.fromkeys(t.dtype for t in tensors)) or [torch.float64, torch.float32]
         if dtypes[0] in _HALF:
             try:
