@@ -138,12 +138,13 @@ def native(value: Any, name: str) -> np.ndarray:
 
 
 def to_points(
-    value: ArrayLike, name: str, dim: int | None = None, what: str = "latent dimension"
+    value: ArrayLike, name: str, dim: int | None = None, what: str = "latent dimension", source: str = ""
 ) -> tuple[torch.Tensor, Restore]:
     """A batch of finite points ``(B, d)`` and the way back.
 
     Args:
         what: the name of d, for messages.
+        source: what a decoder's d was inferred from, if it was.
 
     Raises:
         InvalidArgumentError: wrong rank or width, or rows that are not finite (which are named).
@@ -158,6 +159,11 @@ def to_points(
         )
     if dim is not None and tensor.shape[1] != dim:
         advice = "Check that the points are latents of this decoder and not data, and not transposed."
+        if source:
+            advice += (
+                f" The decoder's {dim} was inferred from its {source}: if it is wrong, wrap the model again with "
+                f"latent_dim={tensor.shape[1]} (and method=, the part that takes such latents)."
+            )
         raise InvalidArgumentError(
             f"`{name}` must have {dim} columns, the {what}; got {describe(value)}. "
             f"{advice if what == 'latent dimension' else 'Check that it is not transposed.'}"

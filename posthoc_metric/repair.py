@@ -211,7 +211,8 @@ def repair(
     seed = check_seed(seed)
     with lasting():
         # everything is where the decoder is
-        points = to_points(latents, "latents", decoder.latent_dim)[0].to(device_of(decoder))
+        source = getattr(decoder, "latent_dim_source", "")
+        points = to_points(latents, "latents", decoder.latent_dim, source=source)[0].to(device_of(decoder))
         decoder = acquainted(decoder, points)
         geometry = Support(points, seed=seed)
         if isinstance(decoder, Decoder) and (cuts := decoder.cuts(geometry.training)):

@@ -213,6 +213,73 @@ def test_generators_that_want_images_of_one_pixel():
     assert "(B, 4, 1, 1)" in Decoder(generator).describe()
 
 
+class VolumeAutoencoder(nn.Module):
+    """As MONAI's VarAutoEncoder: `decode` takes feature maps, and `decode_forward` the latents."""
+
+    def __init__(self, latent_size=2, channels=8):
+        super().__init__()
+        self.latent_size = latent_size
+        self.encode = nn.Conv2d(1, channels, 3, 2, 1)
+        self.decode = nn.Sequential(nn.ConvTranspose2d(channels, 1, 3, 2, 1, 1), nn.PReLU())
+        self.decodeL = nn.Linear(latent_size, channels * 16)
+
+    def decode_forward(self, z):
+        return self.decode(self.decodeL(z).view(len(z), -1, 4, 4))
+
+
+@pytest.mark.parametrize("options", [{}, {"latent_dim": 8}])
+@pytest.mark.parametrize("latent_size", [2, 8])
+def test_feature_maps_are_not_taken_for_latents(options, latent_size):
+    model = VolumeAutoencoder(latent_size)
+    with pytest.raises(InvalidArgumentError, match=r"latent_shape=\(8, 1, 1\); else .*has decodeL, decode_forward"):
+        Decoder(model, **options)
+    assert Decoder(model, latent_shape=(8, 1, 1)).latent_dim == 8
+    assert Decoder(model, method="decode_forward").latent_dim == latent_size
+    with pytest.raises(DecoderError, match="tried: 3.*Beside it the model has decodeL, decode_forward"):
+        Decoder(model, latent_dim=3)
+
+
+def test_a_layer_that_contradicts_the_models_own_words_is_asked_about():
+    class Optional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.z_dim = 2
+            self.net = net(dim=5)
+
+        def forward(self, z, label=None):
+            return self.net(z if label is None else torch.cat([z, label], 1))
+
+    with pytest.raises(InvalidArgumentError, match=r"5 numbers.*`z_dim` says 2, on which it fails.*latent_dim=5"):
+        Decoder(Optional())
+    assert Decoder(Optional(), latent_dim=5).latent_dim == 5
+    assert Decoder(Optional(), condition=[0.1, 0.2, 0.3]).latent_dim == 2
+
+
+def test_a_layer_that_does_not_tell_the_width_is_asked_about():
+    class Overlapping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.content, self.style = net(dim=4), net(dim=4)
+
+        def forward(self, z):
+            return self.content(z[:, :4]) * self.style(z[:, -4:])
+
+    with pytest.raises(InvalidArgumentError, match=r"4 numbers.*runs on 5 as well.*latent_dim=4"):
+        Decoder(Overlapping())
+    assert Decoder(Overlapping(), latent_dim=8).latent_dim == 8
+
+
+def test_latents_that_contradict_an_inferred_width_say_where_it_came_from():
+    decoder = Decoder(net(dim=7))
+    words = r"must have 7 columns.*inferred from its first linear layer.*latent_dim=2"
+    for call in (decoder, decoder.jacobian, decoder.acquainted, lambda z: repair(decoder, z)):
+        with pytest.raises(InvalidArgumentError, match=words):
+            call(latents(300))
+    with pytest.raises(InvalidArgumentError) as caught:
+        Decoder(net(dim=7), latent_dim=7)(latents())
+    assert "inferred" not in str(caught.value)
+
+
 def test_latents_with_axes():
     decoder = Decoder(nn.Conv2d(2, 3, 3, padding=1), latent_shape=(2, 4, 4))
     assert decoder.latent_dim == 32

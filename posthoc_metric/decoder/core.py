@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike, describe, is_integer, to_points
+from .._arrays import ArrayLike, Restore, describe, is_integer, to_points
 from ..errors import BatchWarning, DerivativeWarning, InvalidArgumentError
 from ..machine import working_memory
 from ..surroundings import lasting
@@ -41,7 +41,7 @@ class Decoder:
     Args:
         model: a module, a function z -> output, a bound method, or an exported program.  Modules that a function uses
             are found in its variables and arguments, and in objects, lists and dictionaries there, five steps deep.
-        latent_dim: d; inferred from the model's attributes or first layer where that can be done.
+        latent_dim: d; inferred from the model's attributes or first layer where that leaves no doubt.
         method: the part to call: a dotted name such as ``"decode"`` or ``"decoders.0"``, or a function of
             (model, z).  By default the model itself, or for a model with an encoder its ``.decode`` or ``.decoder``.
         output: the part of the result to take: a tuple index, a key, an attribute, or a function of the result.
@@ -60,6 +60,7 @@ class Decoder:
 
     Attributes:
         latent_dim, output_dim: d and D.
+        latent_dim_source: what d was inferred from; empty where it was given.
         output_shape: the shape of one output before it was flattened.
         dtype, device: what the model computes in.
         observer: what brings data into the output's coordinates; ``None`` where they are compared as they are.
@@ -113,18 +114,16 @@ class Decoder:
                 condition=condition,
                 latent_shape=latent_shape,
             )
-        self.latent_dim = settled.latent_dim
-        latents = None if probe is None else to_points(probe, "probe", self.latent_dim)[0]
+        self.latent_dim, self.latent_dim_source = settled.latent_dim, settled.source
+        latents = None if probe is None else self._points(probe, "probe")[0]
         if latents is not None and not len(latents):
             raise InvalidArgumentError("`probe` must hold at least one latent; got none. Leave it out to draw some.")
         eval_mode = EvalMode(settled.call.roots)
         found = _probed(settled.call, self.latent_dim, latents, eval_mode)
         self._engine = Engine(found, eval_mode, self.latent_dim, int(max_bytes), Counters())
         self._notes = settled.notes
-        self.output_shape = found.output_shape
-        self.output_dim = found.output_dim
-        self.dtype = found.call.dtype
-        self.device = found.call.device
+        self.output_shape, self.output_dim = found.output_shape, found.output_dim
+        self.dtype, self.device = found.call.dtype, found.call.device
         self.observer: Observer | None = found.observer
         if observe is not None:
             self.observer = Given(observe, self.output_dim, found.observer)
@@ -140,14 +139,14 @@ class Decoder:
             InvalidArgumentError: ``z`` is no batch of finite latents of width d.
             DecoderError: the decoder returned NaN or infinity; ``rows`` says where.
         """
-        points, restore = to_points(z, "z", self.latent_dim)
+        points, restore = self._points(z)
         if not len(points):
             return restore(points.new_empty(0, self.output_dim))
         return restore(self._engine.value(points).to(points))
 
     def jvp(self, z: ArrayLike, v: ArrayLike) -> tuple[Any, Any]:
         """``f(z)`` and ``J(z) v``, each (B, D), for ``z`` and ``v`` of shape (B, d)."""
-        points, restore = to_points(z, "z", self.latent_dim)
+        points, restore = self._points(z)
         tangents = self._beside(points, v, "v", self.latent_dim)
         if not len(points):
             return restore(points.new_empty(0, self.output_dim)), restore(points.new_empty(0, self.output_dim))
@@ -156,7 +155,7 @@ class Decoder:
 
     def vjp(self, z: ArrayLike, u: ArrayLike) -> tuple[Any, Any]:
         """``f(z)`` (B, D) and ``J(z)ᵀ u`` (B, d), for ``u`` of shape (B, D)."""
-        points, restore = to_points(z, "z", self.latent_dim)
+        points, restore = self._points(z)
         cotangents = self._beside(points, u, "u", self.output_dim)
         if not len(points):
             return restore(points.new_empty(0, self.output_dim)), restore(points.new_empty(0, self.latent_dim))
@@ -179,7 +178,7 @@ class Decoder:
         Up to :attr:`pull_rows` rows it goes back through the evaluation of ``f(z)``, which it keeps until then and
         which counts as :meth:`vjp` does; beyond that it is :meth:`vjp`.
         """
-        points, restore = to_points(z, "z", self.latent_dim)
+        points, restore = self._points(z)
         if not 0 < len(points) <= self.pull_rows:
             return self(z), lambda u: self.vjp(z, u)[1]
         value, pull = self._engine.value_and_pull(points)
@@ -191,7 +190,7 @@ class Decoder:
 
     def value_and_jacobian(self, z: ArrayLike) -> tuple[Any, Any]:
         """``f(z)`` (B, D) and ``J(z)`` (B, D, d), by forward-mode columns in chunks of ``max_bytes``."""
-        points, restore = to_points(z, "z", self.latent_dim)
+        points, restore = self._points(z)
         if not len(points):
             empty = points.new_empty(0, self.output_dim, self.latent_dim)
             return restore(empty[..., 0]), restore(empty)
@@ -214,7 +213,7 @@ class Decoder:
         Warns:
             DerivativeWarning: as at wrap time, where there was no such warning then.
         """
-        points, _ = to_points(latents, "latents", self.latent_dim)
+        points, _ = self._points(latents, "latents")
         before = self._engine.found
         if not len(points) or (before.place.holds(points) and not before.saturated):
             return self
@@ -269,7 +268,7 @@ class Decoder:
 
         Empty where none does, or where a warning of jumps was given at wrap time.
         """
-        return about_cuts(self._engine, to_points(latents, "latents", self.latent_dim)[0])
+        return about_cuts(self._engine, self._points(latents, "latents")[0])
 
     def fingerprint(self, points: ArrayLike | None = None) -> Tensor:
         """A short record (K, 9) of the outputs at ``points`` (K, d), by default four fixed standard normal latents.
@@ -278,8 +277,10 @@ class Decoder:
         """
         if points is None:
             points = probe_latents(4, self.latent_dim, self._engine.found.call).double().cpu()
-        latents = to_points(points, "points", self.latent_dim)[0].double().cpu()
-        return sketch(self(latents))
+        return sketch(self(self._points(points, "points")[0].double().cpu()))
+
+    def _points(self, value: ArrayLike, name: str = "z") -> tuple[Tensor, Restore]:
+        return to_points(value, name, self.latent_dim, source=self.latent_dim_source)
 
     def _beside(self, points: Tensor, vectors: ArrayLike, name: str, width: int) -> Tensor:
         tensor, _ = to_points(vectors, name, width, "latent dimension" if width == self.latent_dim else "output width")

@@ -1,26 +1,21 @@
-"""Which part of a model is its decoder, and how wide its latents are."""
+"""Which part of a model is its decoder."""
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Union
 
 import torch
 from torch import nn
 
-from .._arrays import describe, is_integer
+from .._arrays import describe
 from ..errors import DecoderError, InvalidArgumentError
 from .carried import modules_used_by
 
 Method = Union[str, Callable[..., Any], None]
-
-#: attributes by which models of this field name their latent dimension
-_WIDTH_NAMES = ("latent_dim", "latent_size", "latent_dims", "n_latent", "z_dim", "dim_z", "zdim", "nz", "hidden_dim_z")
-_LINEAR = (nn.Linear, nn.Bilinear)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ def find_parts(model: Any, method: Method) -> list[Part]:
         return [_named(model, method)]
     if not isinstance(model, nn.Module):
         return [_function(model)]
-    inner = _unwrapped(model)
+    inner = unwrapped(model)
     halves = [_named(inner, name) for name in ("decode", "decoder") if callable(getattr(inner, name, None))]
     whole = [Part(f"{type(model).__name__}.forward", model, (model,))] if _has_forward(model) else []
     if any(hasattr(inner, name) for name in ("encoder", "encode")) and halves:
@@ -71,12 +66,12 @@ def _opened(model: Any) -> Any:
     return model
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """Inside DataParallel and torch.compile wrappers."""
     for name in ("_orig_mod", "module"):
         inner = getattr(model, name, None)
         if isinstance(inner, nn.Module) and len(list(model.children())) == 1:
-            return _unwrapped(inner)
+            return unwrapped(inner)
     return model
 
 
@@ -131,10 +126,19 @@ def _function(model: Any) -> Part:
     )
 
 
+def other_decoders(model: Any, part: Part) -> list[str]:
+    """Names of what else in ``model`` may decode, by the look of them."""
+    if not isinstance(model, nn.Module):
+        return []
+    names = [name for name in _callables(model) if name != part.name.rpartition(".")[2]]
+    return [name for name in names if re.search("decod|generat|sampl", name, re.IGNORECASE)]
+
+
 def _callables(part: Any) -> list[str]:
     if isinstance(part, nn.Module):
         names = [name for name, _ in part.named_children()]
-        own = [n for n in vars(type(part)) if not n.startswith("_") and callable(getattr(part, n, None))]
+        # of its class: a property may do anything when it is read
+        own = [name for name, value in vars(type(part)).items() if not name.startswith("_") and callable(value)]
         return names + own
     if isinstance(part, (list, tuple)):
         return [str(index) for index in range(len(part))]
@@ -143,59 +147,6 @@ def _callables(part: Any) -> list[str]:
 
 def _name(function: Any) -> str:
     return getattr(function, "__name__", None) or type(function).__name__
-
-
-def width_candidates(model: Any, part: Part) -> Iterator[tuple[int, tuple[int, ...] | None, str]]:
-    """Latent dimensions that the model's own attributes and first layers suggest: (d, latent shape, from what)."""
-    owners = list(part.roots)
-    if isinstance(model, nn.Module) and model not in owners:
-        owners.append(_unwrapped(model))
-    features = getattr(getattr(part.target, "__self__", None), "n_features_in_", None)
-    if is_integer(features):
-        yield int(features), None, "attribute `n_features_in_`"  # scikit-learn's
-    for owner in owners:
-        for holder in (owner, *(getattr(owner, n, None) for n in ("config", "model_config", "hparams", "cfg"))):
-            for name in _WIDTH_NAMES:
-                value = getattr(holder, name, None) if not isinstance(holder, dict) else holder.get(name)
-                if is_integer(value) and value > 0:
-                    yield int(value), None, f"attribute `{name}`"
-    for root in part.roots:
-        if isinstance(root, torch.fx.GraphModule):
-            yield from _traced_widths(root)
-        if root is not part.target and part.name.endswith((".decode", ".sample", ".generate")):
-            # the first layer of a whole autoencoder is its encoder's
-            inner = getattr(_unwrapped(root), "decoder", None)
-            if not isinstance(inner, nn.Module):
-                continue
-            root = inner
-        for module in root.modules():
-            if getattr(module, "original_name", "") == "Linear":  # a scripted one
-                yield dict(module.named_parameters())["weight"].shape[1], None, "first linear layer"
-                break
-            if isinstance(module, _LINEAR):
-                width = module.in1_features if isinstance(module, nn.Bilinear) else module.in_features
-                # a lazy layer that was filled and not called yet says 0
-                yield width or module.weight.shape[1], None, "first linear layer"
-                break
-            if isinstance(module, _TRANSPOSED):
-                ones = (1,) * len(module.kernel_size)
-                channels = module.in_channels or module.weight.shape[0]
-                yield channels, (channels, *ones), "first transposed convolution"
-                break
-            if isinstance(module, nn.RNNBase):
-                yield module.input_size, None, "first recurrent layer"
-                break
-
-
-def _traced_widths(root: torch.fx.GraphModule) -> Iterator[tuple[int, tuple[int, ...] | None, str]]:
-    """The shape of the first input that a traced or exported graph remembers."""
-    for node in root.graph.nodes:
-        shape = getattr(node.meta.get("val"), "shape", None)
-        if node.op == "placeholder" and shape is not None and len(shape) > 1:
-            sizes = shape[1:]
-            if all(isinstance(n, int) for n in sizes):
-                yield math.prod(sizes), tuple(sizes) if len(sizes) > 1 else None, "the exported input"
-            return
 
 
 def refuse_unready(part: Part) -> None:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import Parameter, signature
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._arrays import describe, is_integer
 from ..errors import DecoderError, InvalidArgumentError
 from .call import Call
 from .carried import modules_used_by
 from .conditions import advice, as_columns
+from .doubts import doubt
 from .frozen import EvalMode
-from .parts import Method, Part, find_parts, refuse_unready, width_candidates
+from .parts import Method, Part, find_parts, other_decoders, refuse_unready
+from .widths import Width, candidates, check_width
 
 _HALF = (torch.float16, torch.bfloat16)
 #: rows of the first call; not 1, 2 or 3, which models mistake for channels or an absent batch
@@ -35,12 +36,14 @@ class Settled:
         latent_dim: d.
         notes: what was inferred, for :meth:`Decoder.describe`.
         warning: what the caller should know at once.
+        source: what the latent dimension was inferred from; empty where it was given.
     """
 
     call: Call
     latent_dim: int
     notes: tuple[str, ...]
     warning: str = ""
+    source: str = ""
 
 
 def probe_latents(rows: int, dim: int, like: Call, seed: int = 0) -> Tensor:
@@ -61,77 +64,43 @@ def settle(
     """The first combination of part, width, precision and shape with which ``model`` runs.
 
     Raises:
-        InvalidArgumentError: an option is malformed, or ``latent_dim`` can be read off nothing.
+        InvalidArgumentError: an option is malformed, or ``latent_dim`` is in doubt or can be read off nothing.
         DecoderError: the model cannot be called, with the words of its own error.
     """
-    latent_dim, latent_shape = _check_width(latent_dim, latent_shape)
+    latent_dim, latent_shape = check_width(latent_dim, latent_shape)
     parts = find_parts(model, method)
     for part in parts:
         refuse_unready(part)
-    widths = list(_widths(model, parts, latent_dim, latent_shape))
+    widths = list(candidates(model, parts, latent_dim, latent_shape))
     if not widths:
         raise InvalidArgumentError(
             f"`latent_dim` cannot be read off {parts[0].name}: it has no attribute such as latent_dim and no layer "
             "that tells. Pass latent_dim=, the number of columns of its latents, or latent_shape= where they have axes."
         )
-    attempts = _Attempts(output, condition)
+    attempts = _Attempts(model, output, condition)
     for part in parts:
         found = attempts.run(part, widths, given=latent_dim is not None)
         if found is not None:
             if len(parts) > 1:
                 _refuse_ambiguous(found, part, parts, attempts, widths)
             return found
+    if attempts.doubted is not None:
+        raise attempts.doubted
     raise attempts.failure(parts[0], widths)
-
-
-def _check_width(dim: Any, shape: Any) -> tuple[int | None, tuple[int, ...] | None]:
-    if dim is not None:
-        if not is_integer(dim) or dim < 1:
-            raise InvalidArgumentError(f"`latent_dim` must be a positive integer; got {describe(dim)}.")
-        dim = int(dim)
-    if shape is None:
-        return dim, None
-    shape = tuple(shape) if isinstance(shape, (list, tuple)) else (shape,)
-    if not shape or not all(is_integer(n) and n > 0 for n in shape):
-        raise InvalidArgumentError(
-            f"`latent_shape` must be the shape of one latent without the batch axis, such as (100, 1, 1); "
-            f"got {shape!r}."
-        )
-    shape = tuple(int(n) for n in shape)
-    if dim is not None and math.prod(shape) != dim:
-        raise InvalidArgumentError(
-            f"`latent_shape` {shape} holds {math.prod(shape)} numbers, but `latent_dim` is {dim}. Drop one of the two."
-        )
-    return math.prod(shape), shape
-
-
-def _widths(
-    model: Any, parts: list[Part], dim: int | None, shape: tuple[int, ...] | None
-) -> Iterator[tuple[int, tuple[int, ...] | None, str]]:
-    if shape is not None:
-        yield math.prod(shape), shape, "`latent_shape`"
-        return
-    suggested = list(dict.fromkeys(width for part in parts for width in width_candidates(model, part)))
-    if dim is not None:
-        yield dim, None, "`latent_dim`"
-        yield from (width for width in suggested if width[0] == dim and width[1] is not None)
-        return
-    for width, shaped, source in suggested:
-        yield width, None, source
-        if shaped is not None:
-            yield width, shaped, source
 
 
 class _Attempts:
     """Tries combinations and keeps the first failure, which is that of the likeliest one."""
 
-    def __init__(self, output: Any, condition: Any):
+    def __init__(self, model: Any, output: Any, condition: Any):
+        self.model = model
         self.output = output
         self.condition = condition
         self.first: Exception | None = None
         self.informative: DecoderError | None = None
+        self.doubted: InvalidArgumentError | None = None
 
-    def run(self, part: Part, widths: list[tuple[int, tuple[int, ...] | None, str]], given: bool) -> Settled | None:
+    def run(self, part: Part, widths: list[Width], given: bool) -> Settled | None:
         for dim, shape, source in widths:
             for call, note in self._calls(part, shape):
                 tried = self._try(call, dim)
@@ -148,8 +117,20 @@ class _Attempts:
                 notes += [words for words in (note, columns) if words]
                 if call.batch is not None:
                     notes.append(f"takes batches of {call.batch} rows only; others are padded or cut up")
-                return Settled(call, dim, tuple(notes), _one_by_one(failed) if call.batch == 1 else "")
+                doubts = doubt(part, (dim, shape, source), widths, partial(self._runs_on, call))
+                if doubts:
+                    self.doubted = self.doubted or InvalidArgumentError(doubts + self._others(part))
+                    break
+                warning = _one_by_one(failed) if call.batch == 1 else ""
+                return Settled(call, dim, tuple(notes), warning, "" if given else source)
         return None
+
+    def _runs_on(self, call: Call, dim: int) -> bool:
+        return isinstance(self._once(call, dim), Tensor)
+
+    def _others(self, part: Part) -> str:
+        others = other_decoders(self.model, part)
+        return f" Beside it the model has {', '.join(others)}." if others else ""
 
     def _calls(self, part: Part, shape: tuple[int, ...] | None) -> Iterator[tuple[Call, str]]:
         roots = tuple(dict.fromkeys((*part.roots, *modules_used_by(self.output, self.condition))))
@@ -208,7 +189,7 @@ class _Attempts:
                 self.informative = self.informative or error
             return error
 
-    def failure(self, part: Part, widths: list[tuple[int, tuple[int, ...] | None, str]]) -> DecoderError:
+    def failure(self, part: Part, widths: list[Width]) -> DecoderError:
         if self.informative is not None:
             return self.informative
         tried = ", ".join(dict.fromkeys(f"{dim} ({source})" for dim, _, source in widths))
@@ -217,6 +198,7 @@ class _Attempts:
             f"It says: {_words(self.first)}. {_signature(part)}Check latent_dim=; say with method= which part decodes, "
             "with condition= what it needs beside z, with latent_shape= which axes a latent has. "
             f"{advice(self.condition)}".rstrip()
+            + self._others(part)
         )
         error.__cause__ = self.first
         return error
@@ -256,9 +238,7 @@ def _words(error: Exception | None) -> str:
     return f"{type(error).__name__}: {text[:300]}{'...' if len(text) > 300 else ''}"
 
 
-def _refuse_ambiguous(
-    found: Settled, part: Part, parts: list[Part], attempts: _Attempts, widths: list[tuple[int, Any, str]]
-) -> None:
+def _refuse_ambiguous(found: Settled, part: Part, parts: list[Part], attempts: _Attempts, widths: list[Width]) -> None:
     """Refuse where ``.decode`` and ``.decoder`` both run and do not give the same numbers."""
     halves = [p for p in parts if p.name.endswith((".decode", ".decoder"))]
     if part not in halves:
