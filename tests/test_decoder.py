@@ -544,6 +544,55 @@ def test_a_model_that_takes_one_latent_at_a_time_is_slow_and_says_so():
     assert torch.allclose(decoder(latents()).float(), inner(latents().float()))
 
 
+class Scales(nn.Module):
+    """Multiplies what it decodes, or a layer inside, by numbers of its own."""
+
+    def __init__(self, inside=False):
+        super().__init__()
+        self.net, self.head, self.inside = net(out=5), net(dim=5, out=7), inside
+
+    def forward(self, z, library, label=None):
+        return self.head(self.net(z) * library) if self.inside else self.net(z) * library
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("kind", [np.asarray, list, torch.tensor, lambda v: {"library": v}, lambda v: (v, 0)])
+def test_one_value_a_row_is_not_spread_over_the_outputs(inside, kind):
+    model, values = Scales(inside), [1.0, 2.0, 3.0, 4.0, 5.0]
+    words = (
+        r"`condition`.* must be what belongs to one row; got shape \(5,\).*pass it with a first axis of one, \(1, 5\)"
+    )
+    with pytest.raises(InvalidArgumentError, match=words):
+        Decoder(model, latent_dim=2, condition=kind(values))
+    decoder = Decoder(model, latent_dim=2, condition=np.array([values]))
+    assert torch.allclose(decoder(latents()).float(), model(latents().float(), torch.tensor([values])))
+    assert Decoder(model, latent_dim=2, condition=[2.0]).output_dim == (7 if inside else 5)
+
+
+def test_a_row_of_numbers_that_a_model_takes_as_such_is_no_matter():
+    # one-hot rows where labels are taken too
+    decoder = Decoder(Counts(), latent_dim=2, condition={"library": [2.0], "batch": [0.0, 0.0, 1.0]})
+    label = torch.tensor([[0.0, 0.0, 1.0]]).expand(5, -1)
+    assert torch.allclose(decoder(latents()).float(), Counts()(latents().float(), torch.full((5, 1), 2.0), label))
+
+
+def test_numbers_that_run_on_so_many_rows_by_chance_are_columns():
+    model = Scales()
+    model.net = net(out=4)  # as many outputs as rows are tried
+    decoder = Decoder(model, latent_dim=2, condition=[2.0])
+    assert "(B, 1)" in decoder.describe() and "batches of" not in decoder.describe()
+    assert torch.allclose(decoder(latents()).float(), 2.0 * model.net(latents().float()))
+
+
+def test_outputs_whose_number_grows_with_the_rows_are_refused():
+    class Image(Scales):
+        def forward(self, z, library):
+            return super().forward(z, library=1.0).view(-1, 1, 5, 1) * library
+
+    with pytest.raises(DecoderError, match=r"4 latents gave 20 outputs each and 5 gave 25.*One condition serves all"):
+        Decoder(Image(), latent_dim=2, condition=np.ones((5, 1)))
+
+
 def test_query_points():
     points = torch.linspace(0, 1, 14).view(7, 2)
     decoder = Decoder(Queried(), latent_dim=2, condition=points)

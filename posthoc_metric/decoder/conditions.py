@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, combinations
 from typing import Any
 
@@ -38,26 +38,47 @@ def as_columns(condition: Any) -> Iterator[tuple[Any, str]]:
 
     Fewest first; as columns a model takes what it concatenates with its layers' inputs, or multiplies its outputs by.
     """
-    named: dict[Any, Any] = {"condition": condition}
-    if isinstance(condition, Mapping):
-        named = dict(condition)
-    elif isinstance(condition, tuple):
-        named = dict(enumerate(condition))
+    named = _named(condition)
     single = [name for name, value in named.items() if _is_single_number(value)][:_MOST_SINGLE]
     for chosen in chain.from_iterable(combinations(single, count) for count in range(1, len(single) + 1)):
         changed = {name: _array(value).reshape(1, 1) if name in chosen else value for name, value in named.items()}
-        note = f"{', '.join(map(str, chosen))} handed over as (B, 1)"
-        if isinstance(condition, Mapping):
-            yield changed, note
-        elif isinstance(condition, tuple):
-            yield tuple(changed.values()), f"condition {note}"
-        else:
-            yield changed["condition"], note
+        words = "condition " if isinstance(condition, tuple) else ""
+        yield _like(condition, changed), f"{words}{', '.join(map(str, chosen))} handed over as (B, 1)"
+
+
+def spread(condition: Any, outputs: Callable[[Any], Tensor | None]) -> str:
+    """A refusal of an array that may be one value a row and is spread over something else; empty where none is.
+
+    It is spread where the model gives the same for the first value alone as for that value in all places: what is
+    concatenated or multiplied by a matrix does not come in both widths.
+
+    Args:
+        outputs: of the model with another condition, ``None`` where it fails.
+    """
+    named = _named(condition)
+    for name, value in named.items():
+        array = _array(value) if isinstance(value, (list, np.ndarray, Tensor)) else None
+        if array is None or array.ndim == 0 or len(array) < 2:
+            continue
+        first = array[:1]
+        once, often = first.reshape(1, -1) if array.ndim == 1 else first, first.expand(array.shape)
+        one, many = (outputs(_like(condition, {**named, name: given})) for given in (once, often))
+        if one is None or many is None or one.shape != many.shape or not one.allclose(many, 1e-4, equal_nan=True):
+            continue
+        shape = tuple(array.shape)
+        which = "`condition`" if name == "condition" else f"`condition`, its {name!r}"
+        return (
+            f"{which} must be what belongs to one row; got shape {shape}, which may be one value for each of "
+            f"{len(array)} rows or {len(array)} values for every row, and the model runs either way, as where it "
+            "multiplies its outputs by them. If the first was meant pass that of one row and wrap the model once for "
+            f"each; if the second, pass it with a first axis of one, (1, {', '.join(map(str, shape))})."
+        )
+    return ""
 
 
 def advice(condition: Any) -> str:
     """What to try where a model fails with ``condition``, which it may have been handed otherwise than was meant."""
-    floats = [value for value in _values(condition) if isinstance(value, float)]
+    floats = [value for value in _named(condition).values() if isinstance(value, float)]
     words = [
         f"A plain float is passed on as it is; for a number a row, pass [{value!r}]." for value in dict.fromkeys(floats)
     ]
@@ -67,7 +88,7 @@ def advice(condition: Any) -> str:
 def several_rows(condition: Any) -> str:
     """That an array in ``condition`` is not taken for one value for each row, if one looks as if it were."""
     words = []
-    for value in _values(condition):
+    for value in _named(condition).values():
         shape = tuple(value.shape) if isinstance(value, (np.ndarray, Tensor)) else ()
         if isinstance(value, list) and all(isinstance(item, (int, float)) for item in value):
             shape = (len(value),)
@@ -80,10 +101,17 @@ def several_rows(condition: Any) -> str:
     return " ".join(dict.fromkeys(words))
 
 
-def _values(condition: Any) -> list[Any]:
+def _named(condition: Any) -> dict[Any, Any]:
     if isinstance(condition, Mapping):
-        return list(condition.values())
-    return list(condition) if isinstance(condition, tuple) else [condition]
+        return dict(condition)
+    return dict(enumerate(condition)) if isinstance(condition, tuple) else {"condition": condition}
+
+
+def _like(condition: Any, named: dict[Any, Any]) -> Any:
+    """``named`` in the form of ``condition``."""
+    if isinstance(condition, Mapping):
+        return named
+    return tuple(named.values()) if isinstance(condition, tuple) else named["condition"]
 
 
 def _is_single_number(value: Any) -> bool:

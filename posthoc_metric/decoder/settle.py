@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import DecoderError, InvalidArgumentError
 from .call import Call
 from .carried import modules_used_by
-from .conditions import advice, as_columns
+from .conditions import advice, as_columns, several_rows, spread
 from .doubts import doubt
 from .frozen import EvalMode
 from .parts import Method, Part, find_parts, other_decoders, refuse_unready
@@ -121,12 +121,19 @@ class _Attempts:
                 if doubts:
                     self.doubted = self.doubted or InvalidArgumentError(doubts + self._others(part))
                     break
+                refusal = spread(call.condition, partial(self._with_condition, call, dim))
+                if refusal:
+                    raise InvalidArgumentError(refusal)
                 warning = _one_by_one(failed) if call.batch == 1 else ""
                 return Settled(call, dim, tuple(notes), warning, "" if given else source)
         return None
 
     def _runs_on(self, call: Call, dim: int) -> bool:
         return isinstance(self._once(call, dim), Tensor)
+
+    def _with_condition(self, call: Call, dim: int, condition: Any) -> Tensor | None:
+        value = self._once(replace(call, condition=condition), dim)
+        return value if isinstance(value, Tensor) else None
 
     def _others(self, part: Part) -> str:
         others = other_decoders(self.model, part)
@@ -159,18 +166,22 @@ class _Attempts:
 
         Where it fails its condition is reshaped, or it is called in the batch size that its own error names.
         """
-        value = self._once(call, dim)
-        if isinstance(value, Tensor):
-            # it may run on just so many rows, as an exported program or one that holds a table of so many
-            if isinstance(self._once(call, dim, ROWS + 1), Exception):
-                call = replace(call, batch=ROWS)
-            return call, value, "", None
-        failed = value
-        for condition, note in as_columns(call.condition):
+        failed: Exception | None = None
+        few = None
+        for condition, note in ((call.condition, ""), *as_columns(call.condition)):
             changed = replace(call, condition=condition)
             value = self._once(changed, dim)
-            if isinstance(value, Tensor):
+            if isinstance(value, Exception):
+                failed = failed or value
+                continue
+            more = self._once(changed, dim, ROWS + 1)
+            if isinstance(more, Tensor):
+                _check_width_stays(value, more, condition)
                 return changed, value, note, failed
+            # it may run on just so many rows, as an exported program or one that holds a table of so many
+            few = few or (replace(changed, batch=ROWS), value, note, None)
+        if few is not None or failed is None:
+            return few
         for batch in [] if isinstance(failed, DecoderError) else _batches(failed):
             padded = replace(call, batch=batch)
             value = self._once(padded, dim)
@@ -202,6 +213,15 @@ class _Attempts:
         )
         error.__cause__ = self.first
         return error
+
+
+def _check_width_stays(value: Tensor, more: Tensor, condition: Any) -> None:
+    if value.shape[1] != more.shape[1]:
+        raise DecoderError(
+            f"the decoder must give each latent as many outputs, whatever their number; {len(value)} latents gave "
+            f"{value.shape[1]} outputs each and {len(more)} gave {more.shape[1]}: it sets latents beside something "
+            f"of every other. {several_rows(condition)}".rstrip()
+        )
 
 
 def _one_by_one(failed: Exception | None) -> str:
