@@ -187,6 +187,46 @@ def test_prefix_by_hand(tmp_path, z):
     assert_same(load_decoder(tmp_path / "m.pt", factory=half, prefix="b."), two, z)
 
 
+class Wrapped(nn.Module):
+    """All its names begin with those of its wrappers."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = nn.ModuleDict({"decoder": half()})
+
+    def forward(self, z):
+        return self.module["decoder"](z)
+
+
+@pytest.mark.parametrize(
+    ("save", "put"),
+    [
+        (lambda vae: vae.decoder.state_dict(), "module.decoder."),
+        (lambda vae: {f"decoder.{n}": t for n, t in vae.decoder.state_dict().items()}, "module."),
+        (lambda vae: {"state_dict": {f"net.{n}": t for n, t in vae.decoder.state_dict().items()}}, "module.decoder."),
+        (lambda vae: vae.state_dict(), "module."),
+    ],
+)
+def test_a_prefix_that_the_file_lacks_is_put_before_its_names(tmp_path, vae, z, save, put):
+    torch.save(save(vae), tmp_path / "m.pt")
+    decoder = load_decoder(tmp_path / "m.pt", factory=Wrapped)
+    assert_same(decoder, vae.decoder, z)
+    assert f"prefix '{put}' put before their names" in decoder.describe()
+
+
+def test_a_prefix_is_put_before_the_names_of_one_set_of_weights_only(tmp_path, vae, z):
+    torch.save({"net": vae.decoder.state_dict(), "other": half().state_dict()}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=r"several sets of weights.*key 'net'.*key 'other'.*key="):
+        load_decoder(tmp_path / "m.pt", factory=Wrapped)
+    assert_same(load_decoder(tmp_path / "m.pt", factory=Wrapped, key="net"), vae.decoder, z)
+
+
+def test_no_prefix_makes_up_for_weights_that_are_missing(tmp_path, vae):
+    torch.save(vae.decoder.state_dict(), tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="missing"):
+        load_decoder(tmp_path / "m.pt", factory=VAE)  # its encoder has no weights there
+
+
 def test_weights_of_another_class_are_refused(tmp_path, vae):
     torch.save(vae.state_dict(), tmp_path / "m.pt")
     with pytest.raises(CheckpointError, match=r"another shape.*\(8, 2\)"):

@@ -68,6 +68,7 @@ def load_decoder(
         factory_kwargs: its keyword arguments.
         key: where in the file the state dict is, such as ``"netG_state_dict"``; by default it is looked for.
         prefix: what stands before the module's names in the file, such as ``"model.decoder."``; by default looked for.
+            What stands before all names of the module and not in the file, as a wrapper's does, is put before these.
         strict: refuse weights that the module has no place for, other than those of an encoder and the like.
         trust: the file comes from someone you trust: code in it may run.
         latent_dim, method, output, condition, latent_shape, observe: as for :class:`~posthoc_metric.Decoder`.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,38 +13,12 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .as_torch import left_over, places
+from .named import State, bare
 
-_WRAPPERS = re.compile(r"(^|(?<=\.))(module|_orig_mod)\.")
 _AVERAGED = re.compile(r"(^|[._])(ema|averaged|shadow)([._]|$)|ema_|_ema")
 _OTHER_PARTS = re.compile(r"enc|disc|critic|loss|lpips|ema|teacher|prior|posterior|quant|class|metric|netd|^mu$|logvar")
 _DEPTH = 3
 _OWN_WAY = "they are not named or shaped as the module's own: filled by its own way of loading"
-
-
-class State(dict[str, Tensor]):
-    """Tensors by name.
-
-    Attributes:
-        _metadata: by the name of a module, what version of its class saved it; torch reads it under this name.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor], metadata: Any = None):
-        super().__init__(tensors)
-        told = metadata if isinstance(metadata, Mapping) else {}
-        self._metadata = {name: value for name, value in told.items() if isinstance(value, Mapping)}
-
-    def behind(self, prefix: str) -> State:
-        """What stands behind ``prefix``, by the rest of its name."""
-        versions = {f"{name}." if name else "": value for name, value in self._metadata.items()}
-        return State(
-            {key[len(prefix) :]: value for key, value in self.items() if key.startswith(prefix)},
-            {key[len(prefix) : -1]: value for key, value in versions.items() if key.startswith(prefix)},
-        )
-
-    def bare(self) -> State:
-        """The same without wrappers in the names."""
-        versions = {_bare(f"{name}.").removesuffix("."): value for name, value in self._metadata.items()}
-        return State({_bare(key): value for key, value in self.items()}, versions)
 
 
 @dataclass(frozen=True)
@@ -117,6 +92,11 @@ def fill(
         for fit in _by_loading(module, wanted, states, prefix, strict):
             _keep(fits, fit)
     if not fits:
+        for fit in _by_adding(wanted, states, prefix, strict):
+            _keep(fits, fit)
+        if len(fits) > 1:
+            raise CheckpointError(_several(fits, path))
+    if not fits:
         raise CheckpointError(_why_not(wanted, states, prefix, strict, path))
     best = _choose(fits, path)
     tensors = best.tensors
@@ -153,13 +133,25 @@ def _by_loading(
 ) -> Iterator[_Fit]:
     """Where the names are others, but the module's own way of loading fills it from them."""
     for name, state in states.items():
-        likely = [prefix] if prefix is not None else places(wanted, dict.fromkeys([*state, *map(_bare, state)]))
+        likely = [prefix] if prefix is not None else places(wanted, dict.fromkeys([*state, *map(bare, state)]))
         for found in likely:
             for tensors in _namings(state, found):
                 beside = left_over(module, tensors)
                 if beside is not None and not (strict and any(not _is_other_part(n) for n in beside)):
                     yield _Fit(name, found, tensors, _OWN_WAY)
                     break
+
+
+def _by_adding(
+    wanted: Mapping[str, Tensor], states: Mapping[str, State], prefix: str | None, strict: bool
+) -> Iterator[_Fit]:
+    """Where all names of the module begin alike, as those of a wrapper do, and the file's lack that beginning."""
+    steps = os.path.commonprefix([name.split(".")[:-1] for name in wanted])
+    for count in range(1, len(steps) + 1):
+        head = "".join(f"{step}." for step in steps[:count])
+        inner = {name[len(head) :]: tensor for name, tensor in wanted.items()}
+        for fit in _by_name(inner, states, prefix, strict):
+            yield replace(fit, tensors=fit.tensors.under(head), note=f"prefix {head!r} put before their names")
 
 
 def _keep(fits: list[_Fit], fit: _Fit) -> None:
@@ -172,10 +164,6 @@ def _same(one: State, other: State) -> bool:
     return one.keys() == other.keys() and all(one[name] is other[name] for name in one)
 
 
-def _bare(name: str) -> str:
-    return _WRAPPERS.sub("", name)
-
-
 def _prefixes(wanted: Mapping[str, Tensor], state: State) -> list[str]:
     """Prefixes with which a name of the module ends a name in the file."""
     # older files have no counts of batches
@@ -184,7 +172,7 @@ def _prefixes(wanted: Mapping[str, Tensor], state: State) -> list[str]:
         return []
     probe = max(names, key=lambda name: (name.count("."), len(name)))
     found = [key[: -len(probe)] for key in state if key == probe or key.endswith("." + probe)]
-    found += [bare[: -len(probe)] for bare in map(_bare, state) if bare == probe or bare.endswith("." + probe)]
+    found += [key[: -len(probe)] for key in map(bare, state) if key == probe or key.endswith("." + probe)]
     return list(dict.fromkeys(found))
 
 
@@ -208,9 +196,9 @@ def _namings(state: State, prefix: str) -> Iterator[State]:
     """What stands behind ``prefix``, as it is named and without wrappers in the names."""
     inner = state.behind(prefix)
     yield inner
-    bare = state.bare().behind(_bare(prefix))
-    if bare.keys() != inner.keys():
-        yield bare
+    plain = state.bare().behind(bare(prefix))
+    if plain.keys() != inner.keys():
+        yield plain
 
 
 def _shape(tensor: Tensor) -> torch.Size | None:
@@ -230,8 +218,12 @@ def _choose(fits: list[_Fit], path: Any) -> _Fit:
     left = [fit for fit in left if fit.prefix == ""] or left
     if len(left) == 1:
         return left[0]
-    choices = "; ".join(map(str, left))
-    raise CheckpointError(f"several sets of weights in {path} fit the module: {choices}. Choose with key= or prefix=.")
+    raise CheckpointError(_several(left, path))
+
+
+def _several(fits: list[_Fit], path: Any) -> str:
+    choices = "; ".join(map(str, fits))
+    return f"several sets of weights in {path} fit the module: {choices}. Choose with key= or prefix=."
 
 
 def _why_not(

@@ -1,0 +1,47 @@
+"""Tensors by name, as checkpoints hold them, with what comes before the names taken off or put on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+_WRAPPERS = re.compile(r"(^|(?<=\.))(module|_orig_mod)\.")
+
+
+def bare(name: str) -> str:
+    """``name`` without the wrappers that DataParallel and torch.compile put into it."""
+    return _WRAPPERS.sub("", name)
+
+
+class State(dict[str, Tensor]):
+    """Tensors by name.
+
+    Attributes:
+        _metadata: by the name of a module, what version of its class saved it; torch reads it under this name.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], metadata: Any = None):
+        super().__init__(tensors)
+        told = metadata if isinstance(metadata, Mapping) else {}
+        self._metadata = {name: value for name, value in told.items() if isinstance(value, Mapping)}
+
+    def behind(self, prefix: str) -> State:
+        """What stands behind ``prefix``, by the rest of its name."""
+        versions = {f"{name}." if name else "": value for name, value in self._metadata.items()}
+        return State(
+            {key[len(prefix) :]: value for key, value in self.items() if key.startswith(prefix)},
+            {key[len(prefix) : -1]: value for key, value in versions.items() if key.startswith(prefix)},
+        )
+
+    def under(self, prefix: str) -> State:
+        """The same with ``prefix`` before the names."""
+        versions = {f"{prefix}{name}".removesuffix("."): value for name, value in self._metadata.items()}
+        return State({prefix + key: value for key, value in self.items()}, versions)
+
+    def bare(self) -> State:
+        """The same without wrappers in the names."""
+        versions = {bare(f"{name}.").removesuffix("."): value for name, value in self._metadata.items()}
+        return State({bare(key): value for key, value in self.items()}, versions)
