@@ -584,6 +584,27 @@ def test_numbers_that_run_on_so_many_rows_by_chance_are_columns():
     assert torch.allclose(decoder(latents()).float(), 2.0 * model.net(latents().float()))
 
 
+def test_labels_whose_axis_a_squeeze_takes_from_a_single_row():
+    class Squeezed(Counts):
+        def one_hot(self, batch):
+            return nn.functional.one_hot(batch.squeeze(-1), self.batches).float()
+
+    decoder = Decoder(Squeezed(), latent_dim=2, condition={"library": [2.0], "batch": 1})
+    assert "batch handed over as (B, 1)" in decoder.describe()
+    assert torch.allclose(decoder(latents()[:1]), decoder(latents())[:1], atol=1e-5)
+
+
+def test_a_row_that_fails_alone_is_not_left_alone():
+    inner = net()
+
+    def squeezed(z):
+        return torch.cat([inner(z).squeeze(), z], 1)
+
+    decoder = Decoder(squeezed, latent_dim=2)
+    assert "handed over twice" in decoder.describe() and "batches of" not in decoder.describe()
+    assert torch.allclose(decoder.jacobian(latents()[:1]), decoder.jacobian(latents())[:1], atol=1e-5)
+
+
 def test_outputs_whose_number_grows_with_the_rows_are_refused():
     class Image(Scales):
         def forward(self, z, library):

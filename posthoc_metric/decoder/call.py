@@ -29,6 +29,7 @@ class Call:
         dtype, device: of the latents that the model wants.
         as_numpy: hand the latents over as a NumPy array.
         batch: the only number of rows the model takes; ``None`` where it takes any.
+        alone: whether the model takes a row without others.
     """
 
     target: Callable[..., Any]
@@ -40,6 +41,7 @@ class Call:
     device: torch.device = torch.device("cpu")
     as_numpy: bool = False
     batch: int | None = None
+    alone: bool = True
 
     def __call__(self, z: Tensor) -> Tensor:
         """(B, d) -> (B, D), in torch operations where the model is."""
@@ -47,6 +49,8 @@ class Call:
 
     def shaped(self, z: Tensor) -> Tensor:
         """(B, d) -> (B, ...) in the model's own shape."""
+        if not self.alone and len(z) == 1:
+            return self._once(z.expand(2, -1))[:1]
         if self.batch is None:
             return self._once(z)
         pieces = []

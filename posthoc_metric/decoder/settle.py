@@ -117,6 +117,8 @@ class _Attempts:
                 notes += [words for words in (note, columns) if words]
                 if call.batch is not None:
                     notes.append(f"takes batches of {call.batch} rows only; others are padded or cut up")
+                if not call.alone:
+                    notes.append("a single row is handed over twice: alone it fails, as with a squeeze()")
                 doubts = doubt(part, (dim, shape, source), widths, partial(self._runs_on, call))
                 if doubts:
                     self.doubted = self.doubted or InvalidArgumentError(doubts + self._others(part))
@@ -174,12 +176,15 @@ class _Attempts:
             if isinstance(value, Exception):
                 failed = failed or value
                 continue
-            more = self._once(changed, dim, ROWS + 1)
-            if isinstance(more, Tensor):
-                _check_width_stays(value, more, condition)
+            more, lone = self._once(changed, dim, ROWS + 1), self._once(changed, dim, 1)
+            if isinstance(more, Exception):
+                # it may run on just so many rows, as an exported program or one that holds a table of so many
+                few = few or (replace(changed, batch=ROWS), value, note, None)
+                continue
+            _check_width_stays(value, more, condition)
+            if isinstance(lone, Tensor) and lone.shape[1] == value.shape[1]:
                 return changed, value, note, failed
-            # it may run on just so many rows, as an exported program or one that holds a table of so many
-            few = few or (replace(changed, batch=ROWS), value, note, None)
+            few = few or (replace(changed, alone=False), value, note, None)
         if few is not None or failed is None:
             return few
         for batch in [] if isinstance(failed, DecoderError) else _batches(failed):
