@@ -220,6 +220,32 @@ def test_modules_are_found_in_options_too(option):
     assert precise(latents()).dtype == torch.float64
 
 
+BASIS = torch.randn(5, 7, generator=torch.Generator().manual_seed(3))
+
+
+class Basis:
+    def __init__(self, net):
+        self.net, self.basis = net, BASIS
+
+    def decode(self, z):
+        return self.net(z) @ self.basis
+
+
+@pytest.mark.parametrize("function", [lambda z: NET(z) @ BASIS, Basis(NET).decode, lambda z: (z @ BASIS[:2]).sin()])
+def test_tensors_beside_the_modules_are_copied_in_another_precision_too(function):
+    decoder = Decoder(function, latent_dim=2)
+    precise = decoder.in_float64()
+    assert precise is not None and "float64" not in decoder.describe()
+    assert torch.allclose(precise(latents()).float(), decoder(latents().float()), atol=1e-5)
+    assert BASIS.dtype == torch.float32
+
+
+def test_parameters_held_beside_their_module_stay_those_of_its_copy():
+    weight = NET[3].weight
+    twin = Decoder(lambda z: NET(z) @ weight, latent_dim=2).in_float64()
+    assert twin is not None and twin.dtype == torch.float64
+
+
 def test_what_is_its_own_copy_is_not_written_to():
     cached = functools.lru_cache(lambda z: NET(z))
     decoder = Decoder(lambda z: cached(z), latent_dim=2)

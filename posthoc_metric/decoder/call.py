@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DecoderError
-from .carried import over_copies
+from .carried import over_copies, tensors_used_by
 from .conditions import arguments
 from .outputs import Output, pick
 
@@ -85,7 +85,11 @@ class Call:
         Raises:
             Exception: whatever the model raises when it is copied or converted.
         """
-        twin = copy.deepcopy(self)
+        memo: dict[int, Any] = {}
+        copy.deepcopy(self.roots, memo)
+        for tensor in tensors_used_by(self.target, self.output, self.condition):
+            memo.setdefault(id(tensor), tensor.detach().to(dtype))  # unless it is a module's parameter too
+        twin = copy.deepcopy(self, memo)
         for root in twin.roots:
             root.to(dtype)
         return replace(twin, dtype=dtype)

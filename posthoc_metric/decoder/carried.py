@@ -1,48 +1,63 @@
-"""Modules that a callable carries along: which they are, and the same callable over copies of them.
+"""Modules and tensors that a callable carries along: which they are, and the same callable over copies of them.
 
 A function is what ``copy.deepcopy`` leaves as it is, so that a copy of a call that is one would go on with the modules
 of the original, in their precision.  Of objects that hold modules no more is copied than what leads to those: a trainer
 may hold its data beside them.
 
-Modules are looked for in variables, arguments, attributes and entries, no more than ``_STEPS`` of them in a row.
+They are looked for in variables, arguments, attributes and entries, no more than ``_STEPS`` of them in a row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .holders import Place, filled, parts_of, shell
 
 #: as from a decorated function to the function, its bound method, the owner of that, a dictionary and a module in it
 _STEPS = 5
+#: what is replaced by copies
+_COPIED = (nn.Module, Tensor)
 #: holders that are looked into, the nearest first
 _MOST = 10_000
 
 
 def modules_used_by(*values: Any) -> tuple[nn.Module, ...]:
     """Modules that callables carry along, the nearest first, so that their mode, dtype and device are known."""
-    reached = [*values, *(part for value in values for _, parts in _holders(value).values() for part in parts.values())]
-    return tuple({id(part): part for part in reached if isinstance(part, nn.Module)}.values())
+    return tuple({id(part): part for part in _reached(values) if isinstance(part, nn.Module)}.values())
+
+
+def tensors_used_by(*values: Any) -> tuple[Tensor, ...]:
+    """Floating-point tensors that callables carry along beside modules, such as scales and bases."""
+    found = {id(part): part for part in _reached(values) if isinstance(part, Tensor) and part.is_floating_point()}
+    return tuple(found.values())
+
+
+def _reached(values: tuple[Any, ...]) -> Iterator[Any]:
+    for value in values:
+        yield value
+        for _, parts in _holders(value).values():
+            yield from parts.values()
 
 
 def over_copies(value: Any, copies: dict[int, Any]) -> Any:
-    """``value`` over the copies of the modules that it carries along; itself where there are none.
+    """``value`` over the copies of what it carries along; itself where there are none.
 
     Args:
-        value: a callable, or anything else that :func:`modules_used_by` looks into.
+        value: a callable, or anything else that can be looked into.
         copies: by the ``id`` of what was copied, the ``memo`` of ``copy.deepcopy``.
 
     Raises:
-        TypeError: a module is held by what cannot be copied, such as a cache.
+        TypeError: something copied is held by what cannot be copied, such as a cache.
     """
     holders = _holders(value)
     concerned = _leading_to(holders, copies)
     twins: dict[int, Any] = {}
 
     def twin(part: Any) -> Any:
-        if isinstance(part, nn.Module):
+        if isinstance(part, _COPIED):
             return copies.get(id(part), part)
         if id(part) not in concerned:
             return part
@@ -82,6 +97,6 @@ def _leading_to(holders: dict[int, tuple[Any, dict[Place, Any]]], copies: dict[i
     while len(concerned) > before:
         before = len(concerned)
         for key, (_, parts) in holders.items():
-            if any(id(part) in (copies if isinstance(part, nn.Module) else concerned) for part in parts.values()):
+            if any(id(part) in (copies if isinstance(part, _COPIED) else concerned) for part in parts.values()):
                 concerned.add(key)
     return concerned

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from .._arrays import bad_rows, name_rows
 from ..errors import DecoderError
 from .call import Call
+from .carried import tensors_used_by
 from .conditions import several_rows
 
 #: parameters beyond this are not copied to float64 for the check
@@ -150,7 +151,8 @@ def in_float64(call: Call, z: Tensor, value: Tensor, unit: float = 1.0) -> Call 
     """The call in float64, where the model can be copied or does not mind the precision of its input."""
     if call.dtype == torch.float64:
         return call
-    size = sum(p.numel() * p.element_size() for root in call.roots for p in root.parameters())
+    weights = [p for root in call.roots for p in root.parameters()]
+    size = sum(p.numel() * p.element_size() for p in (*weights, *tensors_used_by(call.target, call.output)))
     if size > _COPY_BYTES:
         return None
     try:
