@@ -614,6 +614,19 @@ def test_outputs_whose_number_grows_with_the_rows_are_refused():
         Decoder(Image(), latent_dim=2, condition=np.ones((5, 1)))
 
 
+def test_a_function_of_one_latent_without_a_batch_is_told_how_to_take_one():
+    inner = net()
+
+    def one(z):
+        assert z.ndim == 1
+        return inner(z).view(2, 3)
+
+    with pytest.raises(DecoderError, match=r"runs on one latent of shape \(2,\): wrap torch.vmap of it"):
+        Decoder(one, latent_dim=2)
+    decoder = Decoder(torch.vmap(one), latent_dim=2)
+    assert torch.allclose(decoder(latents()).float(), inner(latents().float()))
+
+
 def test_query_points():
     points = torch.linspace(0, 1, 14).view(7, 2)
     decoder = Decoder(Queried(), latent_dim=2, condition=points)

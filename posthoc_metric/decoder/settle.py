@@ -205,6 +205,15 @@ class _Attempts:
                 self.informative = self.informative or error
             return error
 
+    def _one_without_axis(self, part: Part, widths: list[Width]) -> str:
+        """What to do with a function of one latent (d,), as those are written that are to be mapped over a batch."""
+        for dim, shape, _ in widths:
+            for call, _ in self._calls(part, None) if shape is None else ():
+                single = replace(call, target=lambda z, *given, **named: part.target(z[0], *given, **named))
+                if isinstance(self._once(single, dim, 1), Tensor):
+                    return f" It runs on one latent of shape ({dim},): wrap torch.vmap of it, which takes a batch."
+        return ""
+
     def failure(self, part: Part, widths: list[Width]) -> DecoderError:
         if self.informative is not None:
             return self.informative
@@ -215,6 +224,7 @@ class _Attempts:
             "with condition= what it needs beside z, with latent_shape= which axes a latent has. "
             f"{advice(self.condition)}".rstrip()
             + self._others(part)
+            + self._one_without_axis(part, widths)
         )
         error.__cause__ = self.first
         return error
