@@ -627,6 +627,26 @@ def test_a_function_of_one_latent_without_a_batch_is_told_how_to_take_one():
     assert torch.allclose(decoder(latents()).float(), inner(latents().float()))
 
 
+def test_of_a_model_that_differentiates_inside_no_graph_is_kept():
+    """Steps down an energy, as models of molecules and of forces take."""
+    potential = net(dim=3, out=1)
+
+    def relaxed(z):
+        with torch.enable_grad():
+            x = torch.zeros_like(z[:, :1]).requires_grad_()
+            (slope,) = torch.autograd.grad(potential(torch.cat([x, z], 1)).sum(), x, create_graph=True)
+        return x - slope
+
+    decoder = Decoder(relaxed, latent_dim=2)
+    z = latents()
+    pushed, pulled = decoder.jvp(z, torch.ones_like(z)), decoder.vjp(z, torch.ones(5, 1))
+    results = decoder(z), *pushed, *pulled, *decoder.value_and_jacobian(z)
+    assert not any(result.requires_grad for result in results)
+    step = torch.tensor([1e-6, 1e-6], dtype=z.dtype)
+    precise = decoder.in_float64()
+    assert torch.allclose(pushed[1], (precise(z + step) - precise(z - step)) / 2e-6, atol=1e-5)
+
+
 def test_query_points():
     points = torch.linspace(0, 1, 14).view(7, 2)
     decoder = Decoder(Queried(), latent_dim=2, condition=points)

@@ -56,11 +56,12 @@ def check_values(value: Tensor, *, drawn: bool) -> None:
 
 
 def finite(result: Tensor, what: str) -> Tensor:
-    """``result`` (B, ...), refused where it is NaN or infinite.
+    """``result`` (B, ...), without the graph of a model that differentiates inside; refused where it is not finite.
 
     Raises:
         DecoderError: it is; ``rows`` says where.
     """
+    result = result.detach()
     bad = bad_rows(result)
     if bad is not None:
         raise DecoderError(
