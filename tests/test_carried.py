@@ -240,6 +240,20 @@ def test_tensors_beside_the_modules_are_copied_in_another_precision_too(function
     assert BASIS.dtype == torch.float32
 
 
+def test_tensors_that_a_module_has_as_plain_attributes_are_copied_too():
+    class Grid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.basis = mlp(), BASIS
+
+        def forward(self, z):
+            return self.net(z) @ self.basis
+
+    decoder = Decoder(Grid())
+    assert decoder.in_float64() is not None and "float64" not in decoder.describe()
+    assert BASIS.dtype == torch.float32
+
+
 def test_parameters_held_beside_their_module_stay_those_of_its_copy():
     weight = NET[3].weight
     twin = Decoder(lambda z: NET(z) @ weight, latent_dim=2).in_float64()

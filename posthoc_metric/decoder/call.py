@@ -92,6 +92,10 @@ class Call:
         twin = copy.deepcopy(self, memo)
         for root in twin.roots:
             root.to(dtype)
+            for module in root.modules():
+                for name, value in list(vars(module).items()):
+                    if isinstance(value, Tensor) and value.is_floating_point():
+                        vars(module)[name] = value.to(dtype)  # one that is no buffer is not converted otherwise
         return replace(twin, dtype=dtype)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Call:
