@@ -318,6 +318,14 @@ def test_outputs_are_picked(wrap, output):
     assert decoder.jacobian(latents()).shape == (5, 6, 2)
 
 
+def test_one_number_a_row_without_an_axis_of_its_own():
+    decoder = Decoder(lambda z: z.sin().sum(1), latent_dim=2)
+    assert decoder.output_dim == 1 and decoder.output_shape == ()
+    assert torch.allclose(decoder.jacobian(latents())[:, 0], latents().cos())
+    # a single row is not taken for that number
+    assert decoder(latents()[:1]).shape == (1, 1)
+
+
 class ForeignArray:
     """What another library's arrays look like: NumPy can read them, and may not write to them."""
 

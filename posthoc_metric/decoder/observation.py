@@ -205,7 +205,7 @@ class Unclear:
 
 def observation(calls: list[tuple[Distribution, Tensor]], output: Tensor) -> Observer | None:
     """What brings data to an output (n, ...), by the calls of ``fisher_rao`` while it was made."""
-    flat = output.flatten(1)
+    flat = output.reshape(len(output), -1)  # a number a row has no axis of its own
     for distribution, coordinates in reversed(calls):
         # a model of fixed batches is called with more rows than are wanted, or with one after another
         rows = min(coordinates.shape[0], len(flat)) if coordinates.ndim else 0
