@@ -254,6 +254,25 @@ def test_tensors_that_a_module_has_as_plain_attributes_are_copied_too():
     assert BASIS.dtype == torch.float32
 
 
+def test_functions_that_a_module_has_as_attributes_are_over_its_copy():
+    class Flow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp()
+            self.rate = lambda t, x: self.net(x)[:, :2]
+
+        def forward(self, z):
+            for step in range(3):
+                z = z + self.rate(step, z) / 3
+            return z
+
+    model = Flow()
+    decoder = Decoder(model, latent_dim=2)
+    precise = decoder.in_float64()
+    assert precise is not None and "float64" not in decoder.describe()
+    assert torch.allclose(precise(latents()), model.double().eval()(latents()), atol=1e-12)
+
+
 def test_parameters_held_beside_their_module_stay_those_of_its_copy():
     weight = NET[3].weight
     twin = Decoder(lambda z: NET(z) @ weight, latent_dim=2).in_float64()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -100,6 +101,10 @@ class Call:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Call:
         roots = copy.deepcopy(self.roots, memo)
+        for module in dict.fromkeys(module for root in roots for module in root.modules()):
+            for name, value in list(vars(module).items()):
+                if inspect.isfunction(value):  # over the module itself, as solvers of equations are given one
+                    vars(module)[name] = over_copies(value, memo)
         carrying = {name: over_copies(getattr(self, name), memo) for name in ("target", "output", "condition")}
         if carrying["target"] is self.target:
             carrying["target"] = copy.deepcopy(self.target, memo)
