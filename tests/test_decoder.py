@@ -269,6 +269,21 @@ def test_a_layer_that_does_not_tell_the_width_is_asked_about():
     assert Decoder(Overlapping(), latent_dim=8).latent_dim == 8
 
 
+def test_a_whole_autoencoder_is_not_taken_for_a_decoder():
+    class Short(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enc, self.dec = net(dim=6, out=2), net(dim=2, out=6)
+
+        def forward(self, x):
+            return self.dec(self.enc(x))
+
+    with pytest.raises(InvalidArgumentError, match="as a whole autoencoder does with data.*latent_dim=6.*has dec"):
+        Decoder(Short())
+    assert Decoder(Short(), method="dec").latent_dim == 2
+    assert Decoder(net(dim=6, out=6)).latent_dim == 6
+
+
 def test_latents_that_contradict_an_inferred_width_say_where_it_came_from():
     decoder = Decoder(net(dim=7))
     words = r"must have 7 columns.*inferred from its first linear layer.*latent_dim=2"

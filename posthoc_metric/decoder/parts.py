@@ -131,7 +131,7 @@ def other_decoders(model: Any, part: Part) -> list[str]:
     if not isinstance(model, nn.Module):
         return []
     names = [name for name in _callables(model) if name != part.name.rpartition(".")[2]]
-    return [name for name in names if re.search("decod|generat|sampl", name, re.IGNORECASE)]
+    return [name for name in names if re.search("dec|gen|sampl", name, re.IGNORECASE)]
 
 
 def _callables(part: Any) -> list[str]:

@@ -119,7 +119,7 @@ class _Attempts:
                     notes.append(f"takes batches of {call.batch} rows only; others are padded or cut up")
                 if not call.alone:
                     notes.append("a single row is handed over twice: alone it fails, as with a squeeze()")
-                doubts = doubt(part, (dim, shape, source), widths, partial(self._runs_on, call))
+                doubts = doubt(part, (dim, shape, source), value.shape[1], widths, partial(self._runs_on, call))
                 if doubts:
                     self.doubted = self.doubted or InvalidArgumentError(doubts + self._others(part))
                     break
