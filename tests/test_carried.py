@@ -286,6 +286,20 @@ def test_what_is_its_own_copy_is_not_written_to():
     assert cached.__wrapped__(latents().float()).dtype == torch.float32
 
 
+class StandIn:
+    """Of what is loaded when it is first used."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name):
+        raise RuntimeError(f"{name} is not there yet")
+
+
+def test_stand_ins_are_not_woken():
+    unused = StandIn()
+    assert modules_used_by(lambda z: NET(z) if unused is not None else z) == (NET,)
+
+
 def test_longer_lists_are_data_and_chains_have_an_end():
     many = [NET] * 1001
     deep = [[[[[[NET]]]]]]

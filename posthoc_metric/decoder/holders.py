@@ -39,7 +39,10 @@ def parts_of(holder: Any) -> dict[Place, Any]:
         return dict(holder) if isinstance(holder, dict) else dict(enumerate(holder))
     if isinstance(holder, (type, ModuleType, Tensor, np.ndarray)):
         return {}
-    attributes = getattr(holder, "__dict__", None)
+    try:
+        attributes = object.__getattribute__(holder, "__dict__")
+    except Exception:  # a stand-in for another object may do anything when it is asked
+        return {}
     return dict(attributes) if isinstance(attributes, dict) else {}
 
 
