@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import posthoc_metric as pm
-from posthoc_metric.geodesic import routes
 from posthoc_metric.geodesic.curves.image import Image
 from posthoc_metric.geodesic.curves.quadrature import FIVE, FOUR, confirm, measure, sharpen
 from posthoc_metric.geodesic.curves.spline import Spline, interpolate
+from posthoc_metric.geodesic.refinement import routes
 from posthoc_metric.geodesic.relaxation.energy import CurveEnergy
 from posthoc_metric.metric import MetricParts
 

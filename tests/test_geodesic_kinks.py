@@ -6,8 +6,9 @@ from family import relu_net
 
 from posthoc_metric import Decoder, PullbackMetric, repair
 from posthoc_metric.errors import ConvergenceWarning
-from posthoc_metric.geodesic import Status, exp, kinks, logarithm, shoot
+from posthoc_metric.geodesic import Status, exp, logarithm, shoot
 from posthoc_metric.geodesic.guard import guard
+from posthoc_metric.geodesic.maps import kinks
 from posthoc_metric.geodesic.maps.shooting import integrate
 from posthoc_metric.metric import FunctionMetric
 

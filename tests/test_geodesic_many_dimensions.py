@@ -9,11 +9,12 @@ from torch import nn
 
 from posthoc_metric.decoder import Decoder
 from posthoc_metric.errors import DecoderError
-from posthoc_metric.geodesic import Status, geodesic, refinement, routes
+from posthoc_metric.geodesic import Status, geodesic
 from posthoc_metric.geodesic.curves.chords import halved
 from posthoc_metric.geodesic.curves.quadrature import FIVE, measure
 from posthoc_metric.geodesic.curves.rows import few_rows
 from posthoc_metric.geodesic.curves.spline import interpolate
+from posthoc_metric.geodesic.refinement import refiner, routes
 from posthoc_metric.geodesic.relaxation.energy import CurveEnergy
 from posthoc_metric.geodesic.relaxation.matrix_free import MatrixFreeEnergy, matrix_free
 from posthoc_metric.geodesic.relaxation.preconditioner import Preconditioner, _sketch, precondition
@@ -418,7 +419,7 @@ def test_curves_along_which_letters_flip_begin_with_more_nodes(monkeypatch):
     assert jump.tolist() == [True, True, True, False]
     assert torch.equal(jump_over(decoder, lines.take(torch.tensor([1])), 8, 32), jump[1:2])
     found = geodesic(PullbackMetric(decoder), a, b)
-    monkeypatch.setattr(refinement, "jump_over", lambda embedding, curves, few, many: torch.zeros_like(jump))
+    monkeypatch.setattr(refiner, "jump_over", lambda embedding, curves, few, many: torch.zeros_like(jump))
     before = geodesic(PullbackMetric(decoder), a, b)
     assert found.converged.all()
     assert (found.evaluations[:3] < before.evaluations[:3]).double().mean() > 0.5
