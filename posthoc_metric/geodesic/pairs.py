@@ -16,8 +16,9 @@ from .fixed_point import solve_fixed_point
 from .guard import guard
 from .options import FixedPointOptions, RelaxationOptions
 from .refinement.field_jumps import admit_jumps
+from .refinement.folds import across_folds
 from .refinement.precision import finer, too_close
-from .refinement.refined import Refined, joined
+from .refinement.refined import Refined, joined, the_surer
 from .refinement.refiner import Refiner
 from .refinement.routes import MOST_COARSE
 from .refinement.stationarity import admit_slopes
@@ -72,6 +73,7 @@ def _relaxed(
         found = Refiner(parts, starts, len(first), options).run()
         found = _along_lines(parts, first, last, options, found)
         found = _relaxed_on(parts, options, found, admit_slopes(parts, found, options))
+        found = across_folds(parts, found, options)
         admit_jumps(parts, found, max(options.rtol, options.rough_rtol), options.memory_limit)
         blocks.append(found)
     return blocks[0] if len(blocks) == 1 else joined(blocks)
@@ -90,7 +92,7 @@ def _along_lines(parts: MetricParts, start: Tensor, end: Tensor, options: Relaxa
     lines = bisected(parts, start[rows], end[rows], options)
     # fewer nodes than the bisection had would jump over what it saw
     spans = max(options.spans, min(_LINE_SPANS, options.max_spans))
-    return _the_surer(found, rows, Refiner(parts, lines, len(rows), replace(options, spans=spans)).run())
+    return the_surer(found, rows, Refiner(parts, lines, len(rows), replace(options, spans=spans)).run())
 
 
 def _relaxed_on(parts: MetricParts, options: RelaxationOptions, found: Refined, slopes: Tensor) -> Refined:
@@ -109,22 +111,7 @@ def _relaxed_on(parts: MetricParts, options: RelaxationOptions, found: Refined, 
     curves = StartCurves(pair, found.kind[rows], times, nodes, found.facts.length[rows], torch.zeros_like(pair))
     again = Refiner(parts, curves, len(rows), replace(options, spans=MOST_COARSE)).run()
     admit_slopes(parts, again, options, every=True)
-    return _the_surer(found, rows, again)
-
-
-def _the_surer(found: Refined, rows: Tensor, again: Refined) -> Refined:
-    """``found`` (B) with those of ``again``, for the pairs ``rows``, that are surely shorter; the work is added."""
-    found.steps[rows] += again.steps
-    found.evaluations[rows] += again.evaluations
-    surely, before = (facts.length + facts.length_error for facts in (again.facts, found.facts))
-    better = surely < before[rows].nan_to_num(nan=float("inf"))
-    if not bool(better.any()):
-        return found
-    again, rows = again.take(better), rows[better]
-    again.steps, again.evaluations = found.steps[rows], found.evaluations[rows]
-    kept = torch.ones_like(found.rough).index_fill(0, rows, False)
-    order = torch.cat([kept.nonzero().flatten(), rows]).argsort()
-    return joined([found.take(kept), again]).take(order)
+    return the_surer(found, rows, again)
 
 
 def spread_pairs(

@@ -1,0 +1,116 @@
+"""Curves that no relaxation confirms, once more at an even latent pace, which takes them across folds.
+
+See :mod:`~.latent_pace`.  An arm that reaches a point with its elbow on either side, a map onto as many outputs as
+latents or fewer: what lies beyond a fold is reached through it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...metric import MetricParts
+from ..curves.chords import halved
+from ..curves.placement import even, make_clock
+from ..curves.quadrature import FIVE, confirm, measure
+from ..curves.spline import interpolate
+from ..field import FieldDerivative
+from ..options import START_NAMES, RelaxationOptions
+from ..relaxation.latent_pace import Shortened, shorten, spaced
+from ..relaxation.matrix_free import MOST_COLUMNS
+from ..status import CODES, Status
+from .candidates import Facts
+from .refined import Refined, joined, the_surer
+
+#: spans at first
+_SPANS = 64
+#: steps at one number of spans, and the residual that they are to reach
+_STEPS, _STILL = 80, 2e-3
+#: share of the length asked for that is left to chords, and how many of them a span may take
+_CHORD_SHARE, _CHORDS = 0.2, 16
+
+_CONVERGED, _UNRESOLVED, _BROKEN = (
+    CODES[status] for status in (Status.CONVERGED, Status.UNRESOLVED, Status.NOT_FINITE)
+)
+
+
+def across_folds(parts: MetricParts, found: Refined, options: RelaxationOptions) -> Refined:
+    """``found`` (B), and of the curves there that were not confirmed those that come out surely shorter."""
+    facts, dim = found.facts, found.spline.nodes.shape[2]
+    doubtful = (facts.status != _CONVERGED) & (facts.status != _BROKEN) & torch.isfinite(facts.length)
+    rows = (doubtful & (facts.length > 0)).nonzero().flatten()
+    width = 1 if parts.embedding is None else parts.embedding.output_dim
+    held = 8 * 6 * (options.max_spans + 1) * width * dim
+    if not 2 <= dim <= MOST_COLUMNS or options.max_spans < 2 * _SPANS or held > options.memory_limit or not len(rows):
+        return found
+    probe = found.spline.nodes[rows, ::8].flatten(0, 1)[:512]
+    field = None if parts.field is None else FieldDerivative(parts.field, probe)
+    # one after the other, so that none is rounded by how many there are
+    again = joined([_across(parts, field, found.take(row), options) for row in rows.split(1)])
+    return the_surer(found, rows, again)
+
+
+def _across(parts: MetricParts, field: FieldDerivative | None, one: Refined, options: RelaxationOptions) -> Refined:
+    """The curve of one pair, with twice as many nodes until its length no longer changes."""
+    still, spans = min(options.tol, _STILL), _SPANS
+    times = even(one.spline.nodes, 8 * options.max_spans)
+    starts = [one.spline.at(one.clock.at(times))[0][0]]
+    starts[0][0], starts[0][-1] = one.spline.nodes[0, 0], one.spline.nodes[0, -1]
+    kinds = [int(one.kind)]
+    if "straight" in options.starts:
+        starts.append(torch.stack([starts[0][0], starts[0][-1]]))
+        kinds.append(START_NAMES.index("straight"))
+    tried = [shorten(parts, field, spaced(nodes, spans), tol=still, max_steps=_STEPS) for nodes in starts]
+    best = min(range(len(tried)), key=lambda number: tried[number].length)
+    here = tried[best]
+    steps = sum(curve.steps for curve in tried)
+    evaluations = (steps + len(tried)) * (spans + 1)
+    measured, asked = _measured(parts, here, one, kinds[best], options, None)
+    while True:
+        evaluations += asked
+        enough = options.rtol if spans == _SPANS else max(options.rtol, options.rough_rtol)
+        if bool(measured.facts.length_error <= options.rtol * measured.facts.length) or 2 * spans > options.max_spans:
+            break
+        spans *= 2
+        here = shorten(parts, field, spaced(here.nodes, spans), tol=still, max_steps=_STEPS)
+        steps, evaluations = steps + here.steps, evaluations + (here.steps + 1) * (spans + 1)
+        measured, asked = _measured(parts, here, one, kinds[best], options, measured.facts.length)
+    sure = (measured.facts.length_error <= enough * measured.facts.length) & (here.residual <= still)
+    measured.facts.status = torch.where(sure, _CONVERGED, _UNRESOLVED)
+    measured.steps += steps
+    measured.evaluations += evaluations
+    return measured
+
+
+def _measured(
+    parts: MetricParts, curve: Shortened, one: Refined, kind: int, options: RelaxationOptions, before: Tensor | None
+) -> tuple[Refined, int]:
+    """What there is to say of a curve that had the length ``before`` (1,) with half as many spans, if it is known."""
+    spans = len(curve.nodes) - 1
+    knots = even(curve.nodes[None], spans)
+    spline = interpolate(knots, curve.nodes[None])
+    simpson, points = measure(parts, spline, None, FIVE)
+    known = confirm(parts, spline, simpson, FIVE)
+    better, more = halved(
+        parts, spline, known, _CHORD_SHARE * options.rtol * known.length, _CHORDS, options.memory_limit
+    )
+    length = better.length
+    change = (length - (curve.length if before is None else before)).abs()
+    error = better.errors.sum(1) + change + length * curve.residual**2 / 2
+    still = torch.zeros_like(length)
+    facts = Facts(
+        length=length,
+        # of all timings that of constant speed has the least energy
+        energy=length.square(),
+        residual=torch.full_like(length, curve.residual),
+        length_error=error.nan_to_num(nan=float("inf"), posinf=float("inf")),
+        speed_variation=still,
+        spans=torch.full_like(one.kind, spans),
+        status=torch.full_like(one.kind, _UNRESOLVED),
+        chord_length=torch.full_like(length, curve.length),
+    )
+    clock = make_clock(spline, better.squares.clamp_min(0).sqrt(), FIVE)
+    none = torch.zeros_like(one.kind)
+    rough = torch.ones_like(one.rough)
+    made = Refined(facts, torch.full_like(one.kind, kind), spline, clock, none, none.clone(), rough)
+    return made, int(points + more) + 2 * spans
