@@ -16,7 +16,7 @@ from .fixed_point import solve_fixed_point
 from .guard import guard
 from .options import FixedPointOptions, RelaxationOptions
 from .refinement.field_jumps import admit_jumps
-from .refinement.folds import across_folds
+from .refinement.folds import across_folds, leaping
 from .refinement.precision import finer, too_close
 from .refinement.refined import Refined, joined, the_surer
 from .refinement.refiner import Refiner
@@ -71,9 +71,10 @@ def _relaxed(
             continue
         starts = make_starts(metric, parts, first, last, latents, options.starts)
         found = Refiner(parts, starts, len(first), options).run()
+        found, crossed = across_folds(parts, found, options, leaping(found.spline))
         found = _along_lines(parts, first, last, options, found)
-        found = _relaxed_on(parts, options, found, admit_slopes(parts, found, options))
-        found = across_folds(parts, found, options)
+        found = _relaxed_on(parts, options, found, admit_slopes(parts, found, options, but=crossed))
+        found, _ = across_folds(parts, found, options, ~crossed)
         admit_jumps(parts, found, max(options.rtol, options.rough_rtol), options.memory_limit)
         blocks.append(found)
     return blocks[0] if len(blocks) == 1 else joined(blocks)

@@ -13,7 +13,7 @@ from ...metric import MetricParts
 from ..curves.chords import halved
 from ..curves.placement import even, make_clock
 from ..curves.quadrature import FIVE, confirm, measure
-from ..curves.spline import interpolate
+from ..curves.spline import Spline, interpolate
 from ..field import FieldDerivative
 from ..options import START_NAMES, RelaxationOptions
 from ..relaxation.latent_pace import Shortened, shorten, spaced
@@ -24,6 +24,8 @@ from .refined import Refined, joined, the_surer
 
 #: spans at first
 _SPANS = 64
+#: latent speed over its mean, in a span of a curve of twice as many or more, from which on it is a leap
+_LEAP = 50.0
 #: steps at one number of spans, and the residual that they are to reach
 _STEPS, _STILL = 80, 2e-3
 #: share of the length asked for that is left to chords, and how many of them a span may take
@@ -34,20 +36,35 @@ _CONVERGED, _UNRESOLVED, _BROKEN = (
 )
 
 
-def across_folds(parts: MetricParts, found: Refined, options: RelaxationOptions) -> Refined:
-    """``found`` (B), and of the curves there that were not confirmed those that come out surely shorter."""
+def leaping(spline: Spline) -> Tensor:
+    """Which of P curves leap somewhere in latent space, and are not brought on by more nodes at given times (P,)."""
+    spans, dim = spline.knots.shape[1] - 1, spline.nodes.shape[2]
+    pieces = spline.nodes.diff(dim=1).norm(dim=2)
+    speeds = (pieces / spline.knots.diff(dim=1)).amax(1)
+    return (speeds > _LEAP * pieces.sum(1)) & (spans >= 2 * _SPANS) & (dim <= MOST_COLUMNS)
+
+
+def across_folds(
+    parts: MetricParts, found: Refined, options: RelaxationOptions, which: Tensor
+) -> tuple[Refined, Tensor]:
+    """Curves ``found`` (B), those of ``which`` (B,) that are not confirmed relaxed at an even latent pace.
+
+    Returns:
+        ``found`` with what came out surely shorter, and which of its curves were confirmed so (B,).
+    """
     facts, dim = found.facts, found.spline.nodes.shape[2]
-    doubtful = (facts.status != _CONVERGED) & (facts.status != _BROKEN) & torch.isfinite(facts.length)
+    doubtful = which & (facts.status != _CONVERGED) & (facts.status != _BROKEN) & torch.isfinite(facts.length)
     rows = (doubtful & (facts.length > 0)).nonzero().flatten()
     width = 1 if parts.embedding is None else parts.embedding.output_dim
     held = 8 * 6 * (options.max_spans + 1) * width * dim
     if not 2 <= dim <= MOST_COLUMNS or options.max_spans < 2 * _SPANS or held > options.memory_limit or not len(rows):
-        return found
+        return found, torch.zeros_like(doubtful)
     probe = found.spline.nodes[rows, ::8].flatten(0, 1)[:512]
     field = None if parts.field is None else FieldDerivative(parts.field, probe)
     # one after the other, so that none is rounded by how many there are
     again = joined([_across(parts, field, found.take(row), options) for row in rows.split(1)])
-    return the_surer(found, rows, again)
+    found = the_surer(found, rows, again)
+    return found, doubtful & (found.facts.status == _CONVERGED)
 
 
 def _across(parts: MetricParts, field: FieldDerivative | None, one: Refined, options: RelaxationOptions) -> Refined:

@@ -18,6 +18,7 @@ from ..relaxation.gauss_newton import Relaxed
 from ..starts.start_curves import StartCurves, jump_over
 from ..status import CODES, Status
 from .candidates import Begun, Curves, Facts, begin, begin_anew, contest, rivals
+from .folds import leaping
 from .refined import Refined
 from .routes import COARSE_TOL, FEW, MOST_COARSE, Routes
 
@@ -77,6 +78,7 @@ class Refiner:
             before = waiting.pop(spans)
             begun, single, better = self._relaxed(self._begun(before, spans), tol)
             finished, again = self._settled(begun, better)
+            finished |= leaping(better.spline)
             anew = torch.zeros_like(single).masked_scatter(single, again)
             for part, mask in zip(before, anew.split([len(curves.pair) for curves in before]), strict=True):
                 queue(part.take(mask), 2 * spans)

@@ -29,7 +29,9 @@ _LITTLE = 1e-9
 _CONVERGED, _UNRESOLVED = CODES[Status.CONVERGED], CODES[Status.UNRESOLVED]
 
 
-def admit_slopes(parts: MetricParts, found: Refined, options: RelaxationOptions, *, every: bool = False) -> Tensor:
+def admit_slopes(
+    parts: MetricParts, found: Refined, options: RelaxationOptions, *, every: bool = False, but: Tensor | None = None
+) -> Tensor:
     """Add to the errors of curves ``found``, where these may be wrong, what a Gauss-Newton step still promises to gain.
 
     Those for which that is more than is allowed are ``UNRESOLVED``.  A residual ``r`` is a share of ``r² / 2`` of the
@@ -38,6 +40,7 @@ def admit_slopes(parts: MetricParts, found: Refined, options: RelaxationOptions,
     Args:
         parts, found, options: of the relaxation.
         every: judge the others, too.
+        but: mask (B,) of curves to leave out, which nodes at given times cannot judge.
 
     Returns:
         Which of the pairs (B,) were ``CONVERGED`` before.
@@ -49,6 +52,8 @@ def admit_slopes(parts: MetricParts, found: Refined, options: RelaxationOptions,
     suspect = found.rough | (facts.spans > MOST_COARSE) | every
     if dim > FEW:
         suspect |= found.evaluations > _LONG * dim * (facts.spans + 1)
+    if but is not None:
+        suspect &= ~but
     rows = (suspect & torch.isfinite(facts.length) & (facts.length > 0)).nonzero().flatten()
     if parts.embedding is None or dim > _MOST_DIM or len(rows) == 0:
         return admitted
