@@ -36,6 +36,14 @@ def test_closed_forms(scripts, capsys):
     assert all(name in shown for name in ("GEORCE", "fixed-point", "stochman", "torus"))
 
 
+def test_folds(scripts, capsys):
+    import folds
+
+    folds.main(3, "2 joints")
+    shown = capsys.readouterr().out
+    assert "arm, 2 joints, plane" in shown and "random" not in shown
+
+
 def test_mlp_and_wall(scripts, capsys):
     import mlp
     import wall

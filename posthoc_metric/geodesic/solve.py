@@ -58,6 +58,9 @@ def geodesic(
     - d > 8 with a decoder: preconditioned L-BFGS takes the place of Gauss-Newton by itself, with one vector-Jacobian
       product a node and step and no Jacobian kept; memory stays near ``memory_limit`` plus the decoder's own.  For
       d from 4 to 8 it takes over the curves that Gauss-Newton steps do not bring on, and those with kinks.
+    - Folds, where a decoder's image turns back, as of an arm that reaches a point with its elbow on either side, or of
+      any map onto no more outputs than latents: the defaults, up to d = 8.  Curves that leap there are relaxed by
+      their length, with nodes at even latent distances.
     - float32 decoders: the defaults.  Pairs whose outputs are so near that their difference is little but rounding are
       solved on a float64 copy of the model, where it can be copied; the others, as the model is.
     - ReLU generators with d of 50 and more: lengths to 1e-3 take some 256 spans.  Give ``max_spans=1024``, or

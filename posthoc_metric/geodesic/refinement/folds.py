@@ -6,6 +6,9 @@ latents or fewer: what lies beyond a fold is reached through it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import inf, isfinite
+
 import torch
 from torch import Tensor
 
@@ -26,8 +29,12 @@ from .refined import Refined, joined, the_surer
 _SPANS = 64
 #: latent speed over its mean, in a span of a curve of twice as many or more, from which on it is a leap
 _LEAP = 50.0
+#: points of a curve that is given nodes at even latent distances
+_TABLE = 4096
 #: steps at one number of spans, and the residual that they are to reach
 _STEPS, _STILL = 80, 2e-3
+#: arrays of D d numbers a node that are held at once
+_HELD = 6
 #: share of the length asked for that is left to chords, and how many of them a span may take
 _CHORD_SHARE, _CHORDS = 0.2, 16
 
@@ -56,9 +63,10 @@ def across_folds(
     doubtful = which & (facts.status != _CONVERGED) & (facts.status != _BROKEN) & torch.isfinite(facts.length)
     rows = (doubtful & (facts.length > 0)).nonzero().flatten()
     width = 1 if parts.embedding is None else parts.embedding.output_dim
-    held = 8 * 6 * (options.max_spans + 1) * width * dim
-    if not 2 <= dim <= MOST_COLUMNS or options.max_spans < 2 * _SPANS or held > options.memory_limit or not len(rows):
+    most = min(options.max_spans, options.memory_limit // (8 * _HELD * width * dim))
+    if not 2 <= dim <= MOST_COLUMNS or most < 2 * _SPANS or len(rows) == 0:
         return found, torch.zeros_like(doubtful)
+    options = replace(options, spans=_SPANS, max_spans=most)
     probe = found.spline.nodes[rows, ::8].flatten(0, 1)[:512]
     field = None if parts.field is None else FieldDerivative(parts.field, probe)
     # one after the other, so that none is rounded by how many there are
@@ -70,33 +78,34 @@ def across_folds(
 def _across(parts: MetricParts, field: FieldDerivative | None, one: Refined, options: RelaxationOptions) -> Refined:
     """The curve of one pair, with twice as many nodes until its length no longer changes."""
     still, spans = min(options.tol, _STILL), _SPANS
-    times = even(one.spline.nodes, 8 * options.max_spans)
-    starts = [one.spline.at(one.clock.at(times))[0][0]]
-    starts[0][0], starts[0][-1] = one.spline.nodes[0, 0], one.spline.nodes[0, -1]
-    kinds = [int(one.kind)]
+    way, ends = one.spline.at(one.clock.at(even(one.spline.nodes, _TABLE)))[0][0], one.spline.nodes[0, [0, -1]]
+    way[0], way[-1] = ends
+    begun = [(int(one.kind), way)]
     if "straight" in options.starts:
-        starts.append(torch.stack([starts[0][0], starts[0][-1]]))
-        kinds.append(START_NAMES.index("straight"))
-    tried = [shorten(parts, field, spaced(nodes, spans), tol=still, max_steps=_STEPS) for nodes in starts]
-    best = min(range(len(tried)), key=lambda number: tried[number].length)
-    here = tried[best]
+        # what has gone astray may lie in no good valley
+        begun.append((START_NAMES.index("straight"), ends))
+    tried = [shorten(parts, field, spaced(nodes, spans), tol=still, max_steps=_STEPS) for _, nodes in begun]
+    lengths = [curve.length if isfinite(curve.length) else inf for curve in tried]
+    best = lengths.index(min(lengths))
+    kind, here, before = begun[best][0], tried[best], None
     steps = sum(curve.steps for curve in tried)
     evaluations = (steps + len(tried)) * (spans + 1)
-    measured, asked = _measured(parts, here, one, kinds[best], options, None)
     while True:
+        found, asked = _measured(parts, here, one, kind, options, before)
         evaluations += asked
-        enough = options.rtol if spans == _SPANS else max(options.rtol, options.rough_rtol)
-        if bool(measured.facts.length_error <= options.rtol * measured.facts.length) or 2 * spans > options.max_spans:
+        facts = found.facts
+        if bool(facts.length_error <= options.rtol * facts.length) or 2 * spans > options.max_spans:
             break
-        spans *= 2
+        spans, before = 2 * spans, facts.length
         here = shorten(parts, field, spaced(here.nodes, spans), tol=still, max_steps=_STEPS)
         steps, evaluations = steps + here.steps, evaluations + (here.steps + 1) * (spans + 1)
-        measured, asked = _measured(parts, here, one, kinds[best], options, measured.facts.length)
-    sure = (measured.facts.length_error <= enough * measured.facts.length) & (here.residual <= still)
-    measured.facts.status = torch.where(sure, _CONVERGED, _UNRESOLVED)
-    measured.steps += steps
-    measured.evaluations += evaluations
-    return measured
+    # of few nodes no other number of them has confirmed the length
+    enough = options.rtol if before is None else max(options.rtol, options.rough_rtol)
+    if here.residual <= still and bool(facts.length_error <= enough * facts.length):
+        facts.status.fill_(_CONVERGED)
+    found.steps += steps
+    found.evaluations += evaluations
+    return found
 
 
 def _measured(
