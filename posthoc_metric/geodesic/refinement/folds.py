@@ -33,8 +33,8 @@ _LEAP = 50.0
 _TABLE = 4096
 #: steps at one number of spans, and the residual that they are to reach
 _STEPS, _STILL = 80, 2e-3
-#: arrays of D d numbers a node that are held at once
-_HELD = 6
+#: arrays of d² numbers a node that are held at once
+_HELD = 30
 #: share of the length asked for that is left to chords, and how many of them a span may take
 _CHORD_SHARE, _CHORDS = 0.2, 16
 
@@ -43,12 +43,21 @@ _CONVERGED, _UNRESOLVED, _BROKEN = (
 )
 
 
+def folding(parts: MetricParts, dim: int) -> bool:
+    """Whether an embedding may have folds that curves have to cross.
+
+    Of maps onto more outputs than latents those points where they lose a direction can be gone round: they are of two
+    dimensions fewer than the latents, or still less (Whitney 1943).
+    """
+    return parts.embedding is not None and 2 <= dim <= MOST_COLUMNS and parts.embedding.output_dim <= dim
+
+
 def leaping(spline: Spline) -> Tensor:
-    """Which of P curves leap somewhere in latent space, and are not brought on by more nodes at given times (P,)."""
-    spans, dim = spline.knots.shape[1] - 1, spline.nodes.shape[2]
+    """Which of P curves of many spans leap in latent space, as they do at folds, where more nodes do not help (P,)."""
+    spans = spline.knots.shape[1] - 1
     pieces = spline.nodes.diff(dim=1).norm(dim=2)
     speeds = (pieces / spline.knots.diff(dim=1)).amax(1)
-    return (speeds > _LEAP * pieces.sum(1)) & (spans >= 2 * _SPANS) & (dim <= MOST_COLUMNS)
+    return (speeds > _LEAP * pieces.sum(1)) & (spans >= 2 * _SPANS)
 
 
 def across_folds(
@@ -62,9 +71,8 @@ def across_folds(
     facts, dim = found.facts, found.spline.nodes.shape[2]
     doubtful = which & (facts.status != _CONVERGED) & (facts.status != _BROKEN) & torch.isfinite(facts.length)
     rows = (doubtful & (facts.length > 0)).nonzero().flatten()
-    width = 1 if parts.embedding is None else parts.embedding.output_dim
-    most = min(options.max_spans, options.memory_limit // (8 * _HELD * width * dim))
-    if not 2 <= dim <= MOST_COLUMNS or most < 2 * _SPANS or len(rows) == 0:
+    most = min(options.max_spans, options.memory_limit // (8 * _HELD * dim * dim))
+    if not folding(parts, dim) or most < 2 * _SPANS or len(rows) == 0:
         return found, torch.zeros_like(doubtful)
     options = replace(options, spans=_SPANS, max_spans=most)
     probe = found.spline.nodes[rows, ::8].flatten(0, 1)[:512]
@@ -122,14 +130,16 @@ def _measured(
     )
     length = better.length
     change = (length - (curve.length if before is None else before)).abs()
-    error = better.errors.sum(1) + change + length * curve.residual**2 / 2
+    # two ways to measure a curve agree where it has nodes enough
+    apart = (length - known.length).abs()
+    error = better.errors.sum(1) + apart + change + length * curve.residual**2 / 2
     still = torch.zeros_like(length)
     facts = Facts(
         length=length,
         # of all timings that of constant speed has the least energy
         energy=length.square(),
         residual=torch.full_like(length, curve.residual),
-        length_error=error.nan_to_num(nan=float("inf"), posinf=float("inf")),
+        length_error=torch.where(torch.isfinite(error) & (length > 0), error, inf),
         speed_variation=still,
         spans=torch.full_like(one.kind, spans),
         status=torch.full_like(one.kind, _UNRESOLVED),
