@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import posthoc_metric as pm
+from posthoc_metric.geodesic.curves.spline import Spline
 from posthoc_metric.geodesic.field import FieldDerivative
 from posthoc_metric.geodesic.refinement.folds import leaping
 from posthoc_metric.geodesic.relaxation.latent_pace import _across, _lengths, shorten, spaced
@@ -67,9 +68,20 @@ def test_lengths_err_by_no_more_than_they_say(arm):
 def test_only_what_crosses_a_fold_leaps(arm):
     metric, a, b, _ = arm
     within = metric.geodesic(a[:4], a[:4] + torch.tensor([0.1, 0.0]), spans=128)
-    assert not leaping(within.curve[0]).any()
+    assert not leaping(metric.parts(), within.curve[0], torch.full((4,), 128)).any()
     early = metric.geodesic(a[:4], b[:4], max_spans=64)
     assert not early.converged.all() and set(early.start) <= {"straight", "grid"}
+
+
+def test_a_curve_of_few_spans_leaps_nowhere_whatever_longer_ones_share_its_batch(arm):
+    metric, *_ = arm
+    knots = torch.cat([torch.linspace(0, 1, 65), torch.arange(2, 66)]).double()[None]
+    knots[:, 33] = knots[:, 32] + 1e-6
+    nodes = torch.linspace(0, 1, 65).double().clamp_max(1.0)[:, None] * torch.ones(1, 2).double()
+    nodes = torch.cat([nodes, nodes[-1:].expand(64, -1)])[None]
+    padded = Spline(knots, nodes, torch.zeros_like(nodes))
+    assert leaping(metric.parts(), padded, torch.tensor([128])).all()
+    assert not leaping(metric.parts(), padded, torch.tensor([64])).any()
 
 
 def test_derivatives_of_the_length_are_those_of_differences():

@@ -71,7 +71,7 @@ def _relaxed(
             continue
         starts = make_starts(metric, parts, first, last, latents, options.starts)
         found = Refiner(parts, starts, len(first), options).run()
-        found, crossed = across_folds(parts, found, options, leaping(found.spline))
+        found, crossed = across_folds(parts, found, options, leaping(parts, found.spline, found.facts.spans))
         found = _along_lines(parts, first, last, options, found)
         found = _relaxed_on(parts, options, found, admit_slopes(parts, found, options, but=crossed))
         found, _ = across_folds(parts, found, options, ~crossed)

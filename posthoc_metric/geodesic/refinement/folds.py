@@ -52,9 +52,10 @@ def folding(parts: MetricParts, dim: int) -> bool:
     return parts.embedding is not None and 2 <= dim <= MOST_COLUMNS and parts.embedding.output_dim <= dim
 
 
-def leaping(spline: Spline) -> Tensor:
-    """Which of P curves of many spans leap in latent space, as they do at folds, where more nodes do not help (P,)."""
-    spans = spline.knots.shape[1] - 1
+def leaping(parts: MetricParts, spline: Spline, spans: Tensor) -> Tensor:
+    """Which of P curves of ``spans`` (P,), many of them, leap over folds, where more nodes do not help (P,)."""
+    if not folding(parts, spline.nodes.shape[2]):
+        return torch.zeros_like(spans, dtype=torch.bool)
     pieces = spline.nodes.diff(dim=1).norm(dim=2)
     speeds = (pieces / spline.knots.diff(dim=1)).amax(1)
     return (speeds > _LEAP * pieces.sum(1)) & (spans >= 2 * _SPANS)

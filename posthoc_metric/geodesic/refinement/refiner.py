@@ -18,7 +18,7 @@ from ..relaxation.gauss_newton import Relaxed
 from ..starts.start_curves import StartCurves, jump_over
 from ..status import CODES, Status
 from .candidates import Begun, Curves, Facts, begin, begin_anew, contest, rivals
-from .folds import folding, leaping
+from .folds import leaping
 from .refined import Refined
 from .routes import COARSE_TOL, FEW, MOST_COARSE, Routes
 
@@ -48,7 +48,6 @@ class Refiner:
         self.options = options
         self.routes = Routes(parts, starts, options)
         self.parts, self.many = self.routes.parts, self.routes.many
-        self.folding = folding(self.parts, self.routes.dim)
         self.steps = torch.zeros(count, dtype=torch.long, device=starts.nodes.device)
         self.evaluations = torch.full_like(self.steps, 0 if self.routes.ends is None else 2)
         self.evaluations.index_add_(0, starts.pair, starts.asked)
@@ -79,8 +78,7 @@ class Refiner:
             before = waiting.pop(spans)
             begun, single, better = self._relaxed(self._begun(before, spans), tol)
             finished, again = self._settled(begun, better)
-            if self.folding:
-                finished |= leaping(better.spline)
+            finished |= leaping(self.parts, better.spline, better.facts.spans)
             anew = torch.zeros_like(single).masked_scatter(single, again)
             for part, mask in zip(before, anew.split([len(curves.pair) for curves in before]), strict=True):
                 queue(part.take(mask), 2 * spans)

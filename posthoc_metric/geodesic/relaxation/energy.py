@@ -153,7 +153,7 @@ class CurveEnergy:
         out.image = Image(new(count, total, dim, dim), new(count, total - 1, dim, dim), new(count, total - 1))
         out.grain = new(count)
         out.pull = new(count, total - 2, dim)
-        # of directions that fewer values than latents leave out steps in the metric's scale would teach nonsense
+        # fewer values than latents leave directions out, of which steps in the metric's scale would teach nonsense
         if width >= dim:
             out.jacobians = new(count, total - 2, dim, width, dtype=torch.float32)
             out.pull_before = torch.zeros_like(out.pull)

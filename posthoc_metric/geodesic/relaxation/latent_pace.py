@@ -20,7 +20,8 @@ from torch import Tensor
 from ...metric import MetricParts
 from ..curves.elements import Model
 from ..curves.linear import solve_model
-from ..curves.polygons import met
+from ..curves.placement import even
+from ..curves.polygons import met, run_along
 from ..field import FieldDerivative
 
 #: damping over what keeps a straight curve straight: at first, where a step did better than nothing, where it did not,
@@ -62,9 +63,7 @@ class _Lengths:
 def spaced(nodes: Tensor, spans: int) -> Tensor:
     """The polygon through ``nodes`` (m+1, d), at ``spans + 1`` even latent distances."""
     pieces = nodes.diff(dim=0).norm(dim=1)
-    run = torch.cat([pieces.new_zeros(1), pieces.cumsum(0)])
-    even = torch.linspace(0, 1, spans + 1, dtype=nodes.dtype, device=nodes.device)
-    found = met(run[None] / run[-1].clamp_min(1e-300), nodes[None], even[None])[0]
+    found = met(run_along(pieces[None]), nodes[None], even(nodes[None], spans))[0]
     found[0], found[-1] = nodes[0], nodes[-1]
     return found
 
