@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ._arrays import ArrayLike, as_tensor, check_count, describe, name_rows, to_points
 from .errors import InvalidArgumentError, NumericalError
+from .gradients import attach, matrices, recorded, wanted
 from .matrix_field import CheckedField, check_symmetric, to_matrices
 from .metric_parts import MetricParts
 from .smooth_map import SmoothMap, check_smooth_map, condition_numbers, resolved_eigenvalues
@@ -40,6 +41,11 @@ class _NoDimension:
 
 class Metric(ABC):
     """A Riemannian metric on ``R^d``.  A subclass needs ``dim`` and :meth:`tensor`, nothing more.
+
+    Where latents are tensors that require grad, :meth:`tensor`, :meth:`inner`, :meth:`norm`, :meth:`eigenvalues`,
+    :meth:`log_volume`, :meth:`condition_number` and the ``length`` of a geodesic carry gradients by the latents, once
+    differentiable, if ``tensor`` of a subclass does; a decoder's weights get none.  Eigenvalues and condition numbers
+    have them where they are simple.  Everything else returns tensors without a graph.
 
     The conveniences :meth:`geodesic`, :meth:`exp`, :meth:`log`, :meth:`mean` and :meth:`distances`
     are one line each; they reach forward along the pipeline and so import when called.
@@ -77,7 +83,11 @@ class Metric(ABC):
         points, restore = to_points(z, "z", self.dim)
         left = _vectors(u, "u", points)
         right = left if v is u else _vectors(v, "v", points)
-        return restore(self.parts().inner(points.double(), left, right).to(points.dtype))
+        found = self.parts().inner(points.double(), left, right)
+        if wanted(z, u, v):
+            sides = (recorded(vectors, plain).double() for vectors, plain in ((u, left), (v, right)))
+            found = attach(found, torch.einsum("bij,bi,bj->b", self._field()(recorded(z, points).double()), *sides))
+        return restore(found.to(points.dtype))
 
     def norm(self, z: ArrayLike, v: ArrayLike) -> Any:
         """Length ``sqrt(vᵀ M(z) v)`` of tangent vectors, (B,).
@@ -86,12 +96,13 @@ class Metric(ABC):
             NumericalError: ``vᵀ M(z) v`` is negative by more than rounding.
         """
         points, restore = to_points(z, "z", self.dim)
-        where, vectors = points.double(), _vectors(v, "v", points)
+        vectors = _vectors(v, "v", points)
+        where, vectors = recorded(z, points).double(), recorded(v, vectors).double()
         squares = as_tensor(self.inner(where, vectors, vectors))
         # semi-definite matrices and those in single precision round to either side of zero
         below = (squares < 0).nonzero().flatten()
         if len(below):
-            size = self.parts().tensor(where[below]).flatten(1).norm(dim=1) * vectors[below].square().sum(1)
+            size = self.parts().tensor(points[below].double()).flatten(1).norm(dim=1) * vectors[below].square().sum(1)
             bad = below[squares[below] < -1e-6 * size].tolist()
             if bad:
                 raise NumericalError(
@@ -107,30 +118,40 @@ class Metric(ABC):
             NumericalError: the metric is not finite at a point, or has a negative eigenvalue.
         """
         points, restore = to_points(z, "z", self.dim)
-        matrices = self._field()(points.double())
-        if not bool(torch.isfinite(matrices).all()):
+        where = points.double()
+        found = self._spectrum(where)
+        if wanted(z):
+            tensors = self._field()(recorded(z, points).double())
+            ways = torch.linalg.eigh(tensors.detach()).eigenvectors
+            found = attach(found, torch.einsum("bia,bij,bja->ba", ways, tensors, ways))
+        return restore(found.to(points.dtype))
+
+    def _spectrum(self, z: Tensor) -> Tensor:
+        """What :meth:`eigenvalues` returns and raises, (B, d) float64 -> (B, d) float64."""
+        tensors = self._field()(z)
+        if not bool(torch.isfinite(tensors).all()):
             raise NumericalError(
                 "the metric must be finite; it is NaN or infinite at some of the points in `z`. Check the decoder's "
                 "Jacobian there, or whether they lie outside of where the metric is defined."
             )
-        values = torch.linalg.eigvalsh(matrices)
+        values = torch.linalg.eigvalsh(tensors)
         negative = values[:, 0] < -1e-6 * values.abs().amax(1)
         if bool(negative.any()):
             raise NumericalError(
                 f"the metric must be positive semi-definite; at the points in `z` {name_rows(negative)} not, by more "
                 "than rounding. Check the function or the class that it comes from."
             )
-        return restore(values.clamp_min(0.0).to(points.dtype))
+        return values.clamp_min(0.0)
 
     def log_volume(self, z: ArrayLike) -> Any:
         """Magnification factor ``½ log det M(z)``, (B,); ``-inf`` where the metric is singular."""
         points, restore = to_points(z, "z", self.dim)
-        return restore((0.5 * self.eigenvalues(points.double()).log().sum(-1)).to(points.dtype))
+        return restore((0.5 * self.eigenvalues(recorded(z, points).double()).log().sum(-1)).to(points.dtype))
 
     def condition_number(self, z: ArrayLike) -> Any:
         """``κ(J) = sqrt(λ_max / λ_min)`` of ``M(z) = JᵀJ``, (B,); ``inf`` where it is singular."""
         points, restore = to_points(z, "z", self.dim)
-        return restore(condition_numbers(self.eigenvalues(points.double())).to(points.dtype))
+        return restore(condition_numbers(self.eigenvalues(recorded(z, points).double())).to(points.dtype))
 
     def __sklearn_clone__(self) -> Metric:
         """scikit-learn's ``clone`` keeps the metric itself: metrics are never changed, and decoders are large."""
@@ -179,6 +200,8 @@ class StructuredMetric(Metric):
 
     def tensor(self, z: ArrayLike) -> Any:
         points, restore = to_points(z, "z", self.dim)
+        if wanted(z):
+            return matrices(self._parts, recorded(z, points).double(), self.support).to(points.dtype)
         return restore(self._parts.tensor(points.double()).to(points.dtype))
 
 
@@ -203,17 +226,9 @@ class PullbackMetric(StructuredMetric):
         super().__init__(MetricParts(embedding=decoder), decoder.latent_dim)
         self.decoder = decoder
 
-    def eigenvalues(self, z: ArrayLike) -> Any:
-        """Squares of the Jacobian's singular values, in ascending order (B, d); zero where rounding hides them.
-
-        Raises:
-            NumericalError: the metric is not finite at a point.
-        """
-        points, restore = to_points(z, "z", self.dim)
-        where = points.double()
-        return restore(
-            resolved_eigenvalues(as_tensor(super().eigenvalues(where)), self.decoder, where).to(points.dtype)
-        )
+    def _spectrum(self, z: Tensor) -> Tensor:
+        """Squares of the Jacobian's singular values; zero where rounding hides them."""
+        return resolved_eigenvalues(super()._spectrum(z), self.decoder, z)
 
 
 class FunctionMetric(Metric):
@@ -246,9 +261,9 @@ class FunctionMetric(Metric):
         if isinstance(z, Tensor) and z.requires_grad:
             return to_matrices(self.fn(z), z, "`fn`")
         points, restore = to_points(z, "z", self.dim)
-        matrices = to_matrices(self.fn(points), points, "`fn`")
-        check_symmetric(matrices, "`fn`")
-        return restore(matrices)
+        found = to_matrices(self.fn(points), points, "`fn`")
+        check_symmetric(found, "`fn`")
+        return restore(found)
 
 
 def check_metric(metric: Any) -> Metric:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import posthoc_metric as pm
+from posthoc_metric.field_derivative import FieldDerivative
 from posthoc_metric.geodesic.curves.spline import Spline
-from posthoc_metric.geodesic.field import FieldDerivative
 from posthoc_metric.geodesic.refinement.folds import leaping
 from posthoc_metric.geodesic.relaxation.latent_pace import _across, _lengths, shorten, spaced
 from posthoc_metric.metric import MetricParts

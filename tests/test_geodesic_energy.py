@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 import posthoc_metric as pm
+from posthoc_metric.field_derivative import FieldDerivative
 from posthoc_metric.geodesic.curves.elements import Model, chord_products, stiffness
 from posthoc_metric.geodesic.curves.placement import make_clock, retimed
 from posthoc_metric.geodesic.curves.quadrature import FIVE, confirm, measure
 from posthoc_metric.geodesic.curves.spline import interpolate
-from posthoc_metric.geodesic.field import FieldDerivative
 from posthoc_metric.geodesic.relaxation.energy import CurveEnergy
 from posthoc_metric.geodesic.relaxation.linearisation import Linearisation
 from posthoc_metric.geodesic.relaxation.trust_region import step_in_region

@@ -12,7 +12,7 @@ import torch
 import posthoc_metric as pm
 from posthoc_metric.decoder import Decoder
 from posthoc_metric.errors import CalibrationWarning, FitError, InvalidArgumentError, NotFittedError
-from posthoc_metric.geodesic.field import FieldDerivative
+from posthoc_metric.field_derivative import FieldDerivative
 from posthoc_metric.matrix_field import DirectedField
 from posthoc_metric.support import Support
 from posthoc_metric.uncertainty import gp, gp_evidence, gp_shape

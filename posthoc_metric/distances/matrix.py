@@ -75,7 +75,8 @@ def distances(
 
     Returns:
         (n, m) in the kind, dtype and device of ``a``, or with ``store`` a NumPy memory map; and the report, if asked.
-        NaN where the solver found no curve, ``inf`` where the graph has no path.
+        NaN where the solver found no curve, ``inf`` where the graph has no path. It carries no gradients; those of
+        single pairs are in ``metric.geodesic(start, end).length``.
 
     Raises:
         InvalidArgumentError: a wrong width, rows that are not finite, an unknown option or method, a bad range, or a

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .._arrays import computes_in_single
+from ..field_derivative import FieldDerivative
 from ..metric import MetricParts
-from .field import FieldDerivative
 
 #: relative size of the eigenvalues of M below which a direction has no length and gets no acceleration
 _NO_LENGTH = 1e-13

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from .._arrays import ArrayLike, Restore, describe, to_points
 from ..errors import InvalidArgumentError, NumericalError
+from ..gradients import recorded, wanted
 from ..metric import FunctionMetric, Metric, MetricParts, check_metric
 from ..surroundings import lasting, own_precision
 from .curves.placement import Clock
 from .curves.spline import Spline
+from .first_variation import length_of
 from .guard import guard
 from .options import START_NAMES, solver_options
 from .pairs import spread_pairs
@@ -151,7 +153,10 @@ def geodesic(
         latents = None if known is None else known.to(device).double()
         _check_sign(guard(metric.parts()), a, b)
         found = spread_pairs(metric, a, b, latents, chosen, n_jobs)
-        return _assemble(metric, a, b, found, chosen.num_points, points.dtype, restore)
+        solution = _assemble(metric, a, b, found, chosen.num_points, points.dtype, restore)
+    if wanted(start, end) and isinstance(solution.length, Tensor):
+        return replace(solution, length=length_of(recorded(start, points), recorded(end, others), solution))
+    return solution
 
 
 def _is_plain(metric: Any) -> TypeGuard[Callable[[Any], Any]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from posthoc_metric.geodesic.field import FieldDerivative
+from posthoc_metric.field_derivative import FieldDerivative
 from posthoc_metric.metric import Metric, MetricParts
 
 _ARMIJO = 1e-4

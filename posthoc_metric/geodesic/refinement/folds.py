@@ -12,12 +12,12 @@ from math import inf, isfinite
 import torch
 from torch import Tensor
 
+from ...field_derivative import FieldDerivative
 from ...metric import MetricParts
 from ..curves.chords import halved
 from ..curves.placement import even, make_clock
 from ..curves.quadrature import FIVE, confirm, measure
 from ..curves.spline import Spline, interpolate
-from ..field import FieldDerivative
 from ..options import START_NAMES, RelaxationOptions
 from ..relaxation.latent_pace import Shortened, shorten, spaced
 from ..relaxation.matrix_free import MOST_COLUMNS

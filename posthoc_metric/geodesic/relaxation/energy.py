@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from ..._arrays import computes_in_single
+from ...field_derivative import FieldDerivative
 from ...metric import MetricParts
 from ...smooth_map import SmoothMap, gram
 from ..curves.elements import add_blocks, add_gradient, add_weight, chord_products, empty_model
 from ..curves.image import Image
 from ..curves.rows import alike, unpadded
-from ..field import FieldDerivative
 from .field_model import add_field_model
 from .frame import Frame
 from .linearisation import Linearisation

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...field_derivative import FieldDerivative
 from ...metric import MetricParts
 from ..curves.elements import Model
 from ..curves.linear import solve_model
 from ..curves.placement import even
 from ..curves.polygons import met, run_along
-from ..field import FieldDerivative
 
 #: damping over what keeps a straight curve straight: at first, where a step did better than nothing, where it did not,
 #: at most, and up to which a residual is told

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ..._arrays import computes_in_single
+from ...field_derivative import FieldDerivative
 from ...metric import MetricParts
 from ...smooth_map import SmoothMap, pull_rows, value_and_pull
 from ..curves.batch import Batch
 from ..curves.elements import Elements, Places, Stiffness, add_gradient, add_weight
 from ..curves.rows import aligned, alike, unpadded
-from ..field import FieldDerivative
 from .energy import CANCELLED, rounding
 
 #: arrays of D numbers a node that a piece holds at once: values, chords, flux, bends, and the copies between them

@@ -8,10 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .._arrays import computes_in_single
-from ..errors import InvalidArgumentError
-from ..matrix_field import SlopedField, square
-from ..surroundings import recording
+from ._arrays import computes_in_single
+from .errors import InvalidArgumentError
+from .matrix_field import SlopedField, square
+from .surroundings import recording
 
 #: dimensions up to which second derivatives are asked for
 _MOST_CURVED = 8

@@ -1,0 +1,178 @@
+"""Gradients by the latents: of what a metric says at them, and of geodesic lengths by their ends."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import posthoc_metric as pm
+from posthoc_metric.spaces import HalfPlane, Sphere, SwissRoll
+
+SAID = {
+    "tensor": lambda metric, z: metric.tensor(z),
+    "inner": lambda metric, z: metric.inner(z, 2 * z + 1, z.flip(0)),
+    "norm": lambda metric, z: metric.norm(z, z + 1),
+    "eigenvalues": lambda metric, z: metric.eigenvalues(z),
+    "log_volume": lambda metric, z: metric.log_volume(z),
+    "condition_number": lambda metric, z: metric.condition_number(z),
+}
+
+
+def network(dim, width, act=nn.Tanh, seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = [nn.Linear(dim, 32), act(), nn.Linear(32, 32), act(), nn.Linear(32, width)]
+    return nn.Sequential(*layers).requires_grad_(False)
+
+
+def latents(count, dim, seed=1):
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def metrics():
+    """Metrics of every structure: a decoder's own, with a weight, a field, stacked maps, and a function's."""
+    module, z = network(3, 12).double(), latents(200, 3)
+    decoder = pm.Decoder(module)
+    with torch.no_grad():
+        data = module(z) + 0.05 * latents(200, 12, seed=2)
+    return {
+        "pullback": pm.PullbackMetric(decoder),
+        "rbf": pm.repair(decoder, z),
+        "gp": pm.repair(decoder, z, uncertainty="gp"),
+        "rbf-published": pm.repair(decoder, z, data, uncertainty="rbf-published"),
+        "function": pm.FunctionMetric(
+            lambda z: torch.diag_embed(torch.stack([z[:, 1].exp(), 2 + z[:, 0].sin(), 4 + z[:, 0] * z[:, 2]], dim=1)), 3
+        ),
+    }
+
+
+@pytest.mark.parametrize("said", SAID)
+@pytest.mark.parametrize("name", ["pullback", "rbf", "gp", "rbf-published", "function"])
+def test_gradients_are_those_of_differences(metrics, name, said):
+    # on the data and in the void
+    z = torch.cat([0.5 * latents(2, 3, seed=3), latents(2, 3, seed=4) + 2]).requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: SAID[said](metrics[name], z), z, eps=1e-5, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_values_are_the_same_with_a_graph_as_without(metrics, said):
+    z = latents(5, 3)
+    for metric in metrics.values():
+        plain, recorded = SAID[said](metric, z), SAID[said](metric, z.clone().requires_grad_())
+        assert recorded.requires_grad and not plain.requires_grad
+        assert torch.equal(plain, recorded.detach())
+
+
+def test_gradients_by_the_vectors(metrics):
+    z, u, v = latents(4, 3), latents(4, 3, seed=5).requires_grad_(), latents(4, 3, seed=6).requires_grad_()
+    metrics["rbf"].inner(z, u, v).sum().backward()
+    tensors = metrics["rbf"].tensor(z)
+    torch.testing.assert_close(u.grad, (tensors @ v.detach()[..., None])[..., 0])
+    torch.testing.assert_close(v.grad, (tensors @ u.detach()[..., None])[..., 0])
+
+
+def test_a_decoder_in_single_precision_has_the_gradients_of_its_copy_in_double():
+    module, z = network(4, 20), latents(100, 4)
+    found = []
+    for decoder in (pm.Decoder(module), pm.Decoder(copy.deepcopy(module).double())):
+        metric = pm.repair(decoder, z)
+        at = z[:8].clone().requires_grad_()
+        metric.log_volume(at).sum().backward()
+        found.append(at.grad)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+    single = z[:8].float().requires_grad_()
+    metric.log_volume(single).sum().backward()
+    torch.testing.assert_close(single.grad.double(), found[1], rtol=1e-4, atol=1e-4)
+
+
+def test_many_dimensions_and_a_decoder_that_loses_some():
+    decoder = pm.Decoder(network(30, 8).double())
+    z = (0.1 * latents(2, 30)).requires_grad_()
+    metric = pm.PullbackMetric(decoder)
+    weights = latents(30, 30, seed=7)
+    assert torch.autograd.gradcheck(lambda z: (weights * metric.tensor(z)).sum((1, 2)), z, atol=1e-6)
+    # its volume is zero everywhere, and has no slope to speak of
+    assert torch.equal(metric.log_volume(z), torch.full((2,), -torch.inf, dtype=torch.float64))
+
+
+def test_no_graph_where_none_is_wanted(metrics):
+    z = latents(4, 3).requires_grad_()
+    with torch.no_grad():
+        assert not metrics["rbf"].tensor(z).requires_grad
+        assert not metrics["rbf"].geodesic(z[:2], z[2:]).length.requires_grad
+    solution = metrics["rbf"].geodesic(z[:2], z[2:])
+    assert solution.length.requires_grad and not solution.points.requires_grad
+    assert isinstance(metrics["rbf"].geodesic(z[:2].detach().numpy(), z[2:]).length, np.ndarray)
+
+
+def test_a_second_derivative_is_refused(metrics):
+    z = latents(3, 3).requires_grad_()
+    (first,) = torch.autograd.grad(metrics["rbf"].log_volume(z).sum(), z, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("space", [HalfPlane(), Sphere(), SwissRoll()], ids=lambda space: type(space).__name__)
+def test_gradients_of_lengths_are_those_of_the_closed_form(space):
+    a, b = ((0.4 * latents(6, 2, seed=seed) + shift).requires_grad_() for seed, shift in ((1, 2.0), (2, 3.0)))
+    pm.geodesic(space, a, b).length.sum().backward()
+    for ends, other in ((a, b), (b, a)):
+        for axis, step in enumerate(1e-5 * torch.eye(2, dtype=torch.float64)):
+            here, there = ends.detach(), other.detach()
+            known = (space.distance(here + step, there) - space.distance(here - step, there)) / 2e-5
+            torch.testing.assert_close(ends.grad[:, axis], known, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "dim"), [("pullback", 3), ("rbf", 3), ("gp", 3), ("one", 1), ("ten", 10)])
+def test_gradients_of_lengths_are_those_of_differences(metrics, name, dim):
+    metric = pm.repair(pm.Decoder(network(dim, 12).double()), latents(100, dim)) if dim != 3 else metrics[name]
+    ends = [latents(4, dim, seed=seed) for seed in (8, 9)]
+    a, b = (x.clone().requires_grad_() for x in ends)
+    solution = metric.geodesic(a, b)
+    assert bool(solution.converged.all())
+    solution.length.sum().backward()
+    moves = [1e-2 * latents(4, dim, seed=seed) for seed in (10, 11)]
+    fine = {"rtol": 1e-6, "tol": 1e-4, "max_spans": 1024}
+    ahead, behind = (
+        metric.geodesic(*(x + sign * move for x, move in zip(ends, moves, strict=True)), **fine).length
+        for sign in (1, -1)
+    )
+    found = sum((x.grad * move).sum(1) for x, move in zip((a, b), moves, strict=True))
+    size = sum((x.grad * x.grad).sum(1).sqrt() * move.norm(dim=1) for x, move in zip((a, b), moves, strict=True))
+    assert float(((found - (ahead - behind) / 2).abs() / size).max()) < 5e-3
+
+
+def test_pairs_without_a_curve_leave_the_gradients_of_others_alone():
+    class Holed(nn.Module):
+        def forward(self, z):
+            return torch.cat([z, z.square(), (4 - z[:, :1]).sqrt()], dim=1)
+
+    metric = pm.PullbackMetric(pm.Decoder(Holed(), latent_dim=2))
+    a = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+    b = torch.tensor([[1.0, 1.0], [1.0, 0.0], [9.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    metric.geodesic(a, b).length.sum().backward()
+    assert torch.equal(b.grad[1], torch.zeros(2, dtype=torch.float64))
+    assert bool(torch.isnan(b.grad[2]).all())
+    alone = b[:1].detach().clone().requires_grad_()
+    metric.geodesic(a[:1], alone).length.sum().backward()
+    torch.testing.assert_close(b.grad[:1], alone.grad)
+
+
+def test_latents_learn_from_distances(metrics):
+    """The end of a geodesic is pulled down its own length to where that is as long as was asked."""
+    start, end = latents(1, 3, seed=12), latents(1, 3, seed=13).requires_grad_()
+    wanted = 0.5 * metrics["rbf"].geodesic(start, end).length.detach()
+    optimiser = torch.optim.LBFGS([end], max_iter=10, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimiser.zero_grad()
+        value = (metrics["rbf"].geodesic(start, end).length - wanted).square().sum()
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    length = metrics["rbf"].geodesic(start, end).length.detach()
+    assert float((length - wanted).abs()) < 1e-3 * float(wanted)
