@@ -121,6 +121,8 @@ def native(value: Any, name: str) -> np.ndarray:
     wanted = f"`{name}` must be a tensor, a NumPy array or nested lists of numbers; got {describe(value)}."
     if hasattr(value, "toarray"):
         raise InvalidArgumentError(f"{wanted} Call .toarray() first: sparse matrices are not taken here.")
+    if hasattr(value, "obsm"):
+        raise InvalidArgumentError(f"{wanted} Give one of its arrays, such as {name}.obsm[key].")
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError):

@@ -156,6 +156,7 @@ MISUSES = {
     "complex NumPy numbers": (lambda e: e.decoder(e.n.astype(complex)), "`z` must hold real.*complex128.*float array"),
     "booleans": (lambda e: e.decoder(e.z > 0), "`z` must hold real numbers; got tensor.*bool"),
     "a sparse tensor": (lambda e: e.decoder(e.z.to_sparse()), r"`z` must be a dense tensor.*sparse_coo.*to_dense\(\)"),
+    "an annotated table": (lambda e: e.decoder(types.SimpleNamespace(obsm={})), r"`z` must.*z\.obsm\[key\]"),
     "a SciPy sparse matrix": (lambda e: e.decoder(scipy.sparse.csr_matrix(e.n)), r"`z` must.*csr_matrix.*toarray\(\)"),
     "a nested tensor": (
         lambda e: e.decoder(torch.nested.nested_tensor([e.z[0], e.z[1]])),
