@@ -46,12 +46,12 @@ class _Length(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, Tensor, None]:
-        slopes = zip(_slopes(ctx.solution), ctx.kinds, strict=True)
-        by_start, by_end = (weights.to(kind)[:, None] * slope.to(kind) for slope, kind in slopes)
+        pairs = zip(slopes(ctx.solution), ctx.kinds, strict=True)
+        by_start, by_end = (weights.to(kind)[:, None] * slope.to(kind) for slope, kind in pairs)
         return by_start, by_end, None
 
 
-def _slopes(solution: Solution) -> tuple[Tensor, Tensor]:
+def slopes(solution: Solution) -> tuple[Tensor, Tensor]:
     """Derivatives of the lengths by the first and by the last point, each (B, d) float64."""
     parts, (spline, clock), length = guard(solution.parts), solution.curve, solution.double_length
     found = torch.full_like(spline.nodes[:, :2], float("nan"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,60 +12,73 @@ from ...machine import working_memory
 from ...metric import Metric, MetricParts
 from ..acceleration import solve_metric
 from ..curves.placement import even
+from ..options import RelaxationOptions
 from ..solution import Solution
 from ..solve import geodesic
 from .star import Star, stars
 
 #: residual to which curves are relaxed, over the norm of the gradient that will do
 _STILL = 0.1
-#: share of its second derivative by which the mean energy of curves with kinks bends, at least
-_SOFTEST = 0.1
-#: how many times as far as before a mean of curves with kinks may move at once
-FARTHER = 4
-#: share of the variance whose curves have kinks from which on the mean's gradient is as good as theirs
+#: relative error of lengths that say where to look
+_LOOSE = 1e-2
+#: share of the variance whose curves have kinks from which on the mean is looked for as theirs are
 _KINKED = 0.5
 #: shares of the decrease promised from which on a step is taken, and the next may be longer
 _ENOUGH, _GOOD = 1e-2, 0.7
 
 
 @dataclass(frozen=True)
-class Place:
-    """A point, the geodesics from it, and the curves of those that have a length, with the weights of their ends.
+class Found:
+    """A point, the geodesics from it, how many of them there are not, and what the others' squared lengths come to.
 
     Attributes:
-        energy: weighted mean of the curves' energies.
-        gradient, bend: its first and second derivatives by the point (d,), (d, d).
-        norm: of half that gradient, over the root of the energy.
-        variance: weighted mean of the squared lengths of the geodesics.
-        rough: whether most of that is of geodesics with kinks.
-        tol: norm that will do.
+        kinked: whether most of that is of geodesics with kinks.
+        options: that they were found with.
     """
 
     point: Tensor
     solution: Solution
+    lost: int
+    variance: float
+    kinked: bool
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A point, and curves from it to those ends that have a geodesic, with the weights of these.
+
+    Attributes:
+        found: the geodesics that the curves come from, from this point or one nearby.
+        energy: weighted mean of the curves' energies.
+        gradient, bend: its first and second derivatives by the point (d,), (d, d).
+        norm: of half that gradient, over the root of the energy.
+    """
+
+    point: Tensor
+    found: Found
     curves: Star
     weights: Tensor
     energy: float
     gradient: Tensor
     bend: Tensor
     norm: float
-    variance: float
-    rough: bool
-    tol: float
-
-    def betters(self, other: Place) -> bool:
-        """Whether the variance is less than at another place by more than the norm that will do stands for."""
-        return self.variance < other.variance * (1 - self.tol**2)
 
 
 @dataclass(frozen=True)
-class Found:
-    """A point, the geodesics from it, how many of them there are not, and what the others' squared lengths come to."""
+class Ended:
+    """Where a descent has ended.
 
-    point: Tensor
-    solution: Solution
-    lost: int
-    variance: float
+    Attributes:
+        norm: of half the variance's gradient there, over its root.
+        error: how far that gradient lay, measured like it, from the one before geodesics were last found anew there.
+        steps: steps taken or tried.
+    """
+
+    found: Found
+    norm: float
+    error: float
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,23 @@ class Task:
         """With the shortest curves that can be found."""
         solution = geodesic(self.metric, here.expand_as(self.points), self.points, **self.options)
         squares = self.share * solution.double_length.square()
-        return Found(here, solution, int(squares.isnan().sum()), float(squares.nansum()))
+        variance = float(squares.nansum())
+        kinked = float(squares[solution.rough].nansum()) > _KINKED * variance
+        return Found(here, solution, int(squares.isnan().sum()), variance, kinked, self.options)
+
+    def again(self, found: Found) -> Found:
+        """What :meth:`found` gives at a point where it may have been found by another task."""
+        return found if found.options == self.options else self.found(found.point)
+
+    def loosened(self) -> Task:
+        """The same with lengths that need be known to a hundredth only; itself where those asked for are no better."""
+        if self.options.get("solver", "relaxation") != "relaxation":
+            return self
+        plain = RelaxationOptions()
+        known = {name: self.options.get(name, getattr(plain, name)) for name in ("rtol", "rough_rtol")}
+        if min(known.values()) >= _LOOSE:
+            return self
+        return replace(self, options={**self.options, **{name: max(rtol, _LOOSE) for name, rtol in known.items()}})
 
     def better(self, one: Tensor, other: Tensor) -> Found:
         """The one of two points with the smaller variance, or from which more can be reached."""
@@ -93,28 +122,22 @@ class Task:
 
     def at(self, found: Found, spans: int) -> Place:
         """With so many spans of curves that were found."""
-        here, solution = found.point, found.solution
-        rows = torch.isfinite(solution.double_length).nonzero().flatten()
-        spline, clock = solution.curve[0].take(rows), solution.curve[1].take(rows)
+        rows = torch.isfinite(found.solution.double_length).nonzero().flatten()
+        spline, clock = found.solution.curve[0].take(rows), found.solution.curve[1].take(rows)
         nodes, _ = spline.at(clock.at(even(spline.nodes, spans)))
-        return self._place(here, solution, nodes, self.share[rows], None)
+        return self._place(found.point, found, nodes, self.share[rows], None)
 
     def beside(self, place: Place, step: Tensor) -> Place:
         """With the curves of another place moved along."""
         curves = place.curves
-        return self._place(place.point + step, place.solution, curves.moved(step), place.weights, curves)
+        return self._place(place.point + step, place.found, curves.moved(step), place.weights, curves)
 
-    def _place(self, here: Tensor, solution: Solution, nodes: Tensor, weights: Tensor, before: Star | None) -> Place:
-        squares = self.share * solution.double_length.nan_to_num(nan=0.0).square()
-        variance = float(squares.sum())
-        rough = float(squares[solution.rough].sum()) > _KINKED * variance
-        tol = self.rough_tol if rough else self.tol
+    def _place(self, here: Tensor, found: Found, nodes: Tensor, weights: Tensor, before: Star | None) -> Place:
         limit = self.options.get("memory_limit", working_memory())
-        curves = stars(self.parts, nodes, _STILL * tol, limit, before)
+        curves = stars(self.parts, nodes, _STILL * self.tol, limit, before)
         energy, gradient = float(weights @ curves.energy), weights @ curves.gradient
         bend = torch.einsum("p,pij->ij", weights, curves.bend)
-        norm = self.norm(here, gradient, energy)
-        return Place(here, solution, curves, weights, energy, gradient, bend, norm, variance, rough, tol)
+        return Place(here, found, curves, weights, energy, gradient, bend, self.norm(here, gradient, energy))
 
     def norm(self, here: Tensor, gradient: Tensor, energy: float) -> float:
         """Of half a ``gradient`` (d,) at a point, over the root of the energy."""
@@ -122,33 +145,18 @@ class Task:
         return (max(force, 0.0) / energy) ** 0.5 / 2 if energy > 0 else 0.0
 
 
-def softness_between(before: Place, after: Place) -> float:
-    """Share of its second derivative by which the energy of curves with kinks has bent on the way between two places.
-
-    What such curves give way by shows in no derivative, and steps by these alone are too short.
-    """
-    step = after.point - before.point
-    bent, seen = float(step @ before.bend @ step), float(step @ (after.gradient - before.gradient))
-    return min(max(seen / bent, _SOFTEST), 1.0) if bent > 0 else 1.0
-
-
-def descend(
-    task: Task, place: Place, most: int, radius: float, smallest: float, softness: float
-) -> tuple[Place, int, float]:
+def descend(task: Task, place: Place, most: int, radius: float, smallest: float) -> tuple[Place, int, float]:
     """Where the mean energy of a place's curves is least, after how many steps, and the radius of the next."""
     for number in range(most):
-        if place.norm <= place.tol / 2 or radius < smallest or not bool(torch.isfinite(place.bend).all()):
+        if place.norm <= task.tol / 2 or radius < smallest or not bool(torch.isfinite(place.bend).all()):
             return place, number, radius
-        bend = softness * place.bend
-        step = _step(bend, place.gradient, radius)
-        promised = float(-(place.gradient @ step) - step @ bend @ step / 2)
+        step = _step(place.bend, place.gradient, radius)
+        promised = float(-(place.gradient @ step) - step @ place.bend @ step / 2)
         there = task.beside(place, step)
         gain, length = place.energy - there.energy, float(step.norm())
         if gain > _GOOD * promised:
-            # a model that is believed too far costs most where curves have kinks to be torn from
-            radius = min(max(radius, 2 * length), FARTHER * length) if place.rough else max(radius, 2 * length)
+            radius = max(radius, 2 * length)
         if gain > _ENOUGH * promised and bool(torch.isfinite(there.bend).all()):
-            softness = softness_between(place, there) if place.rough else 1.0
             place = there
         else:
             radius = length / 4

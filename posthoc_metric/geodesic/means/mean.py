@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import torch
@@ -17,18 +18,17 @@ from ..guard import guard
 from ..options import check_integer, check_positive
 from ..solve import geodesic
 from ..status import Status
-from .centre import FARTHER, Place, Task, descend, softness_between
+from .centre import Ended, Found, Task, descend
+from .kinked import descend_across_kinks
 
 #: spans of the curves to a mean, at first and at most
 _SPANS, _MOST = 32, 256
-#: and at most where they have kinks: what lies between nodes there, more of these hardly tell
-_MOST_ROUGH = 128
 #: first and smallest radius in which steps are believed, over the spread of the points
 _RADIUS, _SMALLEST = 0.1, 1e-8
-#: variance of a smooth mean, over the least seen, that is too large to go on from
+#: variance of a mean, over the least seen, that is too large to go on from
 _WORSE = 1.01
-#: how often to begin again from the least
-_RETURNS = 3
+#: how often to begin again from the least, and by what the radius is divided there
+_RETURNS, _CLOSER = 3, 4
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,7 +44,7 @@ class FrechetMean:
             the same point: how well it is known.  Far below ``tol`` where the metric is smooth; at kinks, as under
             ReLU, other curves are as short and leave otherwise, and the mean is located no better than that.
         rough: whether curves with kinks make up most of the variance, so that ``rough_tol`` will do.
-        steps: Newton steps.
+        steps: steps taken, Newton's or down the gradient.
         status: of the geodesic from the mean to every point, N of them.
         converged: whether ``gradient_norm`` is within the tolerance, at kinks as far as ``gradient_error`` lets that be
             told if it is within the tolerance itself, and every geodesic converged.
@@ -86,10 +86,9 @@ def frechet_mean(
 
     Newton's method in a trust region: discrete geodesics to all points are moved along with their common end, and give
     the gradient (the mean logarithm, Pennec 2006) and the second derivatives of the mean of their energies.  Where that
-    is least, geodesics are looked for anew, with two or four times the nodes.  Where the curves have kinks, as under
-    ReLU, this ends when ``rough_tol`` is met or geodesics found anew no longer bring a smaller variance; what is
-    returned is then the best point at which they were.  In one dimension it is where the lengths from any of them are
-    on average.
+    is least, geodesics are looked for anew, with twice the nodes.  Where the curves have kinks, as under ReLU, steps
+    down the gradient find geodesics anew each time, and end when ``rough_tol`` is met or the variance falls no more.
+    In one dimension it is where the lengths from any of the points are on average.
 
     Args:
         weights: (N,) non-negative; equal if not given.
@@ -98,7 +97,7 @@ def frechet_mean(
         tol: ``gradient_norm`` at which it is found.
         rough_tol: the one that will do where most curves have kinks; the variance is then about ``rough_tol²`` of
             itself above the least, by default as little as lengths are known to there.  Give ``tol`` to forbid it.
-        max_steps: Newton steps.
+        max_steps: steps at most, Newton's or down the gradient.
         **options: of :func:`geodesic`.
 
     Raises:
@@ -124,61 +123,62 @@ def frechet_mean(
     average = share @ z
     spread = float((share @ (z - average).square().sum(1)).sqrt())
     task = Task(metric, guard(metric.parts()), z, share, tol, max(tol, rough_tol), options)
-    spans, number, radius, softness = _SPANS, 0, _RADIUS * spread, 1.0
     if start is None:
         # on a ring the average lies off the data, in many dimensions every point lies far from it
-        begin = task.better(z[(z - average).norm(dim=1).argmin()], average)
+        begin = task.loosened().better(z[(z - average).norm(dim=1).argmin()], average)
     else:
-        begin = task.found(_start(start, z))
+        begin = task.loosened().found(_start(start, z))
+    ended = _descended(task, begin, max_steps, spread)
+    here, norm = ended.found, ended.norm
+    doubt = ended.error if here.kinked and ended.error <= task.rough_tol else 0.0
+    met = norm - doubt <= (task.rough_tol if here.kinked else tol)
+    status = here.solution.status
+    return FrechetMean(
+        restore(here.point.to(rows.dtype)),
+        restore(here.solution.double_length.to(rows.dtype)),
+        here.variance,
+        norm,
+        ended.error,
+        here.kinked,
+        ended.steps,
+        status,
+        met and all(one is Status.CONVERGED for one in status),
+    )
+
+
+def _descended(task: Task, begin: Found, most: int, spread: float) -> Ended:
+    """To where the variance is least, in so many steps at most, of points so far apart."""
+    if begin.kinked or (begin := task.again(begin)).kinked:
+        return descend_across_kinks(task, begin, most)
+    spans, number, radius, returns = _SPANS, 0, _RADIUS * spread, 0
     place = task.at(begin, spans)
-    least, error, returns = place, float("inf"), 0
+    least, error = place, inf
     while True:
-        last = place
-        moved, steps, radius = descend(task, last, max_steps - number, radius, _SMALLEST * spread, softness)
+        moved, steps, radius = descend(task, place, most - number, radius, _SMALLEST * spread)
         number, before = number + steps, spans
-        spans = min(4 * spans, _MOST_ROUGH) if last.rough else min(2 * spans, _MOST)
+        spans = min(2 * spans, _MOST)
         if steps == 0 and spans == before:
             break
-        place = task.at(task.found(moved.point), spans)
-        if not place.rough and place.variance > _WORSE * least.variance and number < max_steps:
+        found = task.found(moved.point)
+        if found.kinked:
+            across = descend_across_kinks(task, found, most - number)
+            return replace(across, steps=number + across.steps)
+        place = task.at(found, spans)
+        worse = found.variance > _WORSE * least.found.variance
+        if worse and number < most:
             # curves that were moved along have led where geodesics are longer than they said
             returns += 1
             if returns > _RETURNS:
                 break
-            radius = min(radius, float((place.point - least.point).norm())) / FARTHER
+            radius = min(radius, float((place.point - least.point).norm())) / _CLOSER
             place, spans = least, before
             continue
-        change = task.norm(place.point, place.gradient - moved.gradient, place.energy)
-        # what fewer nodes have told is no reason to end
-        settled = place.rough and spans == before and not place.betters(least)
-        found = _found(place, change)
-        if found or place.variance <= (1.0 if place.rough else _WORSE) * least.variance:
-            least, error = place, change
-        if found or number >= max_steps or settled:
+        met = place.norm <= task.tol
+        if met or not worse:
+            least, error = place, task.norm(place.point, place.gradient - moved.gradient, place.energy)
+        if met or number >= most:
             break
-        if place.rough:
-            # curves moved along are held by the kinks they run through, and stop where those found anew would not
-            softness = softness_between(last, place)
-            radius = min(radius, max(FARTHER * float((place.point - last.point).norm()), _SMALLEST * spread))
-    place = least
-    cast, lengths = rows.dtype, place.solution.double_length
-    return FrechetMean(
-        restore(place.point.to(cast)),
-        restore(lengths.to(cast)),
-        place.variance,
-        place.norm,
-        error,
-        place.rough,
-        number,
-        place.solution.status,
-        _found(place, error) and all(s is Status.CONVERGED for s in place.solution.status),
-    )
-
-
-def _found(place: Place, error: float) -> bool:
-    """Whether the gradient that will do is met, as far as can be told of one known to ``error``."""
-    doubt = error if place.rough and error <= place.tol else 0.0
-    return place.norm - doubt <= place.tol
+    return Ended(least.found, least.norm, error, number)
 
 
 def _on_a_line(
