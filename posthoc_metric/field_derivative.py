@@ -52,6 +52,11 @@ class FieldDerivative:
         self.sloped = sloped if self._true(closed, some, v, tolerance) else None
         self.by_autograd = self._true(graph, some, v, tolerance)
 
+    @property
+    def places(self) -> int:
+        """At how many places a call asks for the field, for each of its points."""
+        return 1 if self.sloped is not None or self.by_autograd else 2 * self._few[0].shape[1] + 1
+
     @cached_property
     def twice(self) -> bool:
         """Whether autograd finds second derivatives at a bearable price.

@@ -176,3 +176,21 @@ def test_latents_learn_from_distances(metrics):
     optimiser.step(loss)
     length = metrics["rbf"].geodesic(start, end).length.detach()
     assert float((length - wanted).abs()) < 1e-3 * float(wanted)
+
+
+def test_no_points_have_no_gradients_and_harm_none(metrics):
+    z = latents(0, 3).requires_grad_()
+    (metrics["rbf"].log_volume(z).sum() + metrics["rbf"].geodesic(z, z).length.sum()).backward()
+    assert z.grad.shape == (0, 3)
+
+
+@pytest.mark.parametrize("apart", [1e-3, 1e-6])
+def test_close_pairs_of_a_decoder_in_single_precision(apart):
+    module = network(3, 12)
+    found = []
+    for decoder in (pm.Decoder(module), pm.Decoder(copy.deepcopy(module).double())):
+        start = latents(3, 3).requires_grad_()
+        end = start.detach() + apart * latents(3, 3, seed=15)
+        pm.PullbackMetric(decoder).geodesic(start, end).length.sum().backward()
+        found.append(start.grad)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)

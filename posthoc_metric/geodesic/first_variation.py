@@ -20,6 +20,7 @@ from ..smooth_map import value_and_pull
 from .curves.placement import Clock
 from .curves.spline import Spline
 from .guard import guard
+from .refinement.precision import finer
 from .solution import Solution
 
 #: intervals of a curve, at least and for each of its spans; even numbers
@@ -53,26 +54,34 @@ class _Length(torch.autograd.Function):
 
 def slopes(solution: Solution) -> tuple[Tensor, Tensor]:
     """Derivatives of the lengths by the first and by the last point, each (B, d) float64."""
-    parts, (spline, clock), length = guard(solution.parts), solution.curve, solution.double_length
+    # chords as short as these are little but rounding in single precision, which the curves of close pairs never saw
+    parts = finer(solution.parts) or guard(solution.parts)
+    (spline, clock), length = solution.curve, solution.double_length
     found = torch.full_like(spline.nodes[:, :2], float("nan"))
     found[length == 0] = 0.0
+    probe = spline.nodes[length > 0, ::8].flatten(0, 1)[:512]
+    field = None if parts.field is None or len(probe) == 0 else FieldDerivative(parts.field, probe)
     # beyond 1 are the knots that fill a curve of few spans up to the most in the batch
     spans = (spline.knots <= 1).sum(1) - 1
     for count in torch.unique(spans[length > 0]).tolist():
         intervals = max(_LEAST, _TO_A_SPAN * count)
         rows = ((spans == count) & (length > 0)).nonzero().flatten()
-        for some in rows.split(_at_once(parts, intervals)):
-            found[some] = _of_length(parts, spline.take(some), clock.take(some), intervals)
+        for some in rows.split(_at_once(parts, field, spline.nodes.shape[2], intervals)):
+            found[some] = _of_length(parts, field, spline.take(some), clock.take(some), intervals)
     return found[:, 0], found[:, 1]
 
 
-def _at_once(parts: MetricParts, intervals: int) -> int:
-    """How many curves of so many intervals, of whose outputs five tables are kept."""
-    width = 1 if parts.embedding is None else parts.embedding.output_dim
-    return max(1, working_memory() // (40 * width * intervals))
+def _at_once(parts: MetricParts, field: FieldDerivative | None, dim: int, intervals: int) -> int:
+    """How many curves of so many intervals: five tables of their outputs are kept, and two of a field's matrices."""
+    width = 5 * (1 if parts.embedding is None else parts.embedding.output_dim)
+    if field is not None:
+        width += 2 * dim**2 * field.places
+    return max(1, working_memory() // (8 * width * intervals))
 
 
-def _of_length(parts: MetricParts, spline: Spline, clock: Clock, intervals: int) -> Tensor:
+def _of_length(
+    parts: MetricParts, field: FieldDerivative | None, spline: Spline, clock: Clock, intervals: int
+) -> Tensor:
     """Derivatives (P, 2, d) of the curves' lengths by the first and by the last point, all others moving along."""
     count, _, dim = spline.nodes.shape
     t = torch.linspace(0, 1, intervals + 1, dtype=torch.float64, device=spline.nodes.device)
@@ -81,7 +90,6 @@ def _of_length(parts: MetricParts, spline: Spline, clock: Clock, intervals: int)
     if parts.embedding is not None:
         values, pull = value_and_pull(parts.embedding, points.reshape(-1, dim))
         outputs = values.to(points).view(count, intervals + 1, -1)
-    field = None if parts.field is None else FieldDerivative(parts.field, points.reshape(-1, dim))
     by_points, by_outputs = _of_chords(parts, field, points, outputs)
     # those through every other point, whose errors, of second order, are four times as large
     coarse = _of_chords(parts, field, points[:, ::2], outputs[:, ::2])

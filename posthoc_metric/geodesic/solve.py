@@ -145,15 +145,16 @@ def geodesic(
         # what is kept with a metric is where its latents are
         device = points.device if metric.support is None else metric.support.device
         a, b = points.to(device).double(), others.to(device).double()
-        if len(a) == 0:
-            return _empty(metric, points, restore, chosen.num_points)
         known = metric.support if support is None else to_points(support, "support", metric.dim)[0]
         if known is not None and len(known) == 0:
             raise InvalidArgumentError("`support` must hold at least one latent; got none. Leave it out instead.")
         latents = None if known is None else known.to(device).double()
-        _check_sign(guard(metric.parts()), a, b)
-        found = spread_pairs(metric, a, b, latents, chosen, n_jobs)
-        solution = _assemble(metric, a, b, found, chosen.num_points, points.dtype, restore)
+        if len(a) == 0:
+            solution = _empty(metric, points, restore, chosen.num_points)
+        else:
+            _check_sign(guard(metric.parts()), a, b)
+            found = spread_pairs(metric, a, b, latents, chosen, n_jobs)
+            solution = _assemble(metric, a, b, found, chosen.num_points, points.dtype, restore)
     if wanted(start, end) and isinstance(solution.length, Tensor):
         return replace(solution, length=length_of(recorded(start, points), recorded(end, others), solution))
     return solution
