@@ -18,11 +18,13 @@ from torch.autograd.function import once_differentiable
 
 from ._arrays import computes_in_single
 from .field_derivative import FieldDerivative
+from .machine import working_memory
 from .metric_parts import MetricParts
 from .smooth_map import SmoothMap, in_float64
 
-#: difference steps over the size of the coordinates: the cube root of the precision, double and single
-_STEPS = 6e-6, 5e-3
+#: difference steps over the size of the coordinates: the cube root of the precision, double and single; and the least
+#: size that a point alone is taken to tell, below which steps would be lost in the rounding of what they change
+_STEPS, _LEAST = (6e-6, 5e-3), (1e-3, 0.1)
 
 
 def wanted(*values: Any) -> bool:
@@ -89,23 +91,32 @@ def _pulled(parts: MetricParts, z: Tensor, weights: Tensor, support: Tensor | No
         found += weights.diagonal(dim1=1, dim2=2).sum(1, keepdim=True) * parts.weight.value_and_gradient(z)[1]
     embedding = parts.embedding and (in_float64(parts.embedding) or parts.embedding)
     field = FieldDerivative(parts.field, z) if parts.field is not None and len(z) else None
-    if embedding is not None or field is not None:
-        single = embedding is not None and computes_in_single(embedding, z)
-        size = z.abs().amax(1) if support is None else support.double().std(0, correction=0).mean().to(z).expand(len(z))
-        step = _STEPS[single] * torch.where(size > 0, size, 1.0)
-        shares, ways = torch.linalg.eigh(weights)
-        # the weights of an inner product are of rank two
-        least = z.shape[1] * torch.finfo(z.dtype).eps * shares.abs().amax(1)
-        for share, way in zip(shares.unbind(1), ways.unbind(2), strict=True):
-            rows = (share.abs() > least).nonzero().flatten()
-            if len(rows) == 0:
-                continue
-            at, along = z[rows], way[rows].contiguous()
+    single = embedding is not None and computes_in_single(embedding, z)
+    size = _sizes(z, support, _LEAST[single])
+    # six tables of outputs are kept, and two of a field's matrices
+    width = 0 if embedding is None else 6 * embedding.output_dim
+    width += 0 if field is None else 2 * z.shape[1] ** 2 * field.places
+    shares, ways = torch.linalg.eigh(weights)
+    # the weights of an inner product are of rank two
+    least = z.shape[1] * torch.finfo(z.dtype).eps * shares.abs().amax(1)
+    for share, way in zip(shares.unbind(1), ways.unbind(2), strict=True):
+        told = (share.abs() > least).nonzero().flatten()
+        for rows in told.split(max(1, working_memory() // (8 * max(width, 1)))) if len(told) else ():
+            at, along, long = z[rows], way[rows].contiguous(), size[rows]
             if embedding is not None:
-                found[rows] += share[rows, None] * _of_square(embedding, at, along, step[rows, None])
+                found[rows] += share[rows, None] * _of_square(embedding, at, along, _STEPS[single] * long)
             if field is not None:
-                found[rows] += share[rows, None] * field.pull(at, along)[1]
+                # its own difference steps follow the size of what it is multiplied by
+                found[rows] += share[rows, None] * field.pull(at, long * along)[1] / long.square()
     return found.masked_fill(bad[:, None], float("nan"))
+
+
+def _sizes(z: Tensor, support: Tensor | None, least: float) -> Tensor:
+    """How far from each of z (B, d) a metric varies much, (B, 1)."""
+    if support is None:
+        return z.abs().amax(1, keepdim=True).clamp_min(least)
+    spread = support.double().std(0, correction=0).mean().to(z)
+    return torch.where(spread > 0, spread, 1.0).expand(len(z), 1)
 
 
 def _of_square(embedding: SmoothMap, z: Tensor, v: Tensor, step: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,8 +45,9 @@ class Metric(ABC):
 
     Where latents are tensors that require grad, :meth:`tensor`, :meth:`inner`, :meth:`norm`, :meth:`eigenvalues`,
     :meth:`log_volume`, :meth:`condition_number` and the ``length`` of a geodesic carry gradients by the latents, once
-    differentiable, if ``tensor`` of a subclass does; a decoder's weights get none.  Eigenvalues and condition numbers
-    have them where they are simple.  Everything else returns tensors without a graph.
+    differentiable; a decoder's weights get none.  Those of a subclass whose ``tensor`` leaves the graph are taken by
+    differences, but for ``tensor`` itself.  Eigenvalues and condition numbers have them where they are simple.
+    Everything else returns tensors without a graph.
 
     The conveniences :meth:`geodesic`, :meth:`exp`, :meth:`log`, :meth:`mean` and :meth:`distances`
     are one line each; they reach forward along the pipeline and so import when called.
@@ -78,6 +80,15 @@ class Metric(ABC):
     def _field(self) -> CheckedField:
         return CheckedField(self.tensor, f"`tensor(z)` of {type(self).__name__}")
 
+    def _in_graph(self, z: Tensor) -> Tensor:
+        """``M(z)`` (B, d, d) in the graph of z (B, d) float64, if it is in one."""
+        # NumPy inside takes nothing that requires grad; what else goes wrong does so again without
+        with suppress(RuntimeError, TypeError, AttributeError):
+            found = self._field()(z)
+            if found.requires_grad or not z.requires_grad:
+                return found
+        return matrices(self.parts(), z, self.support)
+
     def inner(self, z: ArrayLike, u: ArrayLike, v: ArrayLike) -> Any:
         """Inner product ``uᵀ M(z) v`` of tangent vectors, (B,); ``z``, ``u``, ``v`` are (B, d)."""
         points, restore = to_points(z, "z", self.dim)
@@ -86,7 +97,7 @@ class Metric(ABC):
         found = self.parts().inner(points.double(), left, right)
         if wanted(z, u, v):
             sides = (recorded(vectors, plain).double() for vectors, plain in ((u, left), (v, right)))
-            found = attach(found, torch.einsum("bij,bi,bj->b", self._field()(recorded(z, points).double()), *sides))
+            found = attach(found, torch.einsum("bij,bi,bj->b", self._in_graph(recorded(z, points).double()), *sides))
         return restore(found.to(points.dtype))
 
     def norm(self, z: ArrayLike, v: ArrayLike) -> Any:
@@ -109,7 +120,9 @@ class Metric(ABC):
                     f"the metric must be positive definite; at row {bad[0]} of `z` the vector in `v` has the squared "
                     f"length {float(squares[bad[0]]):.3g}. Check the sign of what `tensor(z)` returns."
                 )
-        return restore(squares.clamp_min(0.0).sqrt().to(points.dtype))
+        # the slope of the root is infinite at zero, and would make NaN of the gradient there, which is zero
+        none = squares <= 0
+        return restore(squares.masked_fill(none, 1.0).sqrt().masked_fill(none, 0.0).to(points.dtype))
 
     def eigenvalues(self, z: ArrayLike) -> Any:
         """Eigenvalues of ``M(z)`` in ascending order, (B, d), never below zero.
@@ -118,10 +131,9 @@ class Metric(ABC):
             NumericalError: the metric is not finite at a point, or has a negative eigenvalue.
         """
         points, restore = to_points(z, "z", self.dim)
-        where = points.double()
-        found = self._spectrum(where)
+        found = self._spectrum(points.double())
         if wanted(z):
-            tensors = self._field()(recorded(z, points).double())
+            tensors = self._in_graph(recorded(z, points).double())
             ways = torch.linalg.eigh(tensors.detach()).eigenvectors
             found = attach(found, torch.einsum("bia,bij,bja->ba", ways, tensors, ways))
         return restore(found.to(points.dtype))

@@ -1,6 +1,7 @@
 """Gradients by the latents: of what a metric says at them, and of geodesic lengths by their ends."""
 
 import copy
+import importlib
 
 import numpy as np
 import pytest
@@ -176,6 +177,50 @@ def test_latents_learn_from_distances(metrics):
     optimiser.step(loss)
     length = metrics["rbf"].geodesic(start, end).length.detach()
     assert float((length - wanted).abs()) < 1e-3 * float(wanted)
+
+
+@pytest.mark.parametrize("near", [1e-6, 1e-9, 0.0])
+def test_gradients_near_the_origin(near):
+    """Where a point alone tells no size of the latents, difference steps are not lost in rounding."""
+    metric = pm.PullbackMetric(pm.Decoder(network(3, 12).double()))
+    z = (near * latents(2, 3)).requires_grad_()
+    metric.log_volume(z).sum().backward()
+    for axis, step in enumerate(1e-4 * torch.eye(3, dtype=torch.float64)):
+        ahead, behind = (metric.log_volume(z.detach() + sign * step) for sign in (1, -1))
+        torch.testing.assert_close(z.grad[:, axis], (ahead - behind) / 2e-4, rtol=1e-5, atol=1e-6)
+
+
+def test_vectors_of_no_length_have_no_gradient(metrics):
+    z = latents(2, 3).requires_grad_()
+    v = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    metrics["rbf"].norm(z, v).sum().backward()
+    for found in (z.grad, v.grad):
+        assert torch.equal(found[0], torch.zeros(3, dtype=torch.float64)) and bool((found[1] != 0).any())
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-4])
+def test_a_function_in_numpy_has_gradients_by_differences(size):
+    def fn(z):
+        return np.exp(np.sin(np.asarray(z)[:, :1, None] / size)) * np.eye(2)
+
+    metric = pm.FunctionMetric(fn, 2)
+    z = (size * latents(3, 2)).requires_grad_()
+    metric.log_volume(z).sum().backward()
+    known = torch.stack([(z[:, 0].detach() / size).cos() / size, torch.zeros(3, dtype=torch.float64)], dim=1)
+    torch.testing.assert_close(z.grad, known, rtol=1e-6, atol=1e-6 / size)
+    assert metric.norm(z, torch.ones(3, 2)).requires_grad and metric.eigenvalues(z).requires_grad
+
+
+def test_memory_limits_gradients_in_how_many_at_once_only(metrics, monkeypatch):
+    found = []
+    for memory in (2**28, 1):
+        for module in ("gradients", "geodesic.first_variation"):
+            module = importlib.import_module(f"posthoc_metric.{module}")
+            monkeypatch.setattr(module, "working_memory", lambda memory=memory: memory)
+        z, ends = latents(4, 3).requires_grad_(), latents(4, 3, seed=14).requires_grad_()
+        (metrics["gp"].log_volume(z).sum() + metrics["gp"].geodesic(z, ends).length.sum()).backward()
+        found.append(torch.cat([z.grad, ends.grad]))
+    torch.testing.assert_close(*found)
 
 
 def test_no_points_have_no_gradients_and_harm_none(metrics):
