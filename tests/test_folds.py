@@ -129,3 +129,12 @@ def test_in_a_flat_metric_a_detour_is_pulled_straight():
     assert found.length == pytest.approx(2.0, rel=1e-9) and found.residual <= 1e-6
     assert float(found.nodes[:, 1].abs().max()) < 1e-4
     assert found.nodes.diff(dim=0).norm(dim=1).std() < 1e-6
+
+
+def test_the_residual_tells_what_a_curve_may_still_lose():
+    parts = pm.PullbackMetric(pm.Decoder(nn.Identity(), latent_dim=2)).parts()
+    t = torch.linspace(0, 1, 65, dtype=torch.float64)
+    bent = spaced(torch.stack([2 * t, 1e-2 * (np.pi * t).sin()], dim=1), 64)
+    found = shorten(parts, None, bent, tol=np.inf, max_steps=1)
+    assert found.steps == 0
+    assert found.residual**2 / 2 == pytest.approx((found.length - 2) / found.length, rel=0.05)

@@ -24,8 +24,8 @@ from ..curves.linear import solve_model
 from ..curves.placement import even
 from ..curves.polygons import met, run_along
 
-#: damping over what keeps a straight curve straight: at first, where a step did better than nothing, where it did not,
-#: at most, and up to which a residual is told
+#: damping over what keeps a straight curve straight: at first, where a step did half of what it promised, where it did
+#: nothing, at most, and up to which a residual is told
 _FIRST, _LESS, _MORE, _MOST, _SURE = 1e-2, 0.2, 8.0, 1e6, 1e-2
 
 
@@ -36,7 +36,8 @@ class Shortened:
     Attributes:
         nodes: (n+1, d).
         pieces: the length of every span by its chord (n,).
-        residual: the root of twice what the length may still lose, as a share of it; ``inf`` where nothing tells.
+        residual: the root of twice what the length may still lose, as a share of it, which is the root of the share of
+            its energy; ``inf`` where nothing tells.
         steps: that were tried; each asked for values and Jacobians at all nodes, and one more time did the start.
     """
 
@@ -118,7 +119,7 @@ def _step(here: _Lengths, nodes: Tensor, damping: float) -> tuple[Tensor, float,
     falls = -float((slope * found[0]).sum())
     padded = torch.nn.functional.pad(move, (0, 0, 1, 1))
     braked = brake * float(padded.diff(dim=0).square().sum())
-    return move, (falls + braked) / 2, (2 * max(falls, 0.0) / max(length, 1e-300)) ** 0.5
+    return move, (falls + braked) / 2, (max(falls, 0.0) / max(length, 1e-300)) ** 0.5
 
 
 def _across(ways: Tensor) -> Tensor:
