@@ -22,6 +22,7 @@ from torch import distributions, nn
 from posthoc_metric._arrays import as_tensor
 from posthoc_metric.decoder import Decoder, same_fingerprint
 from posthoc_metric.decoder.conditions import advice
+from posthoc_metric.decoder.settle import _batches
 from posthoc_metric.errors import BatchWarning, DecoderError, DerivativeWarning, InvalidArgumentError
 from posthoc_metric.repair import repair
 
@@ -1189,3 +1190,24 @@ def test_a_condition_that_does_not_fit_is_told_what_would():
     with pytest.raises(DecoderError, match="One condition serves all rows"):
         Decoder(_WithProperty(), latent_dim=8, condition=torch.rand(300))
     assert Decoder(_WithProperty(), latent_dim=8, condition=[0.5]).output_dim == 5
+
+
+def test_batch_sizes_are_read_off_whole_numbers_of_an_error_only():
+    error = RuntimeError("expected (7, 3) of 10240, got 4x3 and 1.5; 16 rows, see x12.")
+    assert _batches(error) == [7, 3, 16]
+
+
+def test_a_property_that_cannot_be_read_tells_no_width():
+    class Unfitted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net(3)
+
+        @property
+        def latent_dim(self):
+            raise RuntimeError("not fitted yet")
+
+        def forward(self, z):
+            return self.net(z)
+
+    assert Decoder(Unfitted()).latent_dim == 3

@@ -264,7 +264,7 @@ def _signature(part: Part) -> str:
 
 def _batches(error: Exception) -> list[int]:
     """Batch sizes that the words of an error suggest: exported programs name the only one they take."""
-    numbers = dict.fromkeys(int(number) for number in re.findall(r"(?<![\w.])\d{1,4}(?![\w.]\d)", str(error)))
+    numbers = dict.fromkeys(int(number) for number in re.findall(r"(?<![\w.])\d{1,4}(?![\w.]?\d)", str(error)))
     return [n for n in numbers if 0 < n <= 1024 and n != ROWS][:8]
 
 

@@ -66,9 +66,9 @@ def _candidates(model: Any, part: Part) -> Iterator[Width]:
     if is_integer(features):
         yield int(features), None, "attribute `n_features_in_`"  # scikit-learn's
     for owner in owners:
-        for holder in (owner, *(getattr(owner, n, None) for n in ("config", "model_config", "hparams", "cfg"))):
+        for holder in (owner, *(_attribute(owner, name) for name in ("config", "model_config", "hparams", "cfg"))):
             for name in _WIDTH_NAMES:
-                value = getattr(holder, name, None) if not isinstance(holder, dict) else holder.get(name)
+                value = holder.get(name) if isinstance(holder, dict) else _attribute(holder, name)
                 if is_integer(value) and value > 0:
                     yield int(value), None, f"attribute `{name}`"
     for root in part.roots:
@@ -97,6 +97,13 @@ def _candidates(model: Any, part: Part) -> Iterator[Width]:
             if isinstance(module, nn.RNNBase):
                 yield module.input_size, None, "first recurrent layer"
                 break
+
+
+def _attribute(holder: Any, name: str) -> Any:
+    try:
+        return getattr(holder, name, None)
+    except Exception:  # a property may do anything when it is read
+        return None
 
 
 def _traced_widths(root: torch.fx.GraphModule) -> Iterator[Width]:
