@@ -239,3 +239,16 @@ def test_close_pairs_of_a_decoder_in_single_precision(apart):
         pm.PullbackMetric(decoder).geodesic(start, end).length.sum().backward()
         found.append(start.grad)
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+
+
+def test_a_metric_whose_tensor_leaves_the_graph_has_gradients_by_differences():
+    class Detached(pm.Metric):
+        dim = 2
+
+        def tensor(self, z):
+            return HalfPlane().tensor(z.detach())
+
+    z = (latents(3, 2).abs() + 1).requires_grad_()
+    Detached().log_volume(z).sum().backward()
+    known = torch.stack([torch.zeros(3, dtype=torch.float64), -2 / z[:, 1].detach()], dim=1)
+    torch.testing.assert_close(z.grad, known, rtol=1e-6, atol=1e-8)
