@@ -177,6 +177,24 @@ def test_a_mean_is_found_from_where_it_is_told_to_start():
         frechet_mean(space, z, start=[0.0])
 
 
+@pytest.mark.parametrize("weights", [None, [1.0, 0.0, 2.0]])
+@pytest.mark.parametrize("dim", [1, 2])
+def test_the_mean_of_one_point_is_that_point_wherever_it_is_told_to_start(dim, weights):
+    space = FunctionMetric(lambda z: (1 + z.square())[:, :, None] * torch.eye(dim, dtype=z.dtype), dim)
+    z = torch.full((3, dim), 0.3, dtype=torch.float64)
+    z[1] += 0.0 if weights is None else 1.0
+    found = frechet_mean(space, z, start=[2.0] * dim, weights=weights)
+    assert found.converged and torch.equal(found.point, z[0]) and found.variance == 0
+    with pytest.raises(InvalidArgumentError, match="start"):
+        frechet_mean(space, z, start=[float("nan")] * dim, weights=weights)
+
+
+def test_a_mean_is_found_from_far_away_of_points_that_are_close_together():
+    z = 1e-9 * torch.tensor([[0.0, 1.0], [0.0, -1.0], [2.0, 0.0]]).double() + torch.tensor([0.0, 1.0])
+    found = frechet_mean(HalfPlane(), z, start=[1.0, 2.0])
+    assert float((found.point - z.mean(0)).norm()) < 1e-8
+
+
 def test_a_printed_mean_is_short_and_says_what_to_do():
     z = torch.tensor([[0.0, 0.5], [0.0, 2.0]]).double()
     text = repr(frechet_mean(HalfPlane(), z, start=[0.0, 1.0]))

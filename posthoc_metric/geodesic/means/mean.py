@@ -118,16 +118,20 @@ def frechet_mean(
             f"`weights` must be {len(z)} non-negative, finite numbers, not all zero; got {describe(weights)}."
         )
     share = share / share.sum()
+    near, counted = None if start is None else _start(start, z), z[share > 0]
+    if bool((counted == counted[0]).all()):
+        near = counted[0]  # wherever it is told to start: beside no variance no gradient is small
     if metric.dim == 1:
-        return _on_a_line(metric, z, share, tol, max_steps, options, restore, rows.dtype, start)
+        return _on_a_line(metric, z, share, tol, max_steps, options, restore, rows.dtype, near)
     average = share @ z
-    spread = float((share @ (z - average).square().sum(1)).sqrt())
     task = Task(metric, guard(metric.parts()), z, share, tol, max(tol, rough_tol), options)
-    if start is None:
+    if near is None:
         # on a ring the average lies off the data, in many dimensions every point lies far from it
         begin = task.loosened().better(z[(z - average).norm(dim=1).argmin()], average)
     else:
-        begin = task.loosened().found(_start(start, z))
+        begin = task.loosened().found(near)
+    # a start that is given may lie far from points that are close together
+    spread = float((share @ (z - (average if near is None else near)).square().sum(1)).sqrt())
     ended = _descended(task, begin, max_steps, spread)
     here, norm = ended.found, ended.norm
     doubt = ended.error if here.kinked and ended.error <= task.rough_tol else 0.0
@@ -147,7 +151,7 @@ def frechet_mean(
 
 
 def _descended(task: Task, begin: Found, most: int, spread: float) -> Ended:
-    """To where the variance is least, in so many steps at most, of points so far apart."""
+    """To where the variance is least, in so many steps at most; the points lie so far apart, or from where it begins."""
     if begin.kinked or (begin := task.again(begin)).kinked:
         return descend_across_kinks(task, begin, most)
     spans, number, radius, returns = _SPANS, 0, _RADIUS * spread, 0
@@ -190,10 +194,10 @@ def _on_a_line(
     options: dict[str, Any],
     restore: Restore,
     dtype: torch.dtype,
-    start: ArrayLike | None,
+    near: Tensor | None,
 ) -> FrechetMean:
     """In one dimension, of points (N, 1): where lengths from the first of them are on average, kinks or none."""
-    if start is None:
+    if near is None:
         first, last = z.amin(0, keepdim=True), z.amax(0, keepdim=True)
         run = geodesic(metric, first.expand_as(z), z, **options).double_length
         whole = geodesic(metric, first, last, **options)
@@ -201,7 +205,7 @@ def _on_a_line(
         spline, clock = whole.curve
         here = spline.at(clock.at(part.nan_to_num(nan=0.5).clamp(0, 1)[:, None]))[0][0, 0]
     else:
-        here = _start(start, z)
+        here = near
     for number in range(max_steps + 1):
         solution = geodesic(metric, here.expand_as(z), z, **options)
         lengths = solution.double_length
