@@ -30,7 +30,7 @@ _LEAST, _TO_A_SPAN = 64, 4
 def length_of(start: Tensor, end: Tensor, solution: Solution) -> Tensor:
     """``solution.length`` (B,) in the graph of the ends (B, d), once differentiable.
 
-    Its gradient is zero where the ends are one point, and NaN where there is no curve.
+    Its gradient is zero where the ends are one point, and NaN where there is no curve but a loss counts its length.
     """
     return _Length.apply(start, end, solution)  # type: ignore[no-untyped-call, no-any-return]
 
@@ -47,8 +47,11 @@ class _Length(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, Tensor, None]:
-        pairs = zip(slopes(ctx.solution), ctx.kinds, strict=True)
-        by_start, by_end = (weights.to(kind)[:, None] * slope.to(kind) for slope, kind in pairs)
+        by_ends = slopes(ctx.solution)
+        weights = weights.to(by_ends[0])[:, None]
+        # what a loss leaves out, as pairs without a curve, must not make NaN of what its latents are made by
+        pulls = ((weights * slope).masked_fill(weights == 0, 0.0) for slope in by_ends)
+        by_start, by_end = (pull.to(kind) for pull, kind in zip(pulls, ctx.kinds, strict=True))
         return by_start, by_end, None
 
 

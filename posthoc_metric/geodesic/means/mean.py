@@ -151,7 +151,7 @@ def frechet_mean(
 
 
 def _descended(task: Task, begin: Found, most: int, spread: float) -> Ended:
-    """To where the variance is least, in so many steps at most; the points lie so far apart, or from where it begins."""
+    """To where the variance is least, in so many steps at most, of points that lie so far apart."""
     if begin.kinked or (begin := task.again(begin)).kinked:
         return descend_across_kinks(task, begin, most)
     spans, number, radius, returns = _SPANS, 0, _RADIUS * spread, 0
