@@ -20,7 +20,7 @@ from ..smooth_map import value_and_pull
 from .curves.placement import Clock
 from .curves.spline import Spline
 from .guard import guard
-from .refinement.precision import finer
+from .refinement.precision import finer, too_close
 from .solution import Solution
 
 #: intervals of a curve, at least and for each of its spans; even numbers
@@ -57,20 +57,22 @@ class _Length(torch.autograd.Function):
 
 def slopes(solution: Solution) -> tuple[Tensor, Tensor]:
     """Derivatives of the lengths by the first and by the last point, each (B, d) float64."""
-    # chords as short as these are little but rounding in single precision, which the curves of close pairs never saw
-    parts = finer(solution.parts) or guard(solution.parts)
-    (spline, clock), length = solution.curve, solution.double_length
+    parts, (spline, clock), length = guard(solution.parts), solution.curve, solution.double_length
     found = torch.full_like(spline.nodes[:, :2], float("nan"))
     found[length == 0] = 0.0
     probe = spline.nodes[length > 0, ::8].flatten(0, 1)[:512]
     field = None if parts.field is None or len(probe) == 0 else FieldDerivative(parts.field, probe)
+    # as in the solver: their chords are little but rounding in single precision
+    close = too_close(parts, spline.nodes[:, 0], spline.nodes[:, -1])
+    precise = finer(solution.parts) if bool(close.any()) else None
     # beyond 1 are the knots that fill a curve of few spans up to the most in the batch
     spans = (spline.knots <= 1).sum(1) - 1
-    for count in torch.unique(spans[length > 0]).tolist():
+    for count, finely in torch.stack([spans, close], dim=1)[length > 0].unique(dim=0).tolist():
         intervals = max(_LEAST, _TO_A_SPAN * count)
-        rows = ((spans == count) & (length > 0)).nonzero().flatten()
+        rows = ((spans == count) & (close == bool(finely)) & (length > 0)).nonzero().flatten()
+        chosen = precise if finely and precise is not None else parts
         for some in rows.split(_at_once(parts, field, spline.nodes.shape[2], intervals)):
-            found[some] = _of_length(parts, field, spline.take(some), clock.take(some), intervals)
+            found[some] = _of_length(chosen, field, spline.take(some), clock.take(some), intervals)
     return found[:, 0], found[:, 1]
 
 
