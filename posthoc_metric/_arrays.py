@@ -13,6 +13,7 @@ from typing import Any, TypeGuard, Union
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
 from .errors import InvalidArgumentError
 
@@ -96,6 +97,11 @@ def refuse_tensor(value: torch.Tensor, name: str, *, booleans: bool = False) -> 
         raise InvalidArgumentError(f"`{name}` must be a dense tensor; got {describe(value)}, {_layout(value)}.")
     if value.device.type == "meta":
         raise InvalidArgumentError(f"`{name}` must hold numbers; got a tensor on the meta device, which holds none.")
+    if forward_ad.unpack_dual(value).tangent is not None:
+        raise InvalidArgumentError(
+            f"`{name}` must carry no tangent of forward-mode differentiation, which would be lost; got "
+            f"{describe(value)} with one. Differentiate in reverse: torch.autograd.grad of a tensor that requires grad."
+        )
     if value.dtype not in _REAL and not (booleans and value.dtype == torch.bool):
         raise InvalidArgumentError(f"`{name}` must hold real numbers; got {describe(value)}. {_remedy(value.dtype)}")
 

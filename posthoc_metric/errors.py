@@ -54,6 +54,10 @@ class NumericalError(PosthocMetricError, ArithmeticError):
     """A computation gave NaN, infinity or a matrix that is not positive definite."""
 
 
+class SecondDerivativeError(PosthocMetricError, NotImplementedError):
+    """A gradient by latents is differentiated again."""
+
+
 class WorkerError(PosthocMetricError, RuntimeError):
     """Workers of a parallel computation keep dying."""
 

@@ -37,25 +37,27 @@ class FieldDerivative:
     def __init__(self, field: Callable[[Tensor], Tensor], probe: Tensor):
         self.field = field
         with torch.no_grad():
-            matrices = _checked(field(probe), probe)
+            some = _usable(field, probe)
             single = computes_in_single(lambda z: _checked(field(z), z), probe)
-        finite = torch.isfinite(matrices).flatten(1).all(1)
         # twice continuously differentiable fields: eps^(1/3) of the scale on which the field varies
         self.step = 5e-3 if single else 1e-5
-        some = probe[finite][:16]
         v = _probing(some)
         self._few = some, v
+        self._tolerance = 1e-2 if single else 1e-4
         sloped = field if isinstance(field, SlopedField) else None
         closed = sloped.slope(some, v) if sloped is not None and len(some) else None
-        graph = self._graph(some, v) if len(some) else None
-        tolerance = 1e-2 if single else 1e-4
-        self.sloped = sloped if self._true(closed, some, v, tolerance) else None
-        self.by_autograd = self._true(graph, some, v, tolerance)
+        self.sloped = sloped if self._true(closed) else None
+
+    @cached_property
+    def by_autograd(self) -> bool:
+        """Whether autograd finds what differences do; not looked for before somebody wants it."""
+        return bool(len(self._few[0])) and self._true(self._graph(*self._few))
 
     @property
-    def places(self) -> int:
-        """At how many places a call asks for the field, for each of its points."""
-        return 1 if self.sloped is not None or self.by_autograd else 2 * self._few[0].shape[1] + 1
+    def row_bytes(self) -> int:
+        """What a row takes in :meth:`pull`, approximately."""
+        dim = self._few[0].shape[1]
+        return 8 * dim**2 * (4 if self.sloped is not None or self.by_autograd else 2 * dim + 4)
 
     @cached_property
     def twice(self) -> bool:
@@ -98,10 +100,11 @@ class FieldDerivative:
         tensors, pushed = self._difference(z, v)
         return (tensors @ v[..., None])[..., 0], (pushed.mT @ v[..., None])[..., 0]
 
-    def _true(self, found: tuple[Tensor, Tensor] | None, z: Tensor, v: Tensor, tolerance: float) -> bool:
-        """Whether derivatives along ``v`` (N, d) are those that differences give, but for their own errors."""
+    def _true(self, found: tuple[Tensor, Tensor] | None) -> bool:
+        """Whether derivatives at the points probed are those that differences give, but for their own errors."""
         if found is None:
             return False
+        (z, v), tolerance = self._few, self._tolerance
         # where points lie far apart for how fast the field varies, the first steps leap over what it does
         return any(_agrees(scale * found[1], self._difference(z, scale * v), scale * v, tolerance) for scale in _PROBED)
 
@@ -145,6 +148,17 @@ class FieldDerivative:
         pushed = (matrices @ v[..., None])[..., 0]
         slope = (pushed[1 : dim + 1] - pushed[dim + 1 :]) / (2 * step)[:, None]
         return matrices[0], slope.permute(1, 2, 0)
+
+
+def _usable(field: Callable[[Tensor], Tensor], probe: Tensor) -> Tensor:
+    """The first 16 of the points (N, d) where the field is finite, or as many as there are."""
+    found, count = [], 0
+    for some in probe.split(64):
+        found.append(some[torch.isfinite(_checked(field(some), some)).flatten(1).all(1)])
+        count += len(found[-1])
+        if count >= 16:
+            break
+    return torch.cat(found)[:16]
 
 
 def _probing(probe: Tensor) -> Tensor:

@@ -10,13 +10,14 @@ which is a difference of two vector-Jacobian products whatever d is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ._arrays import computes_in_single
+from .errors import InvalidArgumentError, SecondDerivativeError
 from .field_derivative import FieldDerivative
 from .machine import working_memory
 from .metric_parts import MetricParts
@@ -25,11 +26,26 @@ from .smooth_map import SmoothMap, in_float64
 #: difference steps over the size of the coordinates: the cube root of the precision, double and single; and the least
 #: size that a point alone is taken to tell, below which steps would be lost in the rounding of what they change
 _STEPS, _LEAST = (6e-6, 5e-3), (1e-3, 0.1)
+#: latents, at most, whose spread they follow
+_SPREAD = 2000
 
 
 def wanted(*values: Any) -> bool:
     """Whether the caller records what is made of any of ``values``."""
     return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
+
+
+def refuse_transformed(value: Any, name: str) -> None:
+    """Raise where ``value`` is inside a transform of ``torch.func``, which decoders and solvers do not pass through.
+
+    Raises:
+        InvalidArgumentError: it is.
+    """
+    if isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value):
+        raise InvalidArgumentError(
+            f"`{name}` must be a tensor outside of torch.func (grad, jacrev, jvp, vmap); got one inside. Use "
+            "torch.autograd.grad of a tensor that requires grad, with a whole batch at once."
+        )
 
 
 def recorded(value: Any, points: Tensor) -> Tensor:
@@ -47,9 +63,46 @@ def matrices(parts: MetricParts, z: Tensor, support: Tensor | None) -> Tensor:
     return _Matrices.apply(z, parts, support)  # type: ignore[no-untyped-call, no-any-return]
 
 
+def recorded_field(field: Callable[[Tensor], Tensor], z: Tensor, support: Tensor | None) -> Tensor:
+    """``M(z)`` (B, d, d) in the caller's graph: by what a field records, by differences where that is nothing."""
+    try:
+        found = field(z)
+    except (RuntimeError, TypeError, AttributeError):
+        # NumPy inside; whatever else is wrong is said again without a graph
+        return matrices(MetricParts(field=field), z, support)
+    nothing = z.requires_grad and not found.requires_grad
+    return matrices(MetricParts(field=field), z, support) if nothing else found
+
+
 def attach(value: Tensor, stand_in: Tensor) -> Tensor:
     """``value`` with the gradient of ``stand_in``, two tensors of one shape."""
     return _Attached.apply(value, stand_in) if stand_in.requires_grad else value  # type: ignore[no-untyped-call, no-any-return]
+
+
+def once(found: Tensor, *sources: Tensor) -> Tensor:
+    """Derivatives ``found`` of what ``sources`` are, which refuse to be differentiated again where that is recorded.
+
+    torch's ``once_differentiable`` takes them for constants where the loss is linear, so that second derivatives come
+    out as zero.
+    """
+    return _Once.apply(found, *sources) if torch.is_grad_enabled() else found  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(found: Tensor, *sources: Tensor) -> Tensor:
+        return found.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, weights: Tensor) -> tuple[None, ...]:
+        raise SecondDerivativeError(
+            "gradients of what a metric says by the latents must not be differentiated again; a second derivative was "
+            "asked for. Detach the first, or take differences of it at latents a little apart."
+        )
 
 
 class _Matrices(torch.autograd.Function):
@@ -61,11 +114,16 @@ class _Matrices(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         z, ctx.parts, ctx.support = inputs
         ctx.save_for_backward(z)
+        ctx.slope = None
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, None, None]:
-        return _pulled(ctx.parts, ctx.saved_tensors[0].detach(), weights, ctx.support), None, None
+        (z,) = ctx.saved_tensors
+        with torch.no_grad():
+            # who wants the derivative of every entry comes back as often
+            ctx.slope = ctx.slope or _Slope(ctx.parts, z.detach(), ctx.support)
+            found = ctx.slope.pull(weights)
+        return once(found, z, weights), None, None
 
 
 class _Attached(torch.autograd.Function):
@@ -82,40 +140,56 @@ class _Attached(torch.autograd.Function):
         return None, weights
 
 
-def _pulled(parts: MetricParts, z: Tensor, weights: Tensor, support: Tensor | None) -> Tensor:
-    """``∂_z Σ_ij G_ij M_ij(z)`` (B, d) for weights G (B, d, d); NaN where they are not finite."""
-    bad = ~torch.isfinite(weights).flatten(1).all(1)
-    weights = (0.5 * (weights + weights.mT)).masked_fill(bad[:, None, None], 0.0)
-    found = torch.zeros_like(z)
-    if parts.weight is not None:
-        found += weights.diagonal(dim1=1, dim2=2).sum(1, keepdim=True) * parts.weight.value_and_gradient(z)[1]
-    embedding = parts.embedding and (in_float64(parts.embedding) or parts.embedding)
-    field = FieldDerivative(parts.field, z) if parts.field is not None and len(z) else None
-    single = embedding is not None and computes_in_single(embedding, z)
-    size = _sizes(z, support, _LEAST[single])
-    # six tables of outputs are kept, and two of a field's matrices
-    width = 0 if embedding is None else 6 * embedding.output_dim
-    width += 0 if field is None else 2 * z.shape[1] ** 2 * field.places
-    shares, ways = torch.linalg.eigh(weights)
-    # the weights of an inner product are of rank two
-    least = z.shape[1] * torch.finfo(z.dtype).eps * shares.abs().amax(1)
-    for share, way in zip(shares.unbind(1), ways.unbind(2), strict=True):
-        told = (share.abs() > least).nonzero().flatten()
-        for rows in told.split(max(1, working_memory() // (8 * max(width, 1)))) if len(told) else ():
-            at, along, long = z[rows], way[rows].contiguous(), size[rows]
-            if embedding is not None:
-                found[rows] += share[rows, None] * _of_square(embedding, at, along, _STEPS[single] * long)
-            if field is not None:
-                # its own difference steps follow the size of what it is multiplied by
-                found[rows] += share[rows, None] * field.pull(at, long * along)[1] / long.square()
-    return found.masked_fill(bad[:, None], float("nan"))
+class _Slope:
+    """Derivatives of ``M`` at points z (B, d), in rows that fit into memory."""
+
+    def __init__(self, parts: MetricParts, z: Tensor, support: Tensor | None):
+        self.z, self.weight = z, parts.weight
+        self.embedding = parts.embedding and (in_float64(parts.embedding) or parts.embedding)
+        self.field = FieldDerivative(parts.field, z) if parts.field is not None and len(z) else None
+        single = self.embedding is not None and computes_in_single(self.embedding, z)
+        self.size, self.step = _sizes(z, support, _LEAST[single]), _STEPS[single]
+        row_bytes = 0 if self.field is None else self.field.row_bytes
+        row_bytes += 0 if self.embedding is None else 64 * self.embedding.output_dim
+        self.rows = max(1, working_memory() // max(row_bytes, 1))
+
+    def pull(self, weights: Tensor) -> Tensor:
+        """``∂_z Σ_ij G_ij M_ij(z)`` (B, d) for weights G (B, d, d); NaN where they are not finite."""
+        bad = ~torch.isfinite(weights).flatten(1).all(1)
+        weights = (0.5 * (weights + weights.mT)).masked_fill(bad[:, None, None], 0.0)
+        found = torch.zeros_like(self.z)
+        if self.weight is not None:
+            slope = self.weight.value_and_gradient(self.z)[1]
+            found += weights.diagonal(dim1=1, dim2=2).sum(1, keepdim=True) * slope
+        if self.embedding is not None or self.field is not None:
+            shares, ways = torch.linalg.eigh(weights)
+            # the weights of an inner product are of rank two
+            least = self.z.shape[1] * torch.finfo(self.z.dtype).eps * shares.abs().amax(1, keepdim=True)
+            terms = torch.zeros_like(weights)
+            for some in (shares.abs() > least).nonzero().split(self.rows):
+                if len(some):
+                    rows, which = some.unbind(1)
+                    terms[rows, which] = shares[rows, which, None] * self._of_squares(rows, ways[rows, :, which])
+            found += terms.sum(1)
+        return found.masked_fill(bad[:, None], float("nan"))
+
+    def _of_squares(self, rows: Tensor, v: Tensor) -> Tensor:
+        """``∂_z (vᵀ (M - w I) v)`` (n, d) at some rows, along unit vectors v (n, d)."""
+        z, size, found = self.z[rows], self.size[rows], torch.zeros_like(v)
+        if self.embedding is not None:
+            found += _of_square(self.embedding, z, v, self.step * size)
+        if self.field is not None:
+            # its own difference steps follow the size of what it is multiplied by
+            found += self.field.pull(z, size * v)[1] / size.square()
+        return found
 
 
 def _sizes(z: Tensor, support: Tensor | None, least: float) -> Tensor:
     """How far from each of z (B, d) a metric varies much, (B, 1)."""
     if support is None:
         return z.abs().amax(1, keepdim=True).clamp_min(least)
-    spread = support.double().std(0, correction=0).mean().to(z)
+    # of all of 200,000 it takes longer than the rest
+    spread = support[:: 1 + len(support) // _SPREAD].double().std(0, correction=0).mean().to(z)
     return torch.where(spread > 0, spread, 1.0).expand(len(z), 1)
 
 

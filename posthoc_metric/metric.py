@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ._arrays import ArrayLike, as_tensor, check_count, describe, name_rows, to_points
 from .errors import InvalidArgumentError, NumericalError
-from .gradients import attach, matrices, recorded, wanted
+from .gradients import attach, matrices, recorded, recorded_field, refuse_transformed, wanted
 from .matrix_field import CheckedField, check_symmetric, to_matrices
 from .metric_parts import MetricParts
 from .smooth_map import SmoothMap, check_smooth_map, condition_numbers, resolved_eigenvalues
@@ -45,9 +44,9 @@ class Metric(ABC):
 
     Where latents are tensors that require grad, :meth:`tensor`, :meth:`inner`, :meth:`norm`, :meth:`eigenvalues`,
     :meth:`log_volume`, :meth:`condition_number` and the ``length`` of a geodesic carry gradients by the latents, once
-    differentiable; a decoder's weights get none.  Those of a subclass whose ``tensor`` leaves the graph are taken by
-    differences, but for ``tensor`` itself.  Eigenvalues and condition numbers have them where they are simple.
-    Everything else returns tensors without a graph.
+    differentiable; a decoder's weights get none.  Eigenvalues and condition numbers have them where they are simple.
+    What ``tensor`` of a subclass returns carries what the subclass records; where that is nothing, as with NumPy, all
+    others have differences.  Everything else returns tensors without a graph.
 
     The conveniences :meth:`geodesic`, :meth:`exp`, :meth:`log`, :meth:`mean` and :meth:`distances`
     are one line each; they reach forward along the pipeline and so import when called.
@@ -80,15 +79,6 @@ class Metric(ABC):
     def _field(self) -> CheckedField:
         return CheckedField(self.tensor, f"`tensor(z)` of {type(self).__name__}")
 
-    def _in_graph(self, z: Tensor) -> Tensor:
-        """``M(z)`` (B, d, d) in the graph of z (B, d) float64, if it is in one."""
-        # NumPy inside takes nothing that requires grad; what else goes wrong does so again without
-        with suppress(RuntimeError, TypeError, AttributeError):
-            found = self._field()(z)
-            if found.requires_grad or not z.requires_grad:
-                return found
-        return matrices(self.parts(), z, self.support)
-
     def inner(self, z: ArrayLike, u: ArrayLike, v: ArrayLike) -> Any:
         """Inner product ``uᵀ M(z) v`` of tangent vectors, (B,); ``z``, ``u``, ``v`` are (B, d)."""
         points, restore = to_points(z, "z", self.dim)
@@ -97,7 +87,8 @@ class Metric(ABC):
         found = self.parts().inner(points.double(), left, right)
         if wanted(z, u, v):
             sides = (recorded(vectors, plain).double() for vectors, plain in ((u, left), (v, right)))
-            found = attach(found, torch.einsum("bij,bi,bj->b", self._in_graph(recorded(z, points).double()), *sides))
+            tensors = recorded_field(self._field(), recorded(z, points).double(), self.support)
+            found = attach(found, torch.einsum("bij,bi,bj->b", tensors, *sides))
         return restore(found.to(points.dtype))
 
     def norm(self, z: ArrayLike, v: ArrayLike) -> Any:
@@ -120,7 +111,7 @@ class Metric(ABC):
                     f"the metric must be positive definite; at row {bad[0]} of `z` the vector in `v` has the squared "
                     f"length {float(squares[bad[0]]):.3g}. Check the sign of what `tensor(z)` returns."
                 )
-        # the slope of the root is infinite at zero, and would make NaN of the gradient there, which is zero
+        # the root has no slope at zero, and of a NaN there every row before it would learn
         none = squares <= 0
         return restore(squares.masked_fill(none, 1.0).sqrt().masked_fill(none, 0.0).to(points.dtype))
 
@@ -131,16 +122,16 @@ class Metric(ABC):
             NumericalError: the metric is not finite at a point, or has a negative eigenvalue.
         """
         points, restore = to_points(z, "z", self.dim)
-        found = self._spectrum(points.double())
-        if wanted(z):
-            tensors = self._in_graph(recorded(z, points).double())
-            ways = torch.linalg.eigh(tensors.detach()).eigenvectors
-            found = attach(found, torch.einsum("bia,bij,bja->ba", ways, tensors, ways))
-        return restore(found.to(points.dtype))
+        where = points.double()
+        if not wanted(z):
+            return restore(self._spectrum(where, self._field()(where)).to(points.dtype))
+        tensors = recorded_field(self._field(), recorded(z, points).double(), self.support)
+        found = self._spectrum(where, tensors.detach())
+        ways = torch.linalg.eigh(tensors.detach()).eigenvectors
+        return restore(attach(found, torch.einsum("bia,bij,bja->ba", ways, tensors, ways)).to(points.dtype))
 
-    def _spectrum(self, z: Tensor) -> Tensor:
-        """What :meth:`eigenvalues` returns and raises, (B, d) float64 -> (B, d) float64."""
-        tensors = self._field()(z)
+    def _spectrum(self, z: Tensor, tensors: Tensor) -> Tensor:
+        """What :meth:`eigenvalues` returns and raises of ``M(z)`` (B, d, d) at z (B, d), both float64."""
         if not bool(torch.isfinite(tensors).all()):
             raise NumericalError(
                 "the metric must be finite; it is NaN or infinite at some of the points in `z`. Check the decoder's "
@@ -211,6 +202,7 @@ class StructuredMetric(Metric):
         return self._parts
 
     def tensor(self, z: ArrayLike) -> Any:
+        refuse_transformed(z, "z")
         points, restore = to_points(z, "z", self.dim)
         if wanted(z):
             return matrices(self._parts, recorded(z, points).double(), self.support).to(points.dtype)
@@ -238,9 +230,9 @@ class PullbackMetric(StructuredMetric):
         super().__init__(MetricParts(embedding=decoder), decoder.latent_dim)
         self.decoder = decoder
 
-    def _spectrum(self, z: Tensor) -> Tensor:
+    def _spectrum(self, z: Tensor, tensors: Tensor) -> Tensor:
         """Squares of the Jacobian's singular values; zero where rounding hides them."""
-        return resolved_eigenvalues(super()._spectrum(z), self.decoder, z)
+        return resolved_eigenvalues(super()._spectrum(z, tensors), self.decoder, z)
 
 
 class FunctionMetric(Metric):

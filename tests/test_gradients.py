@@ -1,7 +1,7 @@
 """Gradients by the latents: of what a metric says at them, and of geodesic lengths by their ends."""
 
 import copy
-import importlib
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 import posthoc_metric as pm
+from posthoc_metric.errors import InvalidArgumentError, SecondDerivativeError
+from posthoc_metric.field_derivative import FieldDerivative
 from posthoc_metric.spaces import HalfPlane, Sphere, SwissRoll
 
 SAID = {
@@ -99,6 +101,23 @@ def test_many_dimensions_and_a_decoder_that_loses_some():
     assert torch.equal(metric.log_volume(z), torch.full((2,), -torch.inf, dtype=torch.float64))
 
 
+class InNumPy(pm.Metric):
+    dim = 3
+
+    def tensor(self, z):
+        z = np.asarray(z)
+        return (1 + z[:, :1, None] ** 2 + 0.3 * np.sin(z[:, 1:2, None])) * (np.eye(3) + 0.1)
+
+
+@pytest.mark.parametrize("said", [name for name in SAID if name not in ("tensor", "eigenvalues", "condition_number")])
+def test_metrics_that_record_nothing_have_differences(said):
+    in_numpy = InNumPy()
+    detached = pm.FunctionMetric(lambda z: torch.from_numpy(in_numpy.tensor(z.detach())), 3)
+    for metric in (in_numpy, detached):
+        z = latents(4, 3).requires_grad_()
+        assert torch.autograd.gradcheck(lambda z, m=metric: SAID[said](m, z), z, eps=1e-5, atol=1e-5, rtol=1e-4)
+
+
 def test_no_graph_where_none_is_wanted(metrics):
     z = latents(4, 3).requires_grad_()
     with torch.no_grad():
@@ -110,10 +129,60 @@ def test_no_graph_where_none_is_wanted(metrics):
 
 
 def test_a_second_derivative_is_refused(metrics):
-    z = latents(3, 3).requires_grad_()
-    (first,) = torch.autograd.grad(metrics["rbf"].log_volume(z).sum(), z, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+    metric, other = metrics["rbf"], latents(3, 3, seed=15)
+    for said in (metric.log_volume, metric.tensor, lambda z: metric.geodesic(z, other).length):
+        z = latents(3, 3).requires_grad_()
+        # a loss that is linear in what is said, beside one that has second derivatives
+        (first,) = torch.autograd.grad(said(z).sum() + z.pow(3).sum(), z, create_graph=True)
+        with pytest.raises(SecondDerivativeError, match="Detach"):
+            first.sum().backward()
+    with pytest.raises(SecondDerivativeError):
+        torch.autograd.functional.hessian(lambda z: metric.log_volume(z).sum(), latents(3, 3))
+
+
+@pytest.mark.parametrize("name", ["rbf", "gp", "function"])
+def test_rows_that_do_not_fit_into_memory_at_once_have_the_same_gradients(metrics, name, monkeypatch):
+    ends, found = [latents(3, 3, seed=seed) for seed in (8, 9)], []
+    for _ in range(2):
+        z, end = (x.clone().requires_grad_() for x in ends)
+        (metrics[name].log_volume(z) + metrics[name].geodesic(z.detach(), end).length).sum().backward()
+        found.append((z.grad, end.grad))
+        for module in ("posthoc_metric.gradients", "posthoc_metric.geodesic.first_variation"):
+            monkeypatch.setattr(sys.modules[module], "working_memory", lambda: 1)
+    for whole, pieces in zip(*found, strict=True):
+        torch.testing.assert_close(whole, pieces)
+
+
+def test_the_derivative_of_a_field_is_probed_at_few_of_many_points(metrics):
+    asked = []
+
+    def field(z):
+        asked.append(len(z))
+        return metrics["gp"].parts().field(z)
+
+    derivative = FieldDerivative(field, latents(5000, 3))
+    assert derivative.by_autograd and sum(asked) < 1000
+
+
+def test_ways_of_differentiating_that_find_nothing_are_refused(metrics):
+    metric, z, other = metrics["rbf"], latents(3, 3), latents(3, 3, seed=15)
+    for said in (metric.log_volume, metrics["function"].log_volume):
+        with pytest.raises(InvalidArgumentError, match="forward-mode|torch.func"):
+            torch.func.jvp(said, (z,), (other,))
+    for said in (metric.log_volume, lambda z: metric.geodesic(z, other).length):
+        with pytest.raises(InvalidArgumentError, match="torch.func"):
+            torch.func.grad(lambda z, said=said: said(z).sum())(z)
+    # those of a function are torch's own
+    volume = metrics["function"].log_volume
+    z.requires_grad_()
+    (known,) = torch.autograd.grad(volume(z).sum(), z)
+    torch.testing.assert_close(torch.func.grad(lambda z: volume(z).sum())(z.detach()), known)
+
+
+def test_solvers_do_not_take_second_derivatives_for_zero(metrics):
+    """A metric made of another has first derivatives by autograd only."""
+    derivative = FieldDerivative(lambda z: 2 * metrics["gp"].tensor(z), latents(8, 3))
+    assert derivative.by_autograd and not derivative.twice
 
 
 @pytest.mark.parametrize("space", [HalfPlane(), Sphere(), SwissRoll()], ids=lambda space: type(space).__name__)
@@ -146,11 +215,12 @@ def test_gradients_of_lengths_are_those_of_differences(metrics, name, dim):
     assert float(((found - (ahead - behind) / 2).abs() / size).max()) < 5e-3
 
 
-def test_pairs_without_a_curve_leave_the_gradients_of_others_alone():
-    class Holed(nn.Module):
-        def forward(self, z):
-            return torch.cat([z, z.square(), (4 - z[:, :1]).sqrt()], dim=1)
+class Holed(nn.Module):
+    def forward(self, z):
+        return torch.cat([z, z.square(), (4 - z[:, :1]).sqrt()], dim=1)
 
+
+def test_pairs_without_a_curve_leave_the_gradients_of_others_alone():
     metric = pm.PullbackMetric(pm.Decoder(Holed(), latent_dim=2))
     a = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
     b = torch.tensor([[1.0, 1.0], [1.0, 0.0], [9.0, 1.0]], dtype=torch.float64, requires_grad=True)
@@ -164,6 +234,29 @@ def test_pairs_without_a_curve_leave_the_gradients_of_others_alone():
     alone = b[:1].detach().clone().requires_grad_()
     metric.geodesic(a[:1], alone).length.sum().backward()
     torch.testing.assert_close(b.grad[:1], alone.grad)
+
+
+def test_gradients_between_near_pairs_are_not_the_rounding_of_a_decoder_in_single_precision():
+    module, z = network(3, 50), latents(100, 3)
+    for distance in (1e-3, 1e-6):
+        found = []
+        for decoder in (pm.Decoder(module), pm.Decoder(copy.deepcopy(module).double())):
+            end = (z[:6] + distance * latents(6, 3, seed=14)).requires_grad_()
+            pm.repair(decoder, z).geodesic(z[:6], end).length.sum().backward()
+            found.append(end.grad)
+        torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+
+
+def test_lengths_that_a_loss_leaves_out_pass_no_nan_on_to_an_encoder():
+    metric = pm.PullbackMetric(pm.Decoder(Holed(), latent_dim=2))
+    encoder = nn.Linear(2, 2).double()
+    with torch.no_grad():
+        encoder.weight.copy_(torch.eye(2))
+        encoder.bias.zero_()
+    solution = metric.geodesic(torch.zeros(2, 2).double(), encoder(torch.tensor([[1.0, 1.0], [9.0, 1.0]]).double()))
+    assert solution.converged.tolist() == [True, False]
+    solution.length[solution.converged].sum().backward()
+    assert bool(torch.isfinite(encoder.weight.grad).all()) and float(encoder.bias.grad.norm()) > 0.1
 
 
 def test_latents_learn_from_distances(metrics):
@@ -215,44 +308,7 @@ def test_a_function_in_numpy_has_gradients_by_differences(size):
     assert metric.norm(z, torch.ones(3, 2)).requires_grad and metric.eigenvalues(z).requires_grad
 
 
-def test_memory_limits_gradients_in_how_many_at_once_only(metrics, monkeypatch):
-    found = []
-    for memory in (2**28, 1):
-        for module in ("gradients", "geodesic.first_variation"):
-            module = importlib.import_module(f"posthoc_metric.{module}")
-            monkeypatch.setattr(module, "working_memory", lambda memory=memory: memory)
-        z, ends = latents(4, 3).requires_grad_(), latents(4, 3, seed=14).requires_grad_()
-        (metrics["gp"].log_volume(z).sum() + metrics["gp"].geodesic(z, ends).length.sum()).backward()
-        found.append(torch.cat([z.grad, ends.grad]))
-    torch.testing.assert_close(*found)
-
-
 def test_no_points_have_no_gradients_and_harm_none(metrics):
     z = latents(0, 3).requires_grad_()
     (metrics["rbf"].log_volume(z).sum() + metrics["rbf"].geodesic(z, z).length.sum()).backward()
     assert z.grad.shape == (0, 3)
-
-
-@pytest.mark.parametrize("apart", [1e-3, 1e-6])
-def test_close_pairs_of_a_decoder_in_single_precision(apart):
-    module = network(3, 12)
-    found = []
-    for decoder in (pm.Decoder(module), pm.Decoder(copy.deepcopy(module).double())):
-        start = latents(3, 3).requires_grad_()
-        end = start.detach() + apart * latents(3, 3, seed=15)
-        pm.PullbackMetric(decoder).geodesic(start, end).length.sum().backward()
-        found.append(start.grad)
-    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
-
-
-def test_a_metric_whose_tensor_leaves_the_graph_has_gradients_by_differences():
-    class Detached(pm.Metric):
-        dim = 2
-
-        def tensor(self, z):
-            return HalfPlane().tensor(z.detach())
-
-    z = (latents(3, 2).abs() + 1).requires_grad_()
-    Detached().log_volume(z).sum().backward()
-    known = torch.stack([torch.zeros(3, dtype=torch.float64), -2 / z[:, 1].detach()], dim=1)
-    torch.testing.assert_close(z.grad, known, rtol=1e-6, atol=1e-8)

@@ -7,13 +7,14 @@ time t, since it does not change to first order as a geodesic bends between its 
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..field_derivative import FieldDerivative
+from ..gradients import once
 from ..machine import working_memory
 from ..metric import MetricParts
 from ..smooth_map import value_and_pull
@@ -30,7 +31,8 @@ _LEAST, _TO_A_SPAN = 64, 4
 def length_of(start: Tensor, end: Tensor, solution: Solution) -> Tensor:
     """``solution.length`` (B,) in the graph of the ends (B, d), once differentiable.
 
-    Its gradient is zero where the ends are one point, and NaN where there is no curve but a loss counts its length.
+    Its gradient is zero where the ends are one point, and NaN where there is no curve, unless the caller's loss leaves
+    that length out.
     """
     return _Length.apply(start, end, solution)  # type: ignore[no-untyped-call, no-any-return]
 
@@ -42,46 +44,54 @@ class _Length(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.kinds, ctx.solution = [x.new_empty(0) for x in inputs[:2]], inputs[2]
+        ctx.save_for_backward(*inputs[:2])
+        ctx.solution = inputs[2]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, Tensor, None]:
-        by_ends = slopes(ctx.solution)
-        weights = weights.to(by_ends[0])[:, None]
-        # what a loss leaves out, as pairs without a curve, must not make NaN of what its latents are made by
-        pulls = ((weights * slope).masked_fill(weights == 0, 0.0) for slope in by_ends)
-        by_start, by_end = (pull.to(kind) for pull, kind in zip(pulls, ctx.kinds, strict=True))
-        return by_start, by_end, None
+        start, end = ctx.saved_tensors
+        with torch.no_grad():
+            # of a mask's zero times NaN an encoder would learn NaN from every row
+            by_ends = slopes(ctx.solution, weights.to(ctx.solution.double_length.device) != 0)
+            by_start, by_end = (weights.to(x)[:, None] * y.to(x) for x, y in zip((start, end), by_ends, strict=True))
+        return once(by_start, start, end, weights), once(by_end, start, end, weights), None
 
 
-def slopes(solution: Solution) -> tuple[Tensor, Tensor]:
-    """Derivatives of the lengths by the first and by the last point, each (B, d) float64."""
+def slopes(solution: Solution, asked: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives of the lengths by the first and by the last point, (B, d) float64; zero but where ``asked`` (B,)."""
     parts, (spline, clock), length = guard(solution.parts), solution.curve, solution.double_length
     found = torch.full_like(spline.nodes[:, :2], float("nan"))
-    found[length == 0] = 0.0
-    probe = spline.nodes[length > 0, ::8].flatten(0, 1)[:512]
-    field = None if parts.field is None or len(probe) == 0 else FieldDerivative(parts.field, probe)
-    # as in the solver: their chords are little but rounding in single precision
-    close = too_close(parts, spline.nodes[:, 0], spline.nodes[:, -1])
-    precise = finer(solution.parts) if bool(close.any()) else None
+    found[(length == 0) | ~asked] = 0.0
     # beyond 1 are the knots that fill a curve of few spans up to the most in the batch
     spans = (spline.knots <= 1).sum(1) - 1
-    for count, finely in torch.stack([spans, close], dim=1)[length > 0].unique(dim=0).tolist():
+    known = asked & (length > 0)
+    close = _too_close(parts, spline, spans, known)
+    precise = finer(solution.parts) if bool(close.any()) else None
+    field = (
+        None if parts.field is None else FieldDerivative(parts.field, spline.nodes[known].reshape(-1, found.shape[2]))
+    )
+    for exact, count in product((False, True), torch.unique(spans[known]).tolist()):
+        chosen = precise if exact and precise is not None else parts
         intervals = max(_LEAST, _TO_A_SPAN * count)
-        rows = ((spans == count) & (close == bool(finely)) & (length > 0)).nonzero().flatten()
-        chosen = precise if finely and precise is not None else parts
-        for some in rows.split(_at_once(parts, field, spline.nodes.shape[2], intervals)):
+        rows = ((spans == count) & (close == exact) & known).nonzero().flatten()
+        for some in rows.split(_at_once(chosen, field, intervals)) if len(rows) else ():
             found[some] = _of_length(chosen, field, spline.take(some), clock.take(some), intervals)
     return found[:, 0], found[:, 1]
 
 
-def _at_once(parts: MetricParts, field: FieldDerivative | None, dim: int, intervals: int) -> int:
-    """How many curves of so many intervals: five tables of their outputs are kept, and two of a field's matrices."""
-    width = 5 * (1 if parts.embedding is None else parts.embedding.output_dim)
-    if field is not None:
-        width += 2 * dim**2 * field.places
-    return max(1, working_memory() // (8 * width * intervals))
+def _too_close(parts: MetricParts, spline: Spline, spans: Tensor, known: Tensor) -> Tensor:
+    """Whose chords single precision would round (B,), as the solver tells it."""
+    rows = known.nonzero().flatten()
+    close = torch.zeros_like(known)
+    close[rows] = too_close(parts, spline.nodes[rows, 0], spline.nodes[rows, spans[rows]])
+    return close
+
+
+def _at_once(parts: MetricParts, field: FieldDerivative | None, intervals: int) -> int:
+    """How many curves of so many intervals, of whose outputs five tables are kept."""
+    width = 1 if parts.embedding is None else parts.embedding.output_dim
+    row_bytes = 40 * width + (0 if field is None else field.row_bytes)
+    return max(1, working_memory() // (row_bytes * intervals))
 
 
 def _of_length(

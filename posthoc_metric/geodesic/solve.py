@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._arrays import ArrayLike, Restore, describe, to_points
 from ..errors import InvalidArgumentError, NumericalError
-from ..gradients import recorded, wanted
+from ..gradients import recorded, refuse_transformed, wanted
 from ..metric import FunctionMetric, Metric, MetricParts, check_metric
 from ..surroundings import lasting, own_precision
 from .curves.placement import Clock
@@ -134,6 +134,8 @@ def geodesic(
     if _is_plain(metric):
         metric = FunctionMetric(metric, to_points(start, "start")[0].shape[1])
     metric = check_metric(metric)
+    refuse_transformed(start, "start")
+    refuse_transformed(end, "end")
     points, restore = to_points(start, "start", metric.dim)
     others, _ = to_points(end, "end", metric.dim)
     if len(points) != len(others):

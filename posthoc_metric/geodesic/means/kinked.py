@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
+import torch
 from torch import Tensor
 
 from ..acceleration import solve_metric
@@ -75,8 +76,10 @@ def _next_length(before: _Place, after: _Place, length: float) -> float:
 
 
 def _place(task: Task, found: Found) -> _Place:
-    by_centre, lengths = slopes(found.solution)[0], found.solution.double_length
-    gradient = ((task.share * lengths)[:, None] * by_centre).nan_to_num(nan=0.0).sum(0)
+    lengths = found.solution.double_length
+    known = torch.isfinite(lengths)
+    by_centre, _ = slopes(found.solution, known)
+    gradient = (task.share * lengths.masked_fill(~known, 0.0)) @ by_centre
     step = -solve_metric(task.parts.tensor(found.point[None]), gradient[None])[0]
     return _Place(found, gradient, step, _norm(task, found, gradient))
 
