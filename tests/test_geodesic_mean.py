@@ -163,6 +163,12 @@ def test_a_mean_that_no_longer_gains_at_kinks_is_given_up_and_not_called_found()
     assert found.rough and not found.converged and found.gradient_norm > 1e-4 and found.gradient_error > 0
 
 
+@pytest.mark.parametrize(("options", "asked"), [({"rtol": "fine"}, "`rtol`"), ({"rough_rtoll": 1}, "`rough_rtol`")])
+def test_options_of_geodesics_are_checked_before_they_are_loosened(options, asked):
+    with pytest.raises(InvalidArgumentError, match=asked):
+        frechet_mean(HalfPlane(), torch.tensor([[0.0, 0.5], [0.0, 2.0]]), **options)
+
+
 def test_a_smooth_mean_is_not_settled_as_one_with_kinks():
     metric, latents = small_repaired(2, torch.float64)
     found = frechet_mean(metric, latents[:6], tol=1e-5)

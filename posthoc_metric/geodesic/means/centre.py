@@ -12,7 +12,7 @@ from ...machine import working_memory
 from ...metric import Metric, MetricParts
 from ..acceleration import solve_metric
 from ..curves.placement import even
-from ..options import RelaxationOptions
+from ..options import RelaxationOptions, solver_options
 from ..solution import Solution
 from ..solve import geodesic
 from .star import Star, stars
@@ -107,13 +107,12 @@ class Task:
 
     def loosened(self) -> Task:
         """The same with lengths that need be known to a hundredth only; itself where those asked for are no better."""
-        if self.options.get("solver", "relaxation") != "relaxation":
+        own = {name: value for name, value in self.options.items() if name not in ("solver", "support", "n_jobs")}
+        chosen = solver_options(self.options.get("solver", "relaxation"), own)
+        if not isinstance(chosen, RelaxationOptions) or min(chosen.rtol, chosen.rough_rtol) >= _LOOSE:
             return self
-        plain = RelaxationOptions()
-        known = {name: self.options.get(name, getattr(plain, name)) for name in ("rtol", "rough_rtol")}
-        if min(known.values()) >= _LOOSE:
-            return self
-        return replace(self, options={**self.options, **{name: max(rtol, _LOOSE) for name, rtol in known.items()}})
+        loose = {"rtol": max(chosen.rtol, _LOOSE), "rough_rtol": max(chosen.rough_rtol, _LOOSE)}
+        return replace(self, options={**self.options, **loose})
 
     def better(self, one: Tensor, other: Tensor) -> Found:
         """The one of two points with the smaller variance, or from which more can be reached."""
