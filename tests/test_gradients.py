@@ -247,6 +247,16 @@ def test_gradients_between_near_pairs_are_not_the_rounding_of_a_decoder_in_singl
         torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
 
 
+def test_pairs_of_one_point_ask_nothing_of_a_metric_that_takes_no_empty_batch():
+    def fn(z):
+        assert len(z)
+        return torch.eye(2, dtype=z.dtype) / z[:, 1, None, None] ** 2
+
+    a = torch.tensor([[0.0, 1.0], [1.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    pm.geodesic(fn, a, a.detach()).length.sum().backward()
+    assert torch.equal(a.grad, torch.zeros_like(a))
+
+
 def test_lengths_that_a_loss_leaves_out_pass_no_nan_on_to_an_encoder():
     metric = pm.PullbackMetric(pm.Decoder(Holed(), latent_dim=2))
     encoder = nn.Linear(2, 2).double()

@@ -65,11 +65,11 @@ def slopes(solution: Solution, asked: Tensor) -> tuple[Tensor, Tensor]:
     # beyond 1 are the knots that fill a curve of few spans up to the most in the batch
     spans = (spline.knots <= 1).sum(1) - 1
     known = asked & (length > 0)
+    if not bool(known.any()):
+        return found[:, 0], found[:, 1]
     close = _too_close(parts, spline, spans, known)
     precise = finer(solution.parts) if bool(close.any()) else None
-    field = (
-        None if parts.field is None else FieldDerivative(parts.field, spline.nodes[known].reshape(-1, found.shape[2]))
-    )
+    field = None if parts.field is None else FieldDerivative(parts.field, spline.nodes[known].flatten(0, 1))
     for exact, count in product((False, True), torch.unique(spans[known]).tolist()):
         chosen = precise if exact and precise is not None else parts
         intervals = max(_LEAST, _TO_A_SPAN * count)
