@@ -19,7 +19,7 @@ from .forecast import MATRIX, forecasts
 from .graph import build_distance_graph, default_neighbours
 from .job import as_points, below, check_solver, fingerprint, make_nodes, warn
 from .mapped import make_array
-from .pairs import AllPairs, Pairs, SomePairs, draw, solve, solved_shapes
+from .pairs import AllPairs, Pairs, SomePairs, draw, sampled, solve, solved_shapes
 from .report import DistanceReport, ErrorEstimate, compare, largest_error, stages_of
 from .store import Results, open_results
 
@@ -63,7 +63,8 @@ def distances(
         refine: for each row of the matrix, how many of its smallest distances on the graph the solver computes anew.
         calibrate: whether to multiply graph distances by the median ratio of solved to graph distances on the sample.
             Half of the sample then sets the factor, and the other half measures what error is left.
-        sample: pairs that are solved to estimate the error of graph distances; 0 leaves it unknown.
+        sample: pairs that are solved to estimate the error of graph distances, across kinks to half a hundredth if
+            ``rough_rtol`` is not given; 0 leaves it unknown.
         support: latents (N, d) that join the graph; ``metric.support`` if not given.
         seed: of the sample.
         n_jobs: as in joblib; any backend of ``joblib.parallel_config`` is used.  The result does not depend on it.
@@ -151,8 +152,9 @@ class _Job:
             # a table measures edges; what is solved beside it is solved in the metric itself
             metric = getattr(self.metric, "exact", self.metric) if name != "pairs" else self.metric
             other = self.start if self.end is None else self.end
+            solver = sampled(self.solver) if name == "sample" else self.solver
             return solve(
-                metric, self.start, other, pairs, self.solver,
+                metric, self.start, other, pairs, solver,
                 results=results, n_jobs=self.n_jobs, progress=self.bars, stage=name,
             )  # fmt: skip
         finally:

@@ -15,7 +15,7 @@ from . import shortest
 from .forecast import NEAREST, forecasts
 from .graph import build_distance_graph
 from .job import as_points, below, check_solver, fingerprint, make_nodes, warn
-from .pairs import SomePairs, draw, solve, solved_shapes
+from .pairs import SomePairs, draw, sampled, solve, solved_shapes
 from .report import DistanceReport, compare, largest_error, stages_of
 from .store import open_results
 
@@ -110,7 +110,8 @@ def neighbours(
         if sample and entries.count:
             drawn = draw(SomePairs(np.arange(entries.count), np.arange(entries.count)), sample, seed).first
             chosen = SomePairs(*entries.at(drawn))
-            solved = solve(exact, latents, latents, chosen, solver, n_jobs=n_jobs, progress=bars, stage="sample")
+            options = sampled(solver)
+            solved = solve(exact, latents, latents, chosen, options, n_jobs=n_jobs, progress=bars, stage="sample")
             error = compare(matrix.data[drawn], solved.lengths, solved.errors)
         if refine:
             results = open_results(

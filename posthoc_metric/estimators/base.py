@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ..distances.graph import DistanceGraph, build_distance_graph, default_neighbours
 from ..distances.job import make_nodes, warn
 from ..distances.matrix import METHODS, MOST_SOLVED, distances
-from ..distances.pairs import AllPairs, draw, solve
+from ..distances.pairs import AllPairs, draw, sampled, solve
 from ..distances.report import DistanceReport, compare
 from ..distances.shortest import ROW_BLOCK, rows
 from ..errors import InvalidArgumentError, NotFittedError
@@ -124,7 +124,7 @@ class GeodesicEstimator(BaseEstimator):
         found = self._paths(first, self._rows[chosen.second], np.empty((len(first), chosen.count)))
         found = found[owner.reshape(-1), np.arange(chosen.count)]
         exact = getattr(self.metric_, "exact", self.metric_)
-        solved = solve(exact, latents, latents, chosen, {}, n_jobs=self.n_jobs)
+        solved = solve(exact, latents, latents, chosen, sampled({}), n_jobs=self.n_jobs)
         self.distance_report_ = DistanceReport(
             method="graph",
             pairs=chosen.count,
