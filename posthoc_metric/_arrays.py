@@ -19,6 +19,9 @@ from .errors import InvalidArgumentError
 
 #: points that a function's precision is told by, and how far beside them, relative to their size
 _ASKED, _BESIDE = 16, 3.1e-6
+#: central difference steps of a first derivative, relative to the size of what varies: the cube root of the precision,
+#: double and single
+DIFFERENCE_STEPS = 6e-6, 5e-3
 
 ArrayLike = Union[torch.Tensor, np.ndarray, list, tuple]
 Restore = Callable[[torch.Tensor], Any]

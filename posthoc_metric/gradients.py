@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._arrays import computes_in_single
+from ._arrays import DIFFERENCE_STEPS, computes_in_single
 from .errors import InvalidArgumentError, SecondDerivativeError
 from .field_derivative import FieldDerivative
 from .machine import working_memory
 from .metric_parts import MetricParts
 from .smooth_map import SmoothMap, in_float64
 
-#: difference steps over the size of the coordinates: the cube root of the precision, double and single; and the least
-#: size that a point alone is taken to tell, below which steps would be lost in the rounding of what they change
-_STEPS, _LEAST = (6e-6, 5e-3), (1e-3, 0.1)
+#: the least size of coordinates that a point alone is taken to tell, double and single precision: below it difference
+#: steps would be lost in the rounding of what they change
+_LEAST = 1e-3, 0.1
 #: latents, at most, whose spread they follow
 _SPREAD = 2000
 
@@ -144,11 +144,12 @@ class _Slope:
     """Derivatives of ``M`` at points z (B, d), in rows that fit into memory."""
 
     def __init__(self, parts: MetricParts, z: Tensor, support: Tensor | None):
-        self.z, self.weight = z, parts.weight
+        self.z = z
+        self.by_weight = None if parts.weight is None else parts.weight.value_and_gradient(z)[1]
         self.embedding = parts.embedding and (in_float64(parts.embedding) or parts.embedding)
         self.field = FieldDerivative(parts.field, z) if parts.field is not None and len(z) else None
         single = self.embedding is not None and computes_in_single(self.embedding, z)
-        self.size, self.step = _sizes(z, support, _LEAST[single]), _STEPS[single]
+        self.size, self.step = _sizes(z, support, _LEAST[single]), DIFFERENCE_STEPS[single]
         row_bytes = 0 if self.field is None else self.field.row_bytes
         row_bytes += 0 if self.embedding is None else 64 * self.embedding.output_dim
         self.rows = max(1, working_memory() // max(row_bytes, 1))
@@ -158,9 +159,8 @@ class _Slope:
         bad = ~torch.isfinite(weights).flatten(1).all(1)
         weights = (0.5 * (weights + weights.mT)).masked_fill(bad[:, None, None], 0.0)
         found = torch.zeros_like(self.z)
-        if self.weight is not None:
-            slope = self.weight.value_and_gradient(self.z)[1]
-            found += weights.diagonal(dim1=1, dim2=2).sum(1, keepdim=True) * slope
+        if self.by_weight is not None:
+            found += weights.diagonal(dim1=1, dim2=2).sum(1, keepdim=True) * self.by_weight
         if self.embedding is not None or self.field is not None:
             shares, ways = torch.linalg.eigh(weights)
             # the weights of an inner product are of rank two

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._arrays import computes_in_single
+from .._arrays import DIFFERENCE_STEPS, computes_in_single
 from ..field_derivative import FieldDerivative
 from ..metric import MetricParts
 
@@ -20,9 +20,7 @@ from ..metric import MetricParts
 _NO_LENGTH = 1e-13
 #: dimensions up to which three Jacobians cost less than one of them and two products
 _FEW = 4
-#: relative difference steps, central ones of a first derivative: the cube root of the precision, double and single
-_STEPS = 6e-6, 5e-3
-#: and to what accelerations are then good; a tighter error control follows rounding
+#: to what accelerations by differences are good, double and single; a tighter error control follows rounding
 _GOOD = 1e-11, 1e-6
 
 
@@ -41,7 +39,7 @@ class Acceleration:
         self.parts = parts
         self.field = None if parts.field is None else FieldDerivative(parts.field, probe)
         single = _single(parts, probe)
-        self.relative_step, self.attainable = _STEPS[single], _GOOD[single]
+        self.relative_step, self.attainable = DIFFERENCE_STEPS[single], _GOOD[single]
 
     def __call__(self, z: Tensor, v: Tensor, spread: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Accelerations (P, d) and squared speeds (P,) at points and velocities (P, d).

@@ -67,7 +67,9 @@ def slopes(solution: Solution, asked: Tensor) -> tuple[Tensor, Tensor]:
     known = asked & (length > 0)
     if not bool(known.any()):
         return found[:, 0], found[:, 1]
-    close = _too_close(parts, spline, spans, known)
+    # as in the solver: their chords are little but rounding in single precision
+    close = torch.zeros_like(known)
+    close[known] = too_close(parts, spline.nodes[known, 0], spline.nodes[known, -1])
     precise = finer(solution.parts) if bool(close.any()) else None
     field = None if parts.field is None else FieldDerivative(parts.field, spline.nodes[known].flatten(0, 1))
     for exact, count in product((False, True), torch.unique(spans[known]).tolist()):
@@ -77,14 +79,6 @@ def slopes(solution: Solution, asked: Tensor) -> tuple[Tensor, Tensor]:
         for some in rows.split(_at_once(chosen, field, intervals)) if len(rows) else ():
             found[some] = _of_length(chosen, field, spline.take(some), clock.take(some), intervals)
     return found[:, 0], found[:, 1]
-
-
-def _too_close(parts: MetricParts, spline: Spline, spans: Tensor, known: Tensor) -> Tensor:
-    """Whose chords single precision would round (B,), as the solver tells it."""
-    rows = known.nonzero().flatten()
-    close = torch.zeros_like(known)
-    close[rows] = too_close(parts, spline.nodes[rows, 0], spline.nodes[rows, spans[rows]])
-    return close
 
 
 def _at_once(parts: MetricParts, field: FieldDerivative | None, intervals: int) -> int:
@@ -134,11 +128,11 @@ def _of_chords(
     pushed, sloped = pushed.view_as(steps), sloped.view_as(steps)
     lengths = (chords.square().sum(2) + (pushed * steps).sum(2)).sqrt()[..., None]
     share = torch.where(lengths > 0, 1 / lengths, 0.0)
-    return _at_ends(share * pushed, share * sloped / 4), _at_ends(share * chords, None)
+    return _at_ends(share * pushed, share * sloped / 4), _at_ends(share * chords)
 
 
-def _at_ends(pulls: Tensor, shifts: Tensor | None) -> Tensor:
-    """What moves the n + 1 points of n chords (P, n, ·): each chord's pull at its end, against it at its start."""
-    shifts = torch.zeros_like(pulls) if shifts is None else shifts
+def _at_ends(pulls: Tensor, shifts: Tensor | float = 0.0) -> Tensor:
+    """What moves the n + 1 points of n chords (P, n, ·): a chord's pull at its end, against it at its start, and its
+    shift at both."""
     none = torch.zeros_like(pulls[:, :1])
     return torch.cat([none, shifts + pulls], dim=1) + torch.cat([shifts - pulls, none], dim=1)
