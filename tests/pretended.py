@@ -50,6 +50,10 @@ class Pretended(torch.Tensor):
     def new_tensor(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         return Pretended(self.held.new_tensor(*args, **kwargs))
 
+    def __matmul__(self, other: Any) -> Any:
+        # torch would take an axis of the product away in place, of which the claim would not know
+        return (other.mT @ self[:, None])[..., 0] if self.ndim == 1 < other.ndim else super().__matmul__(other)
+
     def tolist(self) -> Any:
         return self.held.tolist()
 
@@ -77,6 +81,8 @@ def _dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(f"indices should be on the CPU, in {func}")
     if target is not None and target.type == NAME:
         kwargs = {**kwargs, "device": "cpu"}
+    if func is aten.copy_.default and _held(args[0]).data_ptr() == _held(args[1]).data_ptr():
+        return args[0]  # a view that was written into, put back where it came from
     found = func(*tree_map(_held, args), **tree_map(_held, kwargs))
     if func is aten.copy_.default:
         return args[0]

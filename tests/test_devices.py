@@ -18,6 +18,7 @@ from torch import nn
 
 import posthoc_metric as pm
 from posthoc_metric.distances import MetricTable, neighbours
+from posthoc_metric.geometry import principal_geodesics
 
 DEVICES = [
     "cpu",
@@ -119,6 +120,32 @@ def test_geodesics_agree_with_the_cpu(device, reference):
     assert matrix.device.type == device
     close(matrix, reference[2].distances(reference[1][:3]), 1e-4)
     close(repaired.exp(z[:2], 0.1 * z[:2]), reference[2].exp(reference[1][:2], 0.1 * reference[1][:2]), 1e-4)
+
+
+@on_every_device
+def test_geodesics_without_a_support_agree_with_the_cpu(device, reference):
+    metric, z = pm.PullbackMetric(pm.Decoder(network(device), latent_dim=2)), latents(device)
+    expected = pm.PullbackMetric(reference[0]).geodesic(reference[1][:2], reference[1][2:4]).length
+    # whatever was asked before, and where from
+    for points in (z.cpu(), z, z.cpu()):
+        for support in (None, z):
+            found = metric.geodesic(points[:2], points[2:4], support=support).length
+            assert found.device == points.device
+            close(found, expected, 1e-4)
+
+
+@on_every_device
+@pytest.mark.parametrize("there", [True, False])
+def test_logarithms_and_means_agree_with_the_cpu(device, reference, there):
+    decoder, z = pm.Decoder(network(device), latent_dim=2), latents(device)
+    repaired, z = pm.repair(decoder, z, decoder(z)), z if there else z.cpu()
+    few = reference[1][:5]
+    log, mean = repaired.log(z[:1], z[1:2]), repaired.mean(z[:5])
+    assert log.device == mean.device == z.device
+    close(log, reference[2].log(few[:1], few[1:2]), 1e-3)
+    close(mean, reference[2].mean(few), 1e-3)
+    found = principal_geodesics(repaired, z[:5])
+    assert found.directions.device == z.device and found.points(np.zeros((1, 2))).shape == (1, 2)
 
 
 @on_every_device

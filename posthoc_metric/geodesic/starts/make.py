@@ -7,6 +7,7 @@ first needed and kept with the metric; which graph a pair sees depends on that p
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,9 +44,10 @@ _HOPELESS = 1.02
 
 @dataclass
 class StartCache:
-    """Graphs of one metric, by what each was built for.  Pickled and copied without them: they are built again."""
+    """Graphs of one metric, by device and what each was built for.  Pickled and copied without them: they are built
+    again."""
 
-    graphs: dict[object, MetricGraph] = field(default_factory=dict)
+    graphs: dict[tuple[Any, ...], MetricGraph] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[type[StartCache], tuple[()]]:
         return StartCache, ()
@@ -77,7 +79,7 @@ def make_starts(
     if "grid" in names and dim <= GRID_MOST_DIM:
         for box, rows in _boxes(start, end, support).items():
             rows = rows[distinct[rows]]
-            grid = _grid(cache, parts, box, support) if len(rows) else None
+            grid = _grid(cache, parts, box, start.device, support) if len(rows) else None
             if grid is None or grid.cells is None or len(grid.points) == 0:
                 continue
             for some in rows.split(PAIRS_AT_ONCE):
@@ -225,10 +227,11 @@ def _boxes(start: Tensor, end: Tensor, support: Tensor | None) -> dict[tuple[flo
     return groups
 
 
-def _grid(cache: StartCache, parts: MetricParts, box: tuple[float, ...], support: Tensor | None) -> MetricGraph:
-    key = ("grid", box)
+def _grid(
+    cache: StartCache, parts: MetricParts, box: tuple[float, ...], device: torch.device, support: Tensor | None
+) -> MetricGraph:
+    key = (str(device), "grid", box)
     if key not in cache.graphs:
-        device = "cpu" if support is None else support.device
         values = torch.tensor(box, dtype=torch.float64, device=device)
         centre, half = values.chunk(2)
         ruler = TensorRuler(parts)
@@ -239,7 +242,7 @@ def _grid(cache: StartCache, parts: MetricParts, box: tuple[float, ...], support
 
 def _support_graph(cache: StartCache, parts: MetricParts, support: Tensor) -> MetricGraph:
     # the same latents give the same key whatever tensor holds them
-    key = ("graph", len(support), float(support.sum()), float(support.square().sum()))
+    key = (str(support.device), "graph", len(support), float(support.sum()), float(support.square().sum()))
     if key not in cache.graphs:
         nodes = subsample(support, _GRAPH_NODES)
         cache.graphs[key] = build_graph(make_ruler(parts, support.shape[1]), nodes, _GRAPH_K, far=_GRAPH_FAR)

@@ -25,7 +25,7 @@ def graphs_state(metric: Metric) -> tuple[dict[str, Tensor], list[dict[str, Any]
     """The start graphs built for ``metric`` so far: tensors, and for each graph what JSON can hold of it."""
     tensors: dict[str, Tensor] = {}
     facts: list[dict[str, Any]] = []
-    for key, graph in cache_of(metric).graphs.items():
+    for (_, *key), graph in cache_of(metric).graphs.items():
         parts = {
             "points": graph.points,
             "lengths": torch.from_numpy(graph.lengths.data),
@@ -46,7 +46,7 @@ def graphs_state(metric: Metric) -> tuple[dict[str, Tensor], list[dict[str, Any]
 def restore_graphs(metric: Metric, tensors: dict[str, Tensor], facts: list[dict[str, Any]]) -> None:
     """Give ``metric`` the start graphs that :func:`graphs_state` described; unknown kinds are left to be built anew."""
     cache, parts = cache_of(metric), guard(metric.parts())
-    device = None if metric.support is None else metric.support.device
+    device = torch.device("cpu") if metric.support is None else metric.support.device
     for number, fact in enumerate(facts):
         # grids of files that are older than their cells are built anew, too
         if fact["ruler"] not in _RULERS or (fact["key"][0] == "grid" and fact.get("unit") is None):
@@ -59,7 +59,8 @@ def restore_graphs(metric: Metric, tensors: dict[str, Tensor], facts: list[dict[
         points = tensors[f"{number}.points"].to(device) if cells is None else cells.points
         known = tensors.get(f"{number}.known")
         edges = (tensors[f"{number}.{name}"].cpu().numpy() for name in ("lengths", "columns", "rows"))
-        cache.graphs[_hashable(fact["key"])] = MetricGraph(
+        key = (str(device), *_hashable(fact["key"]))
+        cache.graphs[key] = MetricGraph(
             points,
             ruler.know(points) if known is None else known.to(device),
             csr_matrix(tuple(edges), shape=(len(points), len(points))),
