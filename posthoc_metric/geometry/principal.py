@@ -46,7 +46,7 @@ class PrincipalGeodesics:
         """Latents (n, d) at the given coordinates (n, k): the exponential map at the mean."""
         coordinates, restore = to_points(scores, "scores", len(self.directions))
         centre = as_tensor(self.mean).double()
-        velocities = coordinates.double() @ as_tensor(self.directions).double()
+        velocities = coordinates.to(centre) @ as_tensor(self.directions).double()
         return restore(exp(self._metric, centre.expand_as(velocities), velocities).to(coordinates.dtype))
 
 

@@ -85,8 +85,9 @@ def logarithm(
     start, restore = to_points(z0, "z0", metric.dim)
     end, _ = to_points(z1, "z1", metric.dim)
     with torch.no_grad(), own_precision(), lasting():
-        a, b = start.double(), end.to(start.device).double()
+        # what was solved is where the metric's latents are
         length = solution.double_length.clone()
+        a, b = (points.to(length.device).double() for points in (start, end))
         miss = torch.full_like(length, float("nan"))
         status, parts = list(solution.status), guard(metric.parts())
         left = departures(metric, solution, options, settled=polish)

@@ -125,7 +125,7 @@ def _settled(parts: MetricParts, energy: CurveEnergy, solution: Solution, rows: 
     wanted = sure(parts, curves[:, 0])
     block = energy.at_once(_MOST + 1, curves.shape[2])
     return in_blocks(
-        torch.arange(len(rows), device="cpu"), block, lambda few: _settle(parts, energy, curves[few], wanted)
+        torch.arange(len(rows), device=rows.device), block, lambda few: _settle(parts, energy, curves[few], wanted)
     )
 
 

@@ -111,7 +111,8 @@ def frechet_mean(
     rows, restore = to_points(points, "points", metric.dim)
     if len(rows) == 0:
         raise InvalidArgumentError("`points` must hold at least one point; got none.")
-    z = rows.double()
+    # geodesics are where the metric's latents are
+    z = rows.to(rows.device if metric.support is None else metric.support.device).double()
     share = torch.ones_like(z[:, 0]) if weights is None else to_tensor(weights, "weights")[0].to(z)
     if share.shape != (len(z),) or not bool((share >= 0).all()) or not 0 < float(share.sum()) < float("inf"):
         raise InvalidArgumentError(
