@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ._arrays import ArrayLike, check_count, check_range, check_seed, describe, refuse_tensor, to_points
+from ._warn import warn_caller
 from .decoder.observation import observer_of
 from .errors import ConvergenceWarning, InvalidArgumentError, NumericalError
 from .geodesic import Status
@@ -266,7 +266,7 @@ def _report(status: tuple[Status, ...], finite: Tensor) -> None:
             f"of {len(finite)} curves {unsure} did not converge and are used as they are, {left_out}; see `status`, "
             "and raise `max_spans` or `max_steps`."
         )
-    warnings.warn(words, ConvergenceWarning, stacklevel=3)
+    warn_caller(words, ConvergenceWarning)
 
 
 def _draw_pairs(soft: Tensor, partners: str, pairs: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:

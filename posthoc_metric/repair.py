@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from torch import Tensor
 from . import saving
 from ._arrays import ArrayLike, check_range, check_seed, describe, to_points
 from ._rows import Rows
+from ._warn import warn_caller
 from .belonging import check_data
 from .decoder import Decoder
 from .errors import (
@@ -216,13 +216,13 @@ def repair(
         decoder = acquainted(decoder, points)
         geometry = Support(points, seed=seed)
         if isinstance(decoder, Decoder) and (cuts := decoder.cuts(geometry.training)):
-            warnings.warn(cuts, DerivativeWarning, stacklevel=2)
+            warn_caller(cuts, DerivativeWarning)
         rows = None
         if data is not None:
             rows, doubt = check_data(decoder, data, points)
             rows = rows.subset(geometry.training_rows)
             if doubt:
-                warnings.warn(doubt, CalibrationWarning, stacklevel=2)
+                warn_caller(doubt, CalibrationWarning)
         model = make_model(uncertainty) if isinstance(uncertainty, str) else uncertainty
         if not isinstance(model, (UncertaintyModel, PublishedRBF)):
             raise InvalidArgumentError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._arrays import ArrayLike, Restore, describe, is_integer, to_points
+from .._warn import warn_caller
 from ..errors import BatchWarning, DerivativeWarning, InvalidArgumentError
 from ..machine import working_memory
 from ..surroundings import lasting
@@ -128,9 +128,9 @@ class Decoder:
         if observe is not None:
             self.observer = Given(observe, self.output_dim, found.observer)
         if settled.warning:
-            warnings.warn(settled.warning, BatchWarning, stacklevel=2)
+            warn_caller(settled.warning, BatchWarning)
         if found.warning:
-            warnings.warn(found.warning, DerivativeWarning, stacklevel=2)
+            warn_caller(found.warning, DerivativeWarning)
 
     def __call__(self, z: ArrayLike) -> Any:
         """``f(z)``, (B, d) -> (B, D).
@@ -221,7 +221,7 @@ class Decoder:
         found = _probed(before.call, self.latent_dim, points, self._engine.eval_mode)
         other._engine = replace(self._engine, found=found)
         if found.warning and not before.warning:
-            warnings.warn(found.warning, DerivativeWarning, stacklevel=3)
+            warn_caller(found.warning, DerivativeWarning)
         return other
 
     def describe(self) -> str:

@@ -6,10 +6,10 @@ Nothing that is computed depends on it: whether the method or the graph should b
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from .._warn import warn_caller
 from ..errors import PosthocMetricWarning
 from ..parallel import Progress, progress_bars, worker_count
 
@@ -88,10 +88,9 @@ class Forecast(Progress):
         with self._lock:
             silent, self._silent = self._silent, False
         if silent:
-            warnings.warn(
+            warn_caller(
                 f"the stage {self._stage!r} {how_long}. {self._remedies[self._stage]}.",
                 PosthocMetricWarning,
-                stacklevel=2,
             )
 
 

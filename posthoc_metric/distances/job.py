@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .._arrays import ArrayLike, Restore, describe, to_points
+from .._warn import warn_caller
 from ..errors import ConvergenceWarning, InvalidArgumentError
 from ..geodesic.guard import guard
 from ..geodesic.options import solver_options
@@ -110,37 +110,33 @@ def below(store: str | Path | None, name: str) -> Path | None:
     return None if store is None else Path(store) / name
 
 
-def warn(report: DistanceReport, stacklevel: int = 3, advice: str | None = None) -> None:
+def warn(report: DistanceReport, advice: str | None = None) -> None:
     """Say in a warning what of the report nobody may overlook, and what to do where graph distances are far off."""
     if report.failed:
-        warnings.warn(
+        warn_caller(
             f"{report.failed} of {report.pairs} pairs have no distance (NaN, or inf where no path joins them): the "
             "metric is not finite there. Check the decoder at these latents, or give `support`.",
             ConvergenceWarning,
-            stacklevel=stacklevel,
         )
     if report.unconverged:
-        warnings.warn(
+        warn_caller(
             f"{report.unconverged} of the pairs solved did not converge; their distance is the length of the curve "
             f"that was found, with a relative error of up to {report.largest_error:.1g} by the solver's own estimate. "
             "metric.geodesic(a, b).status says why, pair by pair.",
             ConvergenceWarning,
-            stacklevel=stacklevel,
         )
     if report.error is not None and report.error.pairs == 0:
-        warnings.warn(
+        warn_caller(
             "the error of the graph's distances is not known: the solver vouches for none of the sampled pairs.",
             ConvergenceWarning,
-            stacklevel=stacklevel,
         )
     elif report.error is not None and (report.error.median > TOLERATED or report.error.p90 > _TOLERATED_P90):
         # one factor that has been taken out already leaves what differs from pair to pair
         factor = ", take the bias out with calibrate=True," if report.calibrated == 1.0 else ""
         advice = advice or f"Raise `neighbours` (now {report.neighbours}){factor} or use method='solver'."
-        warnings.warn(
+        warn_caller(
             f"distances on the graph{'' if factor else ', calibrated,'} differ from the solver's by "
             f"{100 * report.error.median:.1f} % in the median "
             f"({100 * report.error.p90:.1f} % at the 90th percentile). {advice}",
             ConvergenceWarning,
-            stacklevel=stacklevel,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .._arrays import ArrayLike, as_tensor, check_count, check_range, check_seed, to_points
+from .._warn import warn_caller
 from ..errors import ConvergenceWarning, InvalidArgumentError, NumericalError
 from ..metric import Metric
 from .splines import GHOSTS, Level, dilate, make_level
@@ -89,11 +89,10 @@ class MetricTable(Metric):
             self.levels = self._build(max_levels)
             self.error = self._check(seed)
         if self.error.p99 > self.rtol:
-            warnings.warn(
+            warn_caller(
                 f"the table misses the metric by {self.error.p99:.1g} (relative, 99th percentile; {self.rtol:g} was "
                 "asked for): it varies faster than the finest grid. Raise `max_levels`, or use the metric itself.",
                 ConvergenceWarning,
-                stacklevel=2,
             )
 
     @property

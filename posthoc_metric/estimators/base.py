@@ -137,7 +137,7 @@ class GeodesicEstimator(BaseEstimator):
             calibrated=1.0,
             stages=(),
         )
-        warn(self.distance_report_, stacklevel=5, advice=_ADVICE)
+        warn(self.distance_report_, advice=_ADVICE)
 
     def _reach(self, targets: np.ndarray) -> np.ndarray | None:
         """What the graph must know of ``targets`` to answer :meth:`_distances`; ``None`` where there is no graph."""

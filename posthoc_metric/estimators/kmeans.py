@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from .._arrays import check_count
+from .._warn import warn_caller
 from ..distances.forecast import forecasts
 from ..distances.pairs import SomePairs, solve
 from ..errors import ConvergenceWarning, InvalidArgumentError
@@ -166,11 +166,10 @@ class GeodesicKMeans(CentredClusterer):
         table = _table(self._to(X, self.cluster_centers_))
         self.labels_, self.inertia_ = table.argmin(1), _inertia(table.min(1))
         if not all(self.center_status_):
-            warnings.warn(
+            warn_caller(
                 f"{self.center_status_.count(False)} of {self.n_clusters} Fréchet means were not found to the "
                 "tolerance; see `center_status_`.",
                 ConvergenceWarning,
-                stacklevel=2,
             )
         return self
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
-
 from .._arrays import listed
+from .._warn import warn_caller
 from ..errors import ConvergenceWarning
 from ..outcome import Outcome
 
@@ -47,4 +46,4 @@ def warn(name: str, status: tuple[Status, ...], what: str) -> None:
     """Warn the caller of ``name`` of the rows that did not converge, and of what that makes of them."""
     rows = [row for row, one in enumerate(status) if one is not Status.CONVERGED]
     if rows:
-        warnings.warn(f"`{name}` did not converge in {listed(rows)}: they {what}.", ConvergenceWarning, stacklevel=3)
+        warn_caller(f"`{name}` did not converge in {listed(rows)}: they {what}.", ConvergenceWarning)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .._arrays import ArrayLike, as_tensor, check_count, to_points
+from .._warn import warn_caller
 from ..errors import ConvergenceWarning, InvalidArgumentError, NumericalError
 from ..geodesic import Status, exp, frechet_mean, logarithm
 from ..matrix_field import to_matrices
@@ -95,11 +95,10 @@ def principal_geodesics(
     total = values.sum()
     if float(spread.norm()) <= _NO_SPREAD * float(flat[good].norm(dim=1).max()):
         total = torch.full_like(total, float("nan"))
-        warnings.warn(
+        warn_caller(
             "principal_geodesics: `points` do not spread, so that `explained` is NaN and the directions mean nothing. "
             "Pass points that differ.",
             ConvergenceWarning,
-            stacklevel=2,
         )
     # the sign that makes the largest entry positive, so that it does not depend on the decomposition's whim
     axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()

@@ -15,7 +15,6 @@ model's shape where it has one: a model may all but know a direction's derivativ
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from itertools import product
 
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._warn import warn_caller
 from ..errors import CalibrationWarning, FitError
 from .base import UncertaintyModel
 from .gate import Gate
@@ -78,27 +78,31 @@ def calibrate(model: UncertaintyModel, measured: Measured, knobs: Knobs, held_ou
             "Check that `latents` are latents of this decoder, in its own units."
         )
     if unequal := about_scales(measured.mismatch, measured.scales):
-        _warn(unequal)
+        warn_caller(unequal, CalibrationWarning)
     sample = look(model, measured, knobs.max_condition_number, held_out)
     known, void = sample.known, sample.void
     if not bool(torch.isfinite(known).all() and torch.isfinite(void).all()):
         raise FitError("the uncertainty model's score must be finite on and off the data; it is NaN or infinite.")
     chosen = _choose(model, sample, knobs)
     if chosen is None:
-        _warn("the uncertainty model does not tell the data from the void. Try more centres or more latents.")
+        warn_caller(
+            "the uncertainty model does not tell the data from the void. Try more centres or more latents.",
+            CalibrationWarning,
+        )
         edge = _edge(known, knobs.support_quantile)
         beyond = float(torch.quantile(void[VOID_OFFSETS.index(1.0)], 0.5))
         top = edge + max(0.1 * abs(beyond - edge), 1e-6 * abs(edge), 1e-12)
         return _risen(model, sample, _ceiling(sample, knobs), edge, top, knobs.support_quantile)
     gate, doubt = chosen
     if doubt:
-        _warn(doubt)
+        warn_caller(doubt, CalibrationWarning)
     delivered = math.sqrt(_least_added(gate, sample) / measured.costliest)
     if delivered < 0.7 * knobs.inflation:
-        _warn(
+        warn_caller(
             f"a step in the void may cost only {delivered:.2g} times the costliest one on the data, not "
             f"{knobs.inflation:g}: the uncertainty model says that it knows some directions there. Its `shape` must "
-            "tend to the identity far from the data."
+            "tend to the identity far from the data.",
+            CalibrationWarning,
         )
     return gate
 
@@ -137,10 +141,6 @@ def _choose(model: UncertaintyModel, sample: Sample, knobs: Knobs) -> tuple[Gate
 def _chance(share: float, count: int) -> float:
     """Two standard deviations of a share of ``count`` latents that is ``share`` in the long run."""
     return 2 * math.sqrt(share * (1 - share) / count)
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, CalibrationWarning, stacklevel=4)
 
 
 def _edge(known: Tensor, share: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..._arrays import ArrayLike, Restore, describe, to_points, to_tensor
+from ..._warn import warn_caller
 from ...errors import ConvergenceWarning, InvalidArgumentError
 from ...metric import Metric
 from ...outcome import advice, tally
@@ -240,10 +240,9 @@ def mean(metric: Metric, points: ArrayLike, **options: Any) -> Any:
     """
     found = frechet_mean(metric, points, **options)
     if not found.converged:
-        warnings.warn(
+        warn_caller(
             f"`mean` stopped after {found.steps} steps with a gradient norm of {found.gradient_norm:.2g}, or with "
             "geodesics that did not converge; see frechet_mean().",
             ConvergenceWarning,
-            stacklevel=2,
         )
     return found.point
