@@ -12,7 +12,7 @@ import pytest
 
 from posthoc_metric.distances import distances, mapped, neighbours
 from posthoc_metric.distances.store import Store
-from posthoc_metric.errors import CheckpointError, OutputError
+from posthoc_metric.errors import CheckpointError, InvalidArgumentError, OutputError
 from posthoc_metric.spaces import Sphere
 
 from test_spaces import points  # isort: skip
@@ -225,3 +225,13 @@ def test_a_matrix_in_use_is_left_as_it_is_by_the_next(tmp_path):
     second = distances(Sphere(), points(5, 2), store=tmp_path, method="graph", sample=0)
     assert np.array_equal(first, expected)
     assert second.shape == (5, 5) and np.array_equal(second, np.load(tmp_path / "distances.npy"))
+
+
+def test_curves_from_another_support_are_another_computation(tmp_path):
+    """Where curves start says which of several they become."""
+    z, some, others = points(4, 2, scale=0.3), points(20, 2, scale=0.3), points(20, 2, scale=0.5)
+    first = distances(Sphere(), z, method="solver", support=some, store=tmp_path)
+    assert np.array_equal(distances(Sphere(), z, method="solver", support=some, store=tmp_path), first)
+    for support in (others, None):
+        with pytest.raises(InvalidArgumentError, match="another computation.*support differ"):
+            distances(Sphere(), z, method="solver", support=support, store=tmp_path)

@@ -82,13 +82,16 @@ def fingerprint(metric: Metric, a: Tensor, b: Tensor | None, solver: dict[str, A
     probe = a[:: max(len(a) // 4, 1)][:4]
     with torch.no_grad():
         values = guard(metric.parts()).tensor(probe).double().flatten().tolist()
+    # where curves start from; what is given was not checked yet
+    support = solver.get("support")
+    known = None if support is None else to_points(support, "support", metric.dim)[0]
     return {
         "a": digest(a),
         "b": None if b is None else digest(b),
         # NaN is never equal to itself
         "metric": [None if value != value else value for value in values],
-        # a support is an array, and what it changes are the nodes, which the graph's own plans name
         "solver": {name: repr(value) for name, value in sorted(solver.items()) if name != "support"},
+        "support": None if known is None else digest(known),
         **facts,
     }
 
