@@ -185,7 +185,7 @@ def _copies_together(latents: Tensor, order: Tensor, cuts: tuple[int, int]) -> t
 
     Copies of training latents, held out, would be taken for known wherever others lie.
     """
-    if len(torch.unique(_hashes(latents))) == len(latents):
+    if len(torch.unique(hashes(latents))) == len(latents):
         return order, cuts
     _, group, counts = torch.unique(latents + 0.0, dim=0, return_inverse=True, return_counts=True)
     if len(counts) < FEWEST:
@@ -202,7 +202,7 @@ def _copies_together(latents: Tensor, order: Tensor, cuts: tuple[int, int]) -> t
     return order[together], (first, second)
 
 
-def _hashes(latents: Tensor) -> Tensor:
+def hashes(latents: Tensor) -> Tensor:
     """Numbers (N,) that are equal for equal latents (N, d), and for hardly any others."""
     found = torch.zeros(len(latents), dtype=torch.int64, device=latents.device)
     generator = torch.Generator().manual_seed(0)

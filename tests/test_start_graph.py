@@ -26,3 +26,12 @@ def test_paths_between_populations_are_little_longer_than_the_straight_lines():
     edges = graph.lengths.tocoo()
     between = (z[edges.row] - z[edges.col]).norm(dim=1)
     torch.testing.assert_close(torch.from_numpy(edges.data), between, rtol=1e-9, atol=1e-12)
+
+
+def test_latents_of_the_same_sums_have_graphs_of_their_own():
+    z = torch.randn(40, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    cache, parts = StartCache(), guard(Plane(dim=4).parts())
+    graph = _support_graph(cache, parts, z)
+    for others in (z[:, [1, 0, 2, 3]], torch.cat([z[:, :3], z[:, 3:].flip(0)], dim=1)):
+        assert torch.equal(_support_graph(cache, parts, others).points, others)
+    assert _support_graph(cache, parts, z.clone()) is graph

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...metric import Metric, MetricParts
+from ...support import hashes
 from ..options import START_NAMES
 from .corridors import through_corridors
 from .graph import MetricGraph, build_graph, subsample
@@ -241,8 +242,9 @@ def _grid(
 
 
 def _support_graph(cache: StartCache, parts: MetricParts, support: Tensor) -> MetricGraph:
-    # the same latents give the same key whatever tensor holds them
-    key = (str(support.device), "graph", len(support), float(support.sum()), float(support.square().sum()))
+    # the same latents give the same key whatever tensor holds them, and others another; squared, or it would not tell
+    # which numbers stand in one row
+    key = (str(support.device), "graph", len(support), int(hashes(support).square().sum()))
     if key not in cache.graphs:
         nodes = subsample(support, _GRAPH_NODES)
         cache.graphs[key] = build_graph(make_ruler(parts, support.shape[1]), nodes, _GRAPH_K, far=_GRAPH_FAR)

@@ -48,8 +48,10 @@ def restore_graphs(metric: Metric, tensors: dict[str, Tensor], facts: list[dict[
     cache, parts = cache_of(metric), guard(metric.parts())
     device = torch.device("cpu") if metric.support is None else metric.support.device
     for number, fact in enumerate(facts):
-        # grids of files that are older than their cells are built anew, too
-        if fact["ruler"] not in _RULERS or (fact["key"][0] == "grid" and fact.get("unit") is None):
+        kind, *about = fact["key"]
+        # of older files: grids without their cells, and graphs by sums that other latents may have as well
+        known_kind = fact.get("unit") is not None if kind == "grid" else len(about) == 2
+        if fact["ruler"] not in _RULERS or not known_kind:
             continue
         ruler = _RULERS[fact["ruler"]](parts)
         cells = None
