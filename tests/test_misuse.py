@@ -18,10 +18,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 import posthoc_metric as pm
-from posthoc_metric import plots
+from posthoc_metric import geometry, plots
 from posthoc_metric.cli.main import app
+from posthoc_metric.diagnostics import audit
 from posthoc_metric.errors import OutputError, PosthocMetricError
 from posthoc_metric.estimators import GeodesicDistance, GeodesicKMeans, GeodesicKMedoids
+from posthoc_metric.geodesic import exp, frechet_mean, log
 from posthoc_metric.report import write_report
 from posthoc_metric.uncertainty import RBF
 
@@ -334,6 +336,22 @@ MISUSES = {
         lambda e: pm.geodesic(e.z[:2], e.z[2:4], e.metric),
         "`metric` must be.*got tensor",
     ),
+    "exp of a function": (lambda e: exp(torch.sin, e.z, e.z), "`metric` must be a posthoc_metric.Metric"),
+    "log of a function": (lambda e: log(torch.sin, e.z, e.z), "`metric` must be a posthoc_metric.Metric"),
+    "mean of a function": (lambda e: frechet_mean(torch.sin, e.z), "`metric` must be a posthoc_metric.Metric"),
+    "curvature of a decoder": (lambda e: geometry.curvature(e.net, e.z), "`metric` must be.*PullbackMetric"),
+    "transport by a function": (lambda e: geometry.transport(torch.sin, e.z, e.z, e.z), "`metric` must be"),
+    "a walk on a function": (lambda e: geometry.random_walk(torch.sin, e.z, steps=1, time=1.0), "`metric` must be"),
+    "volume by a function": (lambda e: geometry.volume(torch.sin, e.z[0], e.z[1]), "`metric` must be"),
+    "principal geodesics of a function": (
+        lambda e: geometry.principal_geodesics(torch.sin, e.z),
+        "`metric` must be",
+    ),
+    "a tolerance in words": (
+        lambda e: e.metric.log(e.z[:1], e.z[1:2], rtol="fine"),
+        "`rtol` must be a positive number",
+    ),
+    "audit of what was not repaired": (lambda e: audit(e.metric.decoder_metric), "`repaired` must be what pm.repair"),
     "a time beyond the end": (lambda e: e.solution(1.5), r"`t` must be.*in \[0, 1\]; got float \(1.5"),
     "one frame": (lambda e: e.solution.decode(1), "`num` must be an integer of at least 2"),
     "a velocity for other points": (lambda e: e.metric.exp(e.z, e.z[:2]), "`v` must hold one velocity for each of 60"),

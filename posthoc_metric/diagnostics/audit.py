@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .._arrays import check_count, check_seed
+from .._arrays import check_count, check_seed, describe
+from ..errors import InvalidArgumentError
 from ..smooth_map import condition_numbers, gram, resolved_eigenvalues
 from ..uncertainty import PublishedRBF
 from ..uncertainty.measurement import AUDITED
@@ -94,7 +95,12 @@ def audit(
         pairs: pairs of held-out data whose geodesics are followed, before and after; 0 leaves them out.
         baseline: also measure the published RBF repair, whose peak bounds the smoothness; needs the data.
         seed: of shells, directions and pairs.
+
+    Raises:
+        InvalidArgumentError: ``repaired`` is no repaired metric, or a number is out of range.
     """
+    if not hasattr(repaired, "geometry"):
+        raise InvalidArgumentError(f"`repaired` must be what pm.repair or pm.load gives; got {describe(repaired)}.")
     seed, pairs = check_seed(seed), check_count(pairs, "pairs", 0, "how many geodesics to follow")
     if points is not None:
         points = check_count(points, "points", 2, "how many points of each shell to measure at")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._arrays import ArrayLike, check_range, describe, to_points
 from ..errors import InvalidArgumentError
-from ..metric import Metric
+from ..metric import Metric, check_metric
 from .jets import Jet, christoffel_first, computes_single
 
 
@@ -45,7 +45,7 @@ def curvature(
     Raises:
         InvalidArgumentError: a wrong shape, one dimension, or no u and v in more than two.
     """
-    points, restore = to_points(z, "z", metric.dim)
+    points, restore = to_points(z, "z", check_metric(metric).dim)
     if metric.dim < 2:
         raise InvalidArgumentError("`metric` must have at least 2 dimensions to be curved; it has 1.")
     where = points.double()

@@ -12,7 +12,7 @@ from .._warn import warn_caller
 from ..errors import ConvergenceWarning, InvalidArgumentError, NumericalError
 from ..geodesic import Status, exp, frechet_mean, logarithm
 from ..matrix_field import to_matrices
-from ..metric import Metric
+from ..metric import Metric, check_metric
 
 #: spread over the distance to the mean below which points differ by rounding only
 _NO_SPREAD = 1e-9
@@ -68,7 +68,7 @@ def principal_geodesics(
     Warns:
         ConvergenceWarning: the points are all one, so that no direction explains any variance.
     """
-    rows, restore = to_points(points, "points", metric.dim)
+    rows, restore = to_points(points, "points", check_metric(metric).dim)
     if len(rows) < 2:
         raise InvalidArgumentError(f"`points` must hold at least 2 points to spread; got {len(rows)}.")
     num = metric.dim if num is None else check_count(num, "num", 1, "the number of directions")

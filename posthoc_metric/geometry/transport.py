@@ -16,7 +16,7 @@ from ..geodesic.curves.spline import interpolate
 from ..geodesic.maps.settling import settle
 from ..geodesic.options import beneath
 from ..geodesic.relaxation.matrix_free import MOST_COLUMNS
-from ..metric import Metric
+from ..metric import Metric, check_metric
 from .jets import Jet, christoffel_first, computes_single
 
 #: how finely the geodesic is relaxed in few dimensions, where that costs little; directions err with the root of
@@ -79,7 +79,7 @@ def transport(
     Raises:
         InvalidArgumentError: wrong shapes.
     """
-    points, restore = to_points(start, "start", metric.dim)
+    points, restore = to_points(start, "start", check_metric(metric).dim)
     carried = to_points(vectors, "vectors", metric.dim)[0].to(points.device).double()
     if len(carried) != len(points):
         raise InvalidArgumentError(

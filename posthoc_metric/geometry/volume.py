@@ -14,7 +14,7 @@ from torch import Tensor
 from .._arrays import ArrayLike, as_tensor, check_count, check_seed, describe, to_tensor
 from ..errors import InvalidArgumentError, NumericalError
 from ..matrix_field import to_matrices
-from ..metric import Metric
+from ..metric import Metric, check_metric
 from .region import Inside, admitted, check_inside
 
 #: scrambled repetitions of the quasi-random rule, whose spread is its error
@@ -201,6 +201,7 @@ def _density(metric: Metric, z: Tensor, inside: Inside | None) -> Tensor:
 
 
 def _box(metric: Metric, low: ArrayLike, high: ArrayLike) -> tuple[Tensor, Tensor]:
+    check_metric(metric)
     corners = [to_tensor(value, name)[0].double() for value, name in ((low, "low"), (high, "high"))]
     for corner, value, name in zip(corners, (low, high), ("low", "high"), strict=True):
         if tuple(corner.shape) != (metric.dim,) or not bool(torch.isfinite(corner).all()):

@@ -12,7 +12,7 @@ from .._arrays import ArrayLike, check_count, check_range, check_seed, to_points
 from ..errors import NumericalError
 from ..geodesic.acceleration import Acceleration
 from ..geodesic.guard import guard
-from ..metric import Metric
+from ..metric import Metric, check_metric
 from .region import Inside, admitted, check_inside
 
 #: largest share by which a velocity may turn or its norm may change on a step, and the most that one is divided into
@@ -51,7 +51,7 @@ def random_walk(
         InvalidArgumentError: a bad number of steps, time or seed, or ``inside`` gives no mask.
         NumericalError: the metric is singular or not finite on the way.
     """
-    points, restore = to_points(start, "start", metric.dim)
+    points, restore = to_points(start, "start", check_metric(metric).dim)
     inside, steps = check_inside(inside), check_count(steps, "steps", 1, "the steps of the walk")
     size = math.sqrt(check_range(time, "time", 0.0, float("inf"), "the time of the walk") / steps)
     generator = torch.Generator().manual_seed(check_seed(seed))

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..._arrays import ArrayLike, to_points
-from ...metric import Metric
+from ...metric import Metric, check_metric
 from ...surroundings import lasting, own_precision
 from ..acceleration import attainable
 from ..guard import guard
-from ..options import beneath
+from ..options import beneath, check_positive
 from ..relaxation.matrix_free import MOST_COLUMNS
 from ..solve import geodesic
 from ..status import Status, warn
@@ -80,7 +80,8 @@ def logarithm(
     Raises:
         InvalidArgumentError, NumericalError, WorkerError: as :func:`geodesic`.
     """
-    options = beneath(options, _FINE) if metric.dim <= MOST_COLUMNS else options
+    options = beneath(options, _FINE) if check_metric(metric).dim <= MOST_COLUMNS else options
+    check_positive(rtol, "rtol")
     solution = geodesic(metric, z0, z1, **options)
     start, restore = to_points(z0, "z0", metric.dim)
     end, _ = to_points(z1, "z1", metric.dim)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..._arrays import ArrayLike, describe, to_points
 from ...errors import InvalidArgumentError
-from ...metric import Metric, MetricParts
+from ...metric import Metric, MetricParts, check_metric
 from ..acceleration import Acceleration
 from ..curves.batch import Batch
 from ..guard import guard
@@ -90,7 +90,7 @@ def shoot(metric: Metric, z: ArrayLike, v: ArrayLike, *, rtol: float = 1e-8, max
     Raises:
         InvalidArgumentError: wrong width, rows that are not finite, different numbers of rows.
     """
-    points, restore = to_points(z, "z", metric.dim)
+    points, restore = to_points(z, "z", check_metric(metric).dim)
     vectors, _ = to_points(v, "v", metric.dim)
     if len(points) != len(vectors):
         raise InvalidArgumentError(

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..._arrays import ArrayLike, Restore, describe, to_points, to_tensor
 from ..._warn import warn_caller
 from ...errors import ConvergenceWarning, InvalidArgumentError
-from ...metric import Metric
+from ...metric import Metric, check_metric
 from ...outcome import advice, tally
 from ..guard import guard
 from ..options import check_integer, check_positive
@@ -108,7 +108,7 @@ def frechet_mean(
     check_positive(tol, "tol")
     check_positive(rough_tol, "rough_tol")
     check_integer(max_steps, "max_steps", 0)
-    rows, restore = to_points(points, "points", metric.dim)
+    rows, restore = to_points(points, "points", check_metric(metric).dim)
     if len(rows) == 0:
         raise InvalidArgumentError("`points` must hold at least one point; got none.")
     # geodesics are where the metric's latents are
