@@ -33,7 +33,10 @@ class _ExplicitDistances(TorchFunctionMode):
         options = kwargs or {}
         euclidean = len(args) == 2 and options.get("p", 2.0) == 2.0
         if func is torch.cdist and euclidean:
-            return (args[0].unsqueeze(-2) - args[1].unsqueeze(-3)).square().sum(dim=-1).sqrt()
+            squares = (args[0].unsqueeze(-2) - args[1].unsqueeze(-3)).square().sum(dim=-1)
+            # as torch has it, points that coincide have a distance without a slope, where a root would have infinity
+            none = squares == 0
+            return squares.masked_fill(none, 1.0).sqrt().masked_fill(none, 0.0)
         return func(*args, **options)
 
 
