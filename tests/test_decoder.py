@@ -1211,3 +1211,39 @@ def test_a_property_that_cannot_be_read_tells_no_width():
             return self.net(z)
 
     assert Decoder(Unfitted()).latent_dim == 3
+
+
+def test_distances_from_centres_have_no_slope_at_them():
+    """As torch has it in reverse; a decoder of radial basis functions is asked for its own centres."""
+    centres = torch.randn(10, 2, generator=torch.Generator().manual_seed(0))
+
+    def decode(z):
+        return torch.exp(-(torch.cdist(z, centres) ** 2))
+
+    decoder = Decoder(decode, latent_dim=2)
+    expected = torch.func.vmap(torch.func.jacrev(lambda z: torch.exp(-(z - centres).square().sum(1))))(centres)
+    assert "explicit distances" in decoder.describe()
+    torch.testing.assert_close(decoder.jacobian(centres), expected)
+
+
+class HalfOfIt(nn.Module):
+    """The last layer is in half precision."""
+
+    def __init__(self, seed):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.body, self.head = nn.Linear(2, 8), nn.Linear(8, 3).half()
+
+    def forward(self, z):
+        return self.head(torch.tanh(self.body(z)).half())
+
+
+def test_a_part_in_half_precision_is_refused():
+    refusals = []
+    for seed in range(6):
+        with pytest.raises(DecoderError) as caught:
+            Decoder(HalfOfIt(seed), latent_dim=2)
+        refusals.append(str(caught.value))
+    # where it does not look stepped
+    assert any("a part of its output in torch.float16" in words for words in refusals)

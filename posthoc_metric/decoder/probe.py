@@ -18,7 +18,14 @@ from .jumps import flat_outputs, stepped_outputs
 from .memory import bytes_per_row
 from .observation import observation
 from .place import Place, given, own_unit, smaller_units, standard
-from .promises import ModulesLeftAlone, check_rows_apart, check_same_twice, check_values, in_float64
+from .promises import (
+    ModulesLeftAlone,
+    check_precision,
+    check_rows_apart,
+    check_same_twice,
+    check_values,
+    in_float64,
+)
 from .settle import ROWS
 
 #: latents at which single outputs are watched for jumps, beside the first few
@@ -82,6 +89,7 @@ def _probed(call: Call, latent_dim: int, place: Place, unless: Callable[[Exam, T
     flatness = exam.flatness(value)
     if flatness and not unless(exam, value):
         raise DecoderError(flatness)
+    check_precision(value)
     found = replace(_chosen(exam, output_shape, row_bytes), observer=observer)
     if flatness:
         # its latents live elsewhere: whoever knows where probes again

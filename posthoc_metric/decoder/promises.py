@@ -55,6 +55,15 @@ def check_values(value: Tensor, *, drawn: bool) -> None:
         )
 
 
+def check_precision(value: Tensor) -> None:
+    """Refuse outputs (B, D) in half precision of a model whose weights are not, or not all of them."""
+    if value.dtype not in (torch.float32, torch.float64):
+        raise DecoderError(
+            f"the decoder computes a part of its output in {value.dtype}, too coarse for derivatives. Convert all of "
+            "it with .float() before wrapping it, or wrap the layer before that part (method=, output=)."
+        )
+
+
 def finite(result: Tensor, what: str) -> Tensor:
     """``result`` (B, ...), without the graph of a model that differentiates inside; refused where it is not finite.
 
