@@ -85,6 +85,8 @@ def invert(
     if rows.ndim < 2:
         raise InvalidArgumentError(f"`data` must have shape (B, D) or (B, ...); got {describe(data)}. Add an axis.")
     rows, _ = to_points(rows.flatten(1), "data")
+    # squares that starts are ranked by leave the range of half precision
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     if rows.shape[1] != decoder.output_dim:
         raise InvalidArgumentError(
             f"`data` must have {decoder.output_dim} values a row, as the decoder's output; got {rows.shape[1]}. "

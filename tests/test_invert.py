@@ -13,6 +13,7 @@ from torch import nn
 
 from posthoc_metric.decoder import Decoder
 from posthoc_metric.errors import DecoderError, InvalidArgumentError
+from posthoc_metric.examples import digits_vae
 from posthoc_metric.invert import InversionStatus, invert
 
 
@@ -211,3 +212,18 @@ def test_a_result_says_how_it_went_and_not_every_number():
     assert lines[0].startswith("6 latents, d = 16: 5 REPRODUCED, 1 ") and "; residuals " in lines[0]
     assert lines[1:] == [f"  row 2 {found.status[2]}"]
     assert len(found) == 6 and repr(invert(decoder, data[:0])).startswith("0 latents, d = 16: nothing to invert")
+
+
+def test_data_in_half_precision_whose_squares_it_cannot_hold():
+    class Large(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.images = digits_vae()[0]
+
+        def forward(self, z):
+            return 200 * self.images(z)
+
+    decoder = Decoder(Large(), latent_dim=2)
+    z = torch.tensor([[0.3, -1.0], [2.0, 0.5], [-1.0, 1.5], [-2.0, -0.5]])
+    found = invert(decoder, decoder(z).half(), starts=256, tries=1)
+    assert found.latents.dtype == torch.float16 and bool((found.residual < 0.01).all())
