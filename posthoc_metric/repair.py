@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,7 +120,8 @@ class RepairedMetric(StructuredMetric):
 
         Raises:
             OutputError: the file cannot be written.
-            CheckpointError: the uncertainty model has no ``state()``.
+            CheckpointError: the uncertainty model has no ``state()``, or one that holds something else than tensors, or
+                its ``settings()`` are no JSON.
         """
         # the solver comes later in the pipeline
         from .geodesic.starts.saved_graphs import graphs_state
@@ -130,6 +132,7 @@ class RepairedMetric(StructuredMetric):
                 f"{type(self.model).__name__} cannot be saved: its `state()` is empty. Return the tensors that "
                 "rebuild it there, and give the class a `from_state(settings, state)`."
             )
+        _check_savable(self.model, state)
         probes = self.geometry.training[:PROBES]
         tensors = {f"model.{key}": value for key, value in state.items()}
         if self.gate is not None:
@@ -248,6 +251,24 @@ def repair(
 def acquainted(decoder: SmoothMap, latents: Tensor) -> SmoothMap:
     """A wrapped decoder may have been probed at latents of another size; other maps need no probe."""
     return decoder.acquainted(latents) if isinstance(decoder, Decoder) else decoder
+
+
+def _check_savable(model: UncertaintyModel | PublishedRBF, state: dict[str, Any]) -> None:
+    """Raise where a model of the caller's own gives what a file cannot hold."""
+    name = type(model).__name__
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{name} cannot be saved: its `state()` must hold tensors; its {key!r} is {describe(value)}. Give "
+                "plain numbers and words by `settings()`."
+            )
+    try:
+        json.dumps(model.settings())
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{name} cannot be saved: its `settings()` must be JSON, and are not ({error}). Convert NumPy's numbers by "
+            "float() or int()."
+        ) from None
 
 
 def _check_fitted(model: UncertaintyModel | PublishedRBF, dim: int) -> None:

@@ -26,7 +26,9 @@ def write(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -
     Raises:
         OutputError: the folder cannot be written to, or the disk is full.
     """
-    contents = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    # copies, as safetensors refuses tensors that share their memory
+    order = torch.contiguous_format
+    contents = {key: value.detach().cpu().clone(memory_format=order) for key, value in tensors.items()}
     metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts)}
     metadata["digest"] = _digest(contents, metadata["facts"])
     write_file(path, _in_order(safetensors.torch.save(contents, metadata)))

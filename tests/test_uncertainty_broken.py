@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import posthoc_metric as pm
-from posthoc_metric.errors import FitError
+from posthoc_metric import saving
+from posthoc_metric.errors import CheckpointError, FitError
 from posthoc_metric.support import Support
 from posthoc_metric.uncertainty import RBF
 from posthoc_metric.uncertainty.contract import check_contract
@@ -203,3 +205,26 @@ def test_it_is_asked_alike_where_nothing_is_differentiated(mode):
     with mode():
         found = pm.repair(decoder(), latents(), uncertainty=Smooth())
     assert found.gate.numbers() == pm.repair(decoder(), latents(), uncertainty=Smooth()).gate.numbers()
+
+
+@pytest.mark.parametrize(
+    "state, settings, words",
+    [
+        (lambda z: {"mean": z.numpy()}, {}, r"its `state\(\)` must hold tensors; its 'mean' is array"),
+        (lambda z: {"mean": z}, {"scale": np.float32(2)}, r"its `settings\(\)` must be JSON"),
+    ],
+)
+def test_what_a_file_cannot_hold_is_named(state, settings, words, tmp_path):
+    changes = {"state": lambda self: state(latents().mean(0)), "settings": lambda self: settings}
+    found = pm.repair(decoder(), latents(), uncertainty=Smooth(**changes))
+    with pytest.raises(CheckpointError, match=words):
+        found.save(tmp_path / "metric.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensors_that_share_their_memory_are_saved(tmp_path):
+    z = latents().mean(0)
+    changes = {"state": lambda self: {"mean": z, "again": z, "first": z[:1]}, "settings": lambda self: {}}
+    pm.repair(decoder(), latents(), uncertainty=Smooth(**changes)).save(tmp_path / "metric.safetensors")
+    tensors, _ = saving.read(tmp_path / "metric.safetensors")
+    assert torch.equal(tensors["model.mean"], z) and torch.equal(tensors["model.first"], z[:1])
