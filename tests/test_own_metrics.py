@@ -190,3 +190,12 @@ def test_a_strongly_bent_function_gets_nodes_enough():
     found, fine = metric.geodesic(a, b), metric.geodesic(a, b, spans=128, rtol=1e-6)
     assert found.converged.all()
     assert ((found.length / fine.length - 1).abs() <= 3e-4).all()
+
+
+def test_frames_of_a_decoder_that_is_a_plain_module():
+    """It takes its own precision, and its weights learn nothing of it."""
+    metric = own(bowl)
+    metric.decoder = torch.nn.Linear(2, 3)
+    frames = metric.geodesic(torch.zeros(1, 2), torch.ones(1, 2)).decode(4)
+    assert frames.shape == (1, 4, 3) and not frames.requires_grad
+    torch.testing.assert_close(frames[0, [0, -1]], metric.decoder(torch.tensor([[0.0, 0.0], [1.0, 1.0]])).detach())

@@ -157,8 +157,13 @@ class Solution:
         times = torch.linspace(0, 1, num, dtype=torch.float64, device=self._spline.nodes.device)
         points, _ = self._spline.at(self._clock.at(times.expand(len(self), -1)))
         flat = points.reshape(-1, points.shape[-1])
-        # a module of one's own makes what it likes of rows that are not finite
-        frames = GuardedMap(decoder)(flat) if hasattr(decoder, "output_dim") else decoder(flat)
+        if hasattr(decoder, "output_dim"):
+            frames = GuardedMap(decoder)(flat)
+        else:
+            # a module of one's own takes its own precision, and makes what it likes of rows that are not finite
+            weights = decoder.parameters() if isinstance(decoder, torch.nn.Module) else ()
+            with torch.no_grad():
+                frames = decoder(flat.to(next(iter(weights), flat)))
         return self._restore(self._cast(frames.reshape(len(self), num, *frames.shape[1:]).flatten(2)))
 
     def plot(self, ax: Any = None) -> Any:
