@@ -541,3 +541,10 @@ def test_a_path_in_the_users_home(tmp_path, vae, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     torch.save(vae.state_dict(), tmp_path / "m.pt")
     assert load_decoder(os.path.join("~", "m.pt"), factory=half).latent_dim == 2
+
+
+def test_loading_draws_nothing_from_the_caller_s_generator(tmp_path):
+    torch.save(half().state_dict(), tmp_path / "decoder.pt")
+    before = torch.get_rng_state()
+    load_decoder(tmp_path / "decoder.pt", factory=half)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from .._arrays import describe
@@ -97,7 +98,7 @@ def load_decoder(
         "latent_shape": latent_shape,
     }
     if container.kind in READERS and factory is None:
-        with lasting():
+        with lasting(), torch.random.fork_rng(devices=[]):
             model, told = READERS[container.kind](container, trust)
         notes: tuple[str, ...] = told.pop("notes", ())
         # what the caller says about the part and its latents overrides all that the file tells of them
@@ -107,7 +108,7 @@ def load_decoder(
             options["condition"] = {**told["condition"], **condition}
         options = {name: told.get(name) if value is None else value for name, value in options.items()}
     else:
-        with lasting():
+        with lasting(), torch.random.fork_rng(devices=[]):
             model, notes = _from_weights(container, factory, factory_kwargs, key, prefix, strict, trust)
     decoder = Decoder(model, **options, observe=observe)
     return decoder.remember(f"read from {container.path.name}, {container.looks_like}", *notes)
