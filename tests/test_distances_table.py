@@ -90,3 +90,11 @@ def test_bad_input_is_named():
         MetricTable(LinearDecoder([[1.0, 0.0]]), points(5, 2))
     with pytest.raises(NumericalError, match="finite"):
         MetricTable(HalfPlane(), upper(5) - 1)
+
+
+def test_a_metric_that_is_infinite_is_named_by_where_it_is():
+    def field(z):
+        return (1 / z[:, 0].abs())[:, None, None] * torch.eye(2, dtype=z.dtype)
+
+    with pytest.raises(NumericalError, match=r"for example at \[\[0\.0, "):
+        MetricTable(FunctionMetric(field, 2), [[-1.0, -1.0], [1.0, 1.0]])

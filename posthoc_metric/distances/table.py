@@ -154,8 +154,9 @@ class MetricTable(Metric):
         self.evaluations += len(nodes)
         found = torch.cat([as_tensor(self.exact.tensor(part)).double() for part in nodes.split(_CHUNK)])
         _, info = torch.linalg.cholesky_ex(found.nan_to_num(nan=-1.0))
-        if bool((info != 0).any()) or not bool(torch.isfinite(found).all()):
-            first = nodes[(info != 0).nonzero().flatten()[:1]].tolist()
+        bad = (info != 0) | ~torch.isfinite(found).flatten(1).all(1)
+        if bool(bad.any()):
+            first = nodes[bad][:1].tolist()
             raise NumericalError(
                 f"the metric must be finite and positive definite in the box to be tabulated; it is not, for example "
                 f"at {first}. Repair it first (pm.repair), or choose `points` away from there."
