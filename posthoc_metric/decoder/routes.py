@@ -92,12 +92,9 @@ class Route:
             return derivatives.columns_by_tiling(self._push, function, z, first, last)
 
     def vjp(self, function: Function, z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """``f(z)`` (B, D) and ``J(z)ᵀ u`` (B, d)."""
-        if self.reverse == "reverse":
-            with ONE_AT_A_TIME if self.reverse_kernels else nullcontext(), kernels.in_force(self.reverse_kernels):
-                return derivatives.reverse(function, z, u)
-        value, columns = self.columns(function, z, 0, z.shape[1])
-        return value, torch.einsum("kbo,bo->bk", columns, u)
+        """``f(z)`` (B, D) and ``J(z)ᵀ u`` (B, d) by reverse mode."""
+        with ONE_AT_A_TIME if self.reverse_kernels else nullcontext(), kernels.in_force(self.reverse_kernels):
+            return derivatives.reverse(function, z, u)
 
     @property
     def evaluations(self) -> int:
