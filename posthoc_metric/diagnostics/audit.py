@@ -16,7 +16,7 @@ from ..uncertainty.measurement import AUDITED
 from .criteria import Criterion, faithfulness_criteria, fidelity, shell_criteria
 from .faithfulness import Faithfulness, faithfulness
 from .shells import Field, Shell, ShellRow, shells, statistics
-from .smoothness import directions, whitened
+from .smoothness import directions, smoothness
 
 if TYPE_CHECKING:
     from ..repair import RepairedMetric
@@ -203,7 +203,7 @@ def _measure(
             own, turned = plain[0] + here[:, None], plain[1] + slope[:, None, None] * eye
         else:
             own, turned = _decomposed(base + here, changes + slope)
-        values[name], rough[name] = own.clamp_min(0), whitened(own[: len(few)], turned, radius).amin(0)
+        values[name], rough[name] = own.clamp_min(0), smoothness(own[: len(few)], turned, radius).amin(0)
     values["decoder"] = resolved_eigenvalues(values["decoder"], repaired.decoder, z)
     return values, rough
 

@@ -9,23 +9,17 @@ from torch import Tensor
 _RESOLVED = 1e-14
 
 
-def smoothness(tensor: Tensor, derivative: Tensor, radius: float) -> Tensor:
+def smoothness(values: Tensor, turned: Tensor, radius: float) -> Tensor:
     """``R ‖M^(-1/2) (∂_u M) M^(-1/2)‖_F`` (..., n): how many times the metric changes over a data radius.
 
     It does not depend on the unit of z or of x, and ``∫ ‖M^(-1/2) Ṁ M^(-1/2)‖_F dt`` is the length of the path of
     matrices in the affine-invariant distance (Pennec, Fillard & Ayache 2006).
 
     Args:
-        tensor: M (n, d, d).
-        derivative: ``∂_u M`` (..., n, d, d) along unit vectors u; several of the same metrics cost one decomposition.
+        values: ascending eigenvalues of M (n, d).
+        turned: ``∂_u M`` along unit vectors u, in the axes of M's eigenvectors (..., n, d, d).
         radius: R.
     """
-    values, vectors = torch.linalg.eigh(tensor)
-    return whitened(values, vectors.mT @ derivative @ vectors, radius)
-
-
-def whitened(values: Tensor, turned: Tensor, radius: float) -> Tensor:
-    """The same of eigenvalues (n, d) and of derivatives in the eigenvectors' axes (..., n, d, d)."""
     values = torch.maximum(values, _RESOLVED * values[:, -1:]).clamp_min(1e-300)
     root = values.rsqrt()
     return radius * torch.linalg.matrix_norm(root[:, :, None] * turned * root[:, None, :])
