@@ -147,12 +147,12 @@ class Metric(ABC):
         return values.clamp_min(0.0)
 
     def log_volume(self, z: ArrayLike) -> Any:
-        """Magnification factor ``½ log det M(z)``, (B,); ``-inf`` where the metric is singular."""
+        """Magnification factor ``½ log det M(z)``, (B,); ``-inf`` where singular; raises as :meth:`eigenvalues`."""
         points, restore = to_points(z, "z", self.dim)
         return restore((0.5 * self.eigenvalues(recorded(z, points).double()).log().sum(-1)).to(points.dtype))
 
     def condition_number(self, z: ArrayLike) -> Any:
-        """``κ(J) = sqrt(λ_max / λ_min)`` of ``M(z) = JᵀJ``, (B,); ``inf`` where it is singular."""
+        """``κ(J) = sqrt(λ_max / λ_min)`` of ``M(z) = JᵀJ``, (B,); ``inf`` where singular; raises likewise."""
         points, restore = to_points(z, "z", self.dim)
         return restore(condition_numbers(self.eigenvalues(recorded(z, points).double())).to(points.dtype))
 

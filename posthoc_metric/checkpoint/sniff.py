@@ -1,4 +1,4 @@
-"""What a path holds, by its content; names of files are not believed."""
+"""What a path holds, by its content; of names only ``.onnx`` is believed, where nothing else was recognised."""
 
 from __future__ import annotations
 

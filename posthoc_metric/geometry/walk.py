@@ -48,7 +48,7 @@ def random_walk(
         Positions (B, steps + 1, d) in the kind and dtype of ``start``.
 
     Raises:
-        InvalidArgumentError: a bad number of steps, time or seed, or ``inside`` gives no mask.
+        InvalidArgumentError: a wrong shape, a bad number of steps, time or seed, or ``inside`` gives no mask.
         NumericalError: the metric is singular or not finite on the way.
     """
     points, restore = to_points(start, "start", check_metric(metric).dim)

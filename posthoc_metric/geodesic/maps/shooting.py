@@ -88,7 +88,8 @@ def shoot(metric: Metric, z: ArrayLike, v: ArrayLike, *, rtol: float = 1e-8, max
         A :class:`Shot` in the kind and dtype of ``z``.
 
     Raises:
-        InvalidArgumentError: wrong width, rows that are not finite, different numbers of rows.
+        InvalidArgumentError: no metric, wrong width, rows that are not finite, different numbers of rows, an option out
+            of range.
     """
     points, restore = to_points(z, "z", check_metric(metric).dim)
     vectors, _ = to_points(v, "v", metric.dim)
@@ -119,6 +120,9 @@ def exp(metric: Metric, z: ArrayLike, v: ArrayLike, *, rtol: float = 1e-8, max_s
     """Exponential map: where the geodesics from ``z`` (B, d) with velocities ``v`` (B, d) are at time one, (B, d).
 
     :func:`shoot` gives the velocities there, the drift of the conserved speed, the steps and a status as well.
+
+    Raises:
+        InvalidArgumentError: as :func:`shoot`.
 
     Warns:
         ConvergenceWarning: rows that did not arrive, which are NaN, or are not to be trusted.
