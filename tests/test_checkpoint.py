@@ -548,3 +548,21 @@ def test_loading_draws_nothing_from_the_caller_s_generator(tmp_path):
     before = torch.get_rng_state()
     load_decoder(tmp_path / "decoder.pt", factory=half)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["sequence", "frequency", "semantics", "x_sequence"])
+def test_words_that_hold_the_name_of_another_part_are_none(tmp_path, name):
+    """What the module has no place for may be a layer that it lacks."""
+    extra = {f"{name}.weight": torch.zeros(2, 2)}
+    torch.save({**half().state_dict(), **extra}, tmp_path / "decoder.pt")
+    with pytest.raises(CheckpointError, match=f"1 unexpected \\({name}.weight\\)"):
+        load_decoder(tmp_path / "decoder.pt", factory=half)
+    load_decoder(tmp_path / "decoder.pt", factory=half, strict=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["encoder", "enc", "z_enc", "imgenc", "cond_encoder", "ema", "model_ema", "ema_decoder"]
+)
+def test_other_parts_by_their_names_are_left(tmp_path, name):
+    torch.save({**half().state_dict(), f"{name}.weight": torch.zeros(2, 2)}, tmp_path / "decoder.pt")
+    load_decoder(tmp_path / "decoder.pt", factory=half)

@@ -16,7 +16,10 @@ from .as_torch import left_over, places
 from .named import State, bare
 
 _AVERAGED = re.compile(r"(^|[._])(ema|averaged|shadow)([._]|$)|ema_|_ema")
-_OTHER_PARTS = re.compile(r"enc|disc|critic|loss|lpips|ema|teacher|prior|posterior|quant|class|metric|netd|^mu$|logvar")
+#: short words by themselves, which a sequence or a schema holds, too
+_OTHER_PARTS = re.compile(
+    r"encod|(^|_)enc|enc$|disc|critic|loss|lpips|(^|_)ema(_|$)|teacher|prior|posterior|quant|class|metric|netd|^mu$|logvar"
+)
 _DEPTH = 3
 _OWN_WAY = "they are not named or shaped as the module's own: filled by its own way of loading"
 
