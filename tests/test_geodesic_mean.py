@@ -9,7 +9,7 @@ from posthoc_metric import Decoder, repair
 from posthoc_metric.errors import InvalidArgumentError
 from posthoc_metric.geodesic import Status, frechet_mean, geodesic, mean
 from posthoc_metric.geodesic.means.star import stars
-from posthoc_metric.metric import FunctionMetric
+from posthoc_metric.metric import FunctionMetric, PullbackMetric
 from posthoc_metric.spaces import HalfPlane, Plane, Sphere
 
 
@@ -116,6 +116,67 @@ def test_a_mean_does_not_depend_on_the_memory_it_may_take():
     whole, pieces = (frechet_mean(metric, z, tol=1e-5, memory_limit=limit) for limit in (2**28, 300_000))
     assert whole.converged and pieces.converged
     torch.testing.assert_close(whole.point, pieces.point, rtol=0, atol=1e-4)
+
+
+class OntoTheSphere(torch.nn.Module):
+    """From a chart of the unit sphere by stereographic projection."""
+
+    def forward(self, z):
+        square = z.square().sum(1, keepdim=True)
+        return torch.cat([2 * z, square - 1], dim=1) / (square + 1)
+
+
+def mean_on_the_sphere(z, weights):
+    """In the chart (d,), by the fixed point of exact logarithms."""
+    points = OntoTheSphere()(z)
+    pole = torch.nn.functional.normalize(weights @ points, dim=0)
+    for _ in range(100):
+        cosine = (points @ pole).clamp(-1, 1)
+        angle = cosine.acos()
+        step = (weights * angle / angle.sin()) @ (points - cosine[:, None] * pole)
+        pole = torch.nn.functional.normalize(
+            pole * step.norm().cos() + step * torch.sinc(step.norm() / torch.pi), dim=0
+        )
+    return pole[:-1] / (1 - pole[-1]), weights @ (points @ pole).acos().square()
+
+
+@pytest.mark.parametrize("memory_limit", [2**28, 200_000])
+@pytest.mark.parametrize("weights", [torch.ones(9), torch.arange(9.0)])
+def test_a_mean_in_many_dimensions_is_that_on_the_sphere(weights, memory_limit):
+    decoder = Decoder(OntoTheSphere().double(), latent_dim=12)
+    z = 0.3 * torch.randn(9, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    point, variance = mean_on_the_sphere(z, (weights / weights.sum()).double())
+    with decoder.counting() as work:
+        found = frechet_mean(
+            PullbackMetric(decoder), z, weights=weights, tol=1e-5, rtol=1e-6, memory_limit=memory_limit
+        )
+    assert found.converged and not found.rough and found.gradient_norm <= 1e-5
+    torch.testing.assert_close(found.point, point, rtol=0, atol=2e-5 * float(z.norm(dim=1).max()))
+    assert found.variance == pytest.approx(float(variance), rel=1e-6)
+    # no Jacobian of every node: that alone would be twelve products with it
+    assert work.jvps < work.vjps
+    # and where it is known from the beginning, no step is taken
+    assert frechet_mean(PullbackMetric(decoder), z, weights=weights, start=point).steps == 0
+
+
+@pytest.mark.parametrize("uncertainty", ["rbf", "gp"])
+def test_a_mean_in_many_dimensions_is_a_minimum(uncertainty):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(10, 32), torch.nn.Tanh(), torch.nn.Linear(32, 40)).double()
+    latents = torch.randn(400, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    metric = repair(Decoder(net, latent_dim=10), latents, net(latents).detach(), uncertainty=uncertainty)
+    z = latents[:6]
+    found = frechet_mean(metric, z)
+    assert found.converged and found.gradient_norm <= 1e-3
+
+    def variance(point):
+        return float(geodesic(metric, point.expand_as(z), z, rtol=1e-5).length.square().mean())
+
+    least = variance(found.point)
+    assert least == pytest.approx(found.variance, rel=1e-3)
+    for way in torch.linalg.qr(torch.randn(10, 3, dtype=torch.float64))[0].T:
+        for sign in (-1, 1):
+            assert variance(found.point + 0.1 * sign * way) > least * (1 - 1e-4)
 
 
 def test_points_that_cannot_be_reached_do_not_move_the_mean():

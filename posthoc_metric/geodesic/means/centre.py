@@ -17,6 +17,10 @@ from ..solution import Solution
 from ..solve import geodesic
 from .star import Star, stars
 
+#: spans of the curves to a mean, at first and at most
+SPANS, MOST = 16, 256
+#: variance of a mean, over the least seen, that is too large to go on from
+WORSE = 1.01
 #: residual to which curves are relaxed, over the norm of the gradient that will do
 _STILL = 0.1
 #: relative error of lengths that say where to look
@@ -93,6 +97,12 @@ class Task:
     rough_tol: float
     options: dict[str, Any]
 
+    @property
+    def memory_limit(self) -> int:
+        """Bytes that curves may take at once."""
+        limit: int = self.options.get("memory_limit", working_memory())
+        return limit
+
     def found(self, here: Tensor) -> Found:
         """With the shortest curves that can be found."""
         solution = geodesic(self.metric, here.expand_as(self.points), self.points, **self.options)
@@ -119,12 +129,16 @@ class Task:
         both = [self.found(point) for point in (one, other)[: 1 if torch.equal(one, other) else 2]]
         return min(both, key=lambda found: (found.lost, found.variance))
 
-    def at(self, found: Found, spans: int) -> Place:
-        """With so many spans of curves that were found."""
-        rows = torch.isfinite(found.solution.double_length).nonzero().flatten()
+    def curves(self, found: Found, spans: int) -> tuple[Tensor, Tensor]:
+        """The geodesics that count, as so many spans at even times: nodes (P, spans+1, d) and weights (P,)."""
+        rows = (torch.isfinite(found.solution.double_length) & (self.share > 0)).nonzero().flatten()
         spline, clock = found.solution.curve[0].take(rows), found.solution.curve[1].take(rows)
         nodes, _ = spline.at(clock.at(even(spline.nodes, spans)))
-        return self._place(found.point, found, nodes, self.share[rows], None)
+        return nodes, self.share[rows]
+
+    def at(self, found: Found, spans: int) -> Place:
+        """With so many spans of curves that were found."""
+        return self._place(found.point, found, *self.curves(found, spans), None)
 
     def beside(self, place: Place, step: Tensor) -> Place:
         """With the curves of another place moved along."""
@@ -132,8 +146,7 @@ class Task:
         return self._place(place.point + step, place.found, curves.moved(step), place.weights, curves)
 
     def _place(self, here: Tensor, found: Found, nodes: Tensor, weights: Tensor, before: Star | None) -> Place:
-        limit = self.options.get("memory_limit", working_memory())
-        curves = stars(self.parts, nodes, _STILL * self.tol, limit, before)
+        curves = stars(self.parts, nodes, _STILL * self.tol, self.memory_limit, before)
         energy, gradient = float(weights @ curves.energy), weights @ curves.gradient
         bend = torch.einsum("p,pij->ij", weights, curves.bend)
         return Place(here, found, curves, weights, energy, gradient, bend, self.norm(here, gradient, energy))

@@ -16,17 +16,15 @@ from ...metric import Metric, check_metric
 from ...outcome import advice, tally
 from ..guard import guard
 from ..options import check_integer, check_positive
+from ..relaxation.matrix_free import matrix_free
 from ..solve import geodesic
 from ..status import Status
-from .centre import Ended, Found, Task, descend
+from .centre import MOST, SPANS, WORSE, Ended, Found, Task, descend
 from .kinked import descend_across_kinks
+from .together import descend_together
 
-#: spans of the curves to a mean, at first and at most
-_SPANS, _MOST = 32, 256
 #: first and smallest radius in which steps are believed, over the spread of the points
 _RADIUS, _SMALLEST = 0.1, 1e-8
-#: variance of a mean, over the least seen, that is too large to go on from
-_WORSE = 1.01
 #: how often to begin again from the least, and by what the radius is divided there
 _RETURNS, _CLOSER = 3, 4
 
@@ -44,7 +42,7 @@ class FrechetMean:
             the same point: how well it is known.  Far below ``tol`` where the metric is smooth; at kinks, as under
             ReLU, other curves are as short and leave otherwise, and the mean is located no better than that.
         rough: whether curves with kinks make up most of the variance, so that ``rough_tol`` will do.
-        steps: steps taken, Newton's or down the gradient.
+        steps: steps taken, Newton's or down the gradient; ten quasi-Newton steps count as one.
         status: of the geodesic from the mean to every point, N of them.
         converged: whether ``gradient_norm`` is within the tolerance, at kinks as far as ``gradient_error`` lets that be
             told if it is within the tolerance itself, and every geodesic converged.
@@ -86,9 +84,10 @@ def frechet_mean(
 
     Newton's method in a trust region: discrete geodesics to all points are moved along with their common end, and give
     the gradient (the mean logarithm, Pennec 2006) and the second derivatives of the mean of their energies.  Where that
-    is least, geodesics are looked for anew, with twice the nodes.  Where the curves have kinks, as under ReLU, steps
-    down the gradient find geodesics anew each time, and end when ``rough_tol`` is met or the variance falls no more.
-    In one dimension it is where the lengths from any of the points are on average.
+    is least, geodesics are looked for anew, with twice the nodes.  Beyond d = 8 with a decoder, quasi-Newton steps move
+    the mean and all curves together instead.  Where the curves have kinks, as under ReLU, steps down the gradient find
+    geodesics anew each time, and end when ``rough_tol`` is met or the variance falls no more.  In one dimension it is
+    where the lengths from any of the points are on average.
 
     Args:
         weights: (N,) non-negative; equal if not given.
@@ -97,7 +96,7 @@ def frechet_mean(
         tol: ``gradient_norm`` at which it is found.
         rough_tol: the one that will do where most curves have kinks; the variance is then about ``rough_tol²`` of
             itself above the least, by default as little as lengths are known to there.  Give ``tol`` to forbid it.
-        max_steps: steps at most, Newton's or down the gradient.
+        max_steps: steps at most, Newton's or down the gradient; ten quasi-Newton steps count as one.
         **options: of :func:`geodesic`.
 
     Raises:
@@ -155,13 +154,15 @@ def _descended(task: Task, begin: Found, most: int, spread: float) -> Ended:
     """To where the variance is least, in so many steps at most, of points that lie so far apart."""
     if begin.kinked or (begin := task.again(begin)).kinked:
         return descend_across_kinks(task, begin, most)
-    spans, number, radius, returns = _SPANS, 0, _RADIUS * spread, 0
+    if matrix_free(task.parts, len(begin.point)):
+        return descend_together(task, begin, most)
+    spans, number, radius, returns = SPANS, 0, _RADIUS * spread, 0
     place = task.at(begin, spans)
     least, error = place, inf
     while True:
         moved, steps, radius = descend(task, place, most - number, radius, _SMALLEST * spread)
         number, before = number + steps, spans
-        spans = min(2 * spans, _MOST)
+        spans = min(2 * spans, MOST)
         if steps == 0 and spans == before:
             break
         found = task.found(moved.point)
@@ -169,7 +170,7 @@ def _descended(task: Task, begin: Found, most: int, spread: float) -> Ended:
             across = descend_across_kinks(task, found, most - number)
             return replace(across, steps=number + across.steps)
         place = task.at(found, spans)
-        worse = found.variance > _WORSE * least.found.variance
+        worse = found.variance > WORSE * least.found.variance
         if worse and number < most:
             # curves that were moved along have led where geodesics are longer than they said
             returns += 1

@@ -30,6 +30,23 @@ _CHORD_SHARE = 0.2
 _CHORDS = 32
 
 
+def relax_in_blocks(
+    parts: MetricParts, energy: MatrixFreeEnergy, nodes: Tensor, knots: Tensor, pair: Tensor, tol: float, steps: int
+) -> Relaxed:
+    """Relax as many curves (P, n+1, d) of pairs ``pair`` (P,) at once as the memory limit of ``energy`` lets."""
+    # the memory twice, for it is copied as steps enter it and curves leave
+    held = 8 * nodes[0].numel() * (4 * MEMORY + 24)
+
+    def relaxed(rows: Tensor) -> Relaxed:
+        part, times = nodes[rows], knots[rows]
+        start, points = precondition(parts, part, times.diff(dim=1), energy.memory_limit)
+        found = relax_matrix_free(energy, start, part, times, tol=tol, max_steps=steps, pair=pair[rows])
+        found.evaluations += points
+        return found
+
+    return in_blocks(pair, max(1, energy.memory_limit // held), relaxed)
+
+
 class ManyDimensions:
     """Stands in for the Gauss-Newton relaxation where :func:`~.matrix_free.matrix_free` says so."""
 
@@ -44,20 +61,7 @@ class ManyDimensions:
         smooth = knots.shape[1] <= _ROUGH_SPANS
         spare = _SMOOTH_SHARE * self.options.rtol if smooth else _ROUGH_SHARE * self._rough()
         tol = max(tol, 2 * spare**0.5)
-        # the memory twice, for it is copied as steps enter it and curves leave
-        held = 8 * nodes[0].numel() * (4 * MEMORY + 24)
-        block = max(1, self.options.memory_limit // held)
-
-        def relaxed(rows: Tensor) -> Relaxed:
-            part, times = nodes[rows], knots[rows]
-            start, points = precondition(self.parts, part, times.diff(dim=1), self.options.memory_limit)
-            found = relax_matrix_free(
-                self.energy, start, part, times, tol=tol, max_steps=_STEPS * steps, pair=pair[rows]
-            )
-            found.evaluations += points
-            return found
-
-        return in_blocks(pair, block, relaxed)
+        return relax_in_blocks(self.parts, self.energy, nodes, knots, pair, tol, _STEPS * steps)
 
     def mark_doubles(self, relaxed: Relaxed, knots: Tensor, couples: Tensor) -> None:
         """See :func:`~.quasi_newton.mark_doubles`."""

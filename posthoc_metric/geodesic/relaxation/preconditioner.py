@@ -39,14 +39,26 @@ class Preconditioner:
         stiff = ((values[:, :, None] + weights[:, None, :]) / h[:, None, :]).clamp_min(1e-300)
         self._diagonal = 2 * (stiff[..., :-1] + stiff[..., 1:])
         self._links = -2 * stiff[..., 1:-1]
+        self._first = 2 * stiff[..., 0]
         self._factor: np.ndarray | None = None
 
     def take(self, index: Tensor) -> Preconditioner:
         """That of the curves which ``index`` (indices or mask) picks."""
         other = object.__new__(Preconditioner)
-        other._vectors, other._diagonal, other._links = self._vectors[index], self._diagonal[index], self._links[index]
+        for name in ("_vectors", "_diagonal", "_links", "_first"):
+            setattr(other, name, getattr(self, name)[index])
         other._factor = None
         return other
+
+    def at_the_start(self) -> Tensor:
+        """What the first node, were it to move, would add to itself and take from the one after it (P, d, d)."""
+        return (self._vectors * self._first[:, None]) @ self._vectors.mT
+
+    def spread(self, first: Tensor) -> Tensor:
+        """What the first inner node has (P, d), and no other (P, n-1, d)."""
+        out = first.new_zeros(len(first), self._diagonal.shape[2], first.shape[1])
+        out[:, 0] = first
+        return out
 
     def solve(self, gradient: Tensor) -> Tensor:
         """``P⁻¹ g`` for ``g`` (P, n-1, d)."""

@@ -9,17 +9,16 @@ the steps cost anyway, beginning from the metric somewhere on the curve (:mod:`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..curves.batch import Batch
-from ..curves.elements import Elements
 from ..status import CODES, Status
 from .doubles import couples_of, parted_by_no_hill
 from .gauss_newton import Relaxed
-from .matrix_free import MatrixFreeEnergy, Slope
-from .preconditioner import Preconditioner
+from .matrix_free import Slope
 
 #: pairs of moves and changes of gradient that are remembered
 MEMORY = 20
@@ -39,6 +38,35 @@ _SMALLEST = 1e-6
 _SLOWEST = 0.97
 #: a residual this many times the tolerance will do where rounding error lets no step be judged
 _NEAR = 8.0
+#: rounding errors of the energy below which a decrease of it is taken from its gradients, and the share of such a step
+#: below which no shorter one is tried
+_HIDDEN, _SHORT = 10.0, 0.1
+
+
+class Energy(Protocol):
+    """What is minimised, of P curves each for itself; see :class:`~.matrix_free.MatrixFreeEnergy`."""
+
+    def elements(self, nodes: Tensor, h: Tensor) -> Any:
+        """A :class:`~..curves.batch.Batch` of what curves keep while their inner nodes move, or ``None``."""
+
+    def slope_on(self, elements: Any, nodes: Tensor) -> Slope:
+        """At nodes (P, n+1, d)."""
+
+    def energies(self, nodes: Tensor, h: Tensor) -> Tensor:
+        """Energies (P,) alone."""
+
+
+class Inverse(Protocol):
+    """An approximate inverse of the Hessian of P curves; see :class:`~.preconditioner.Preconditioner`."""
+
+    def take(self, index: Tensor) -> Inverse:
+        """That of some of the curves."""
+
+    def solve(self, gradient: Tensor) -> Tensor:
+        """Its product with (P, n-1, d)."""
+
+    def times(self, move: Tensor) -> Tensor:
+        """The product with what it is the inverse of."""
 
 
 @dataclass
@@ -48,19 +76,20 @@ class _Active(Batch):
     Attributes:
         row: which curve each is (P,).
         nodes: (P, n+1, d).
-        elements, slope: of :class:`MatrixFreeEnergy`, at ``nodes``.
+        elements, slope: of :class:`Energy`, at ``nodes``.
         direction: of the next step (P, n-1, d).
         descent: how fast the energy falls along it (P,).
         size: the share of it that is tried (P,).
-        moves, bends: steps that were taken, the last one last, and how they changed the gradient (P, MEMORY, (n-1) d).
+        moves, bends: steps that were taken, the last one last, and how they changed the gradient (P, memory, (n-1) d).
         scale: of the inverse Hessian that the recursion begins from, over the preconditioner's (P,).
         falls: what the last steps gained, the last one last (P, 2 * _WATCH).
         fresh: whether the last step was taken, so that the direction is to be found anew (P,).
+        blind: whether it was not, as far as the gradients tell, while rounding hid what it gained in energy (P,).
     """
 
     row: Tensor
     nodes: Tensor
-    elements: Elements
+    elements: Any
     slope: Slope
     direction: Tensor
     descent: Tensor
@@ -70,17 +99,19 @@ class _Active(Batch):
     scale: Tensor
     falls: Tensor
     fresh: Tensor
+    blind: Tensor
 
 
 def relax_matrix_free(
-    energy: MatrixFreeEnergy,
-    preconditioner: Preconditioner,
+    energy: Energy,
+    preconditioner: Inverse,
     nodes: Tensor,
     knots: Tensor,
     *,
     tol: float,
     max_steps: int,
     pair: Tensor,
+    memory: int = MEMORY,
 ) -> Relaxed:
     """Minimise the discrete energy over the inner nodes; see :func:`~.gauss_newton.relax`.
 
@@ -114,11 +145,12 @@ def relax_matrix_free(
         direction=torch.zeros_like(slope.gradient),
         descent=torch.zeros_like(slope.energy),
         size=torch.ones_like(slope.energy),
-        moves=nodes.new_zeros(count, MEMORY, inner),
-        bends=nodes.new_zeros(count, MEMORY, inner),
+        moves=nodes.new_zeros(count, memory, inner),
+        bends=nodes.new_zeros(count, memory, inner),
         scale=torch.ones_like(slope.energy),
         falls=nodes.new_full((count, 2 * _WATCH), float("inf")),
         fresh=torch.ones_like(row, dtype=torch.bool),
+        blind=torch.zeros_like(row, dtype=torch.bool),
     )
     broken = ~_finite(slope)
     _leave(final, active.take(broken), Status.NOT_FINITE)
@@ -129,8 +161,8 @@ def relax_matrix_free(
         _aim(active, preconditioner)
         residual = _residual(active)
         final.residual[active.row] = residual
-        # what rounding hides in the energy no line search finds
-        lost = (active.descent <= active.slope.grain) | (active.size < _SMALLEST)
+        # what rounding hides in the energy shows in the gradient, until that is lost in rounding too
+        lost = (active.blind & (active.size < _SHORT)) | (active.size < _SMALLEST)
         done = (residual <= tol) | (active.slope.energy <= 0) | (lost & (residual <= _NEAR * tol))
         stuck = ~done & lost
         _leave(final, active.take(done), Status.CONVERGED)
@@ -151,7 +183,7 @@ def relax_matrix_free(
     return final
 
 
-def mark_doubles(energy: MatrixFreeEnergy, final: Relaxed, knots: Tensor, couples: Tensor) -> None:
+def mark_doubles(energy: Energy, final: Relaxed, knots: Tensor, couples: Tensor) -> None:
     """Mark the curves that run in one valley with another of their pair (``couples`` (2, k)), which is as short."""
     alive = couples[:, ~final.doubled[couples].any(0)]
     found, asked = parted_by_no_hill(energy.energies, final.nodes, knots, final.energy, alive)
@@ -159,7 +191,7 @@ def mark_doubles(energy: MatrixFreeEnergy, final: Relaxed, knots: Tensor, couple
     final.evaluations[asked] += knots.shape[1]
 
 
-def _aim(active: _Active, preconditioner: Preconditioner) -> None:
+def _aim(active: _Active, preconditioner: Inverse) -> None:
     """Directions of the curves that have moved, by the two-loop recursion; after a failed step the old one stays."""
     gradient = active.slope.gradient.flatten(1)
     q = gradient.clone()
@@ -190,7 +222,7 @@ def _residual(active: _Active) -> Tensor:
     return (guess.clamp_min(0) / active.slope.energy.clamp_min(1e-300)).sqrt()
 
 
-def _advance(energy: MatrixFreeEnergy, preconditioner: Preconditioner, active: _Active, final: Relaxed) -> None:
+def _advance(energy: Energy, preconditioner: Inverse, active: _Active, final: Relaxed) -> None:
     """Try the steps, and remember those that are taken."""
     here = active.slope
     move = active.size[:, None, None] * active.direction
@@ -201,11 +233,14 @@ def _advance(energy: MatrixFreeEnergy, preconditioner: Preconditioner, active: _
     final.evaluations[active.row] += moved.shape[1] - 2
     gain = here.energy - there.energy
     wanted = active.size * active.descent
-    accept = _finite(there) & (gain >= _ENOUGH * wanted - here.grain)
+    # what rounding hides in the two energies shows in the slopes between them (Hager & Zhang 2005)
+    unsure = wanted <= _HIDDEN * here.grain
+    gain = torch.where(unsure, -_dot(here.gradient + there.gradient, move) / 2, gain)
+    accept = _finite(there) & (gain >= _ENOUGH * wanted - torch.where(unsure, 0.0, here.grain))
     # where the parabola through energy, slope and new energy has its minimum
     shrink = (wanted / (2 * (wanted - gain)).clamp_min(1e-300)).nan_to_num(nan=0.1).clamp(0.1, 0.5)
     active.size = torch.where(accept, torch.ones_like(shrink), active.size * shrink)
-    active.fresh = accept
+    active.fresh, active.blind = accept, unsure & ~accept
     if not bool(accept.any()):
         return
     rows = accept.nonzero().flatten()

@@ -1,0 +1,196 @@
+"""The mean in many dimensions: the centre and the curves to it are relaxed together.
+
+A Newton step of the centre takes the Hessian of every curve, ``d`` products with the Jacobian a node.  But the mean of
+the curves' energies, as a function of the centre and of all inner nodes at once, is least where the centre is the mean
+and the curves are geodesics, and quasi-Newton steps get there by one vector-Jacobian product a node and step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import Tensor
+
+from ..curves.placement import even
+from ..relaxation.many_dimensions import relax_in_blocks
+from ..relaxation.matrix_free import MatrixFreeEnergy, Slope
+from ..relaxation.preconditioner import Preconditioner, precondition
+from ..relaxation.quasi_newton import MEMORY, relax_matrix_free
+from .centre import MOST, SPANS, WORSE, Ended, Found, Task
+from .kinked import descend_across_kinks
+
+#: spans, each so many times the time of a whole curve long, that make the centre an inner node and cost nothing
+_IDLE = 1e6
+#: residuals over the tolerance, to which curves are relaxed, and these and their centre together
+_STILL, _NEAR = 0.5, 1.0
+#: quasi-Newton steps for curves whose centre is held, which begin near their end
+_STEPS = 120
+#: quasi-Newton steps that count as one
+_EACH = 10
+#: fewest pairs of moves and changes of gradient to remember, where many curves leave no room for more
+_FEWEST = 5
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A point with relaxed curves ``nodes`` (P, n+1, d) from it, with ``weights`` (P,).
+
+    Attributes:
+        gradient: of the weighted mean of the curves' energies by the point (d,).
+        energy: that mean.
+        norm: of half the gradient, over the root of the energy.
+    """
+
+    found: Found
+    nodes: Tensor
+    weights: Tensor
+    gradient: Tensor
+    energy: float
+    norm: float
+
+
+def descend_together(task: Task, begin: Found, most: int) -> Ended:
+    """From ``begin`` down to where the mean of the squared distances is least, in ``most`` steps of ten."""
+    spans, number, error = SPANS, 0, inf
+    place = least = _placed(task, begin, spans)
+    while task.tol < place.norm < inf and number < most:
+        here, gradient, steps = _moved(task, place, _EACH * (most - number))
+        number, before = number - (-steps // _EACH), spans
+        spans = min(2 * spans, MOST)
+        found = task.found(here)
+        if found.kinked:
+            across = descend_across_kinks(task, found, most - number)
+            return Ended(across.found, across.norm, across.error, number + across.steps)
+        place = _placed(task, found, spans)
+        if found.lost > least.found.lost or found.variance > WORSE * least.found.variance:
+            break
+        error = task.norm(here, place.gradient - gradient, place.energy)
+        # curves that rounding or other geodesics keep from being told apart more finely tell no more with more nodes
+        done = place.norm > least.norm / 2 or spans == before
+        least = place if place.norm < least.norm or place.found.variance < least.found.variance else least
+        if done and least.norm > task.tol:
+            break
+    return Ended(least.found, least.norm, error, number)
+
+
+def _placed(task: Task, found: Found, spans: int) -> _Place:
+    """With so many spans of the curves that were found, relaxed while the centre is held."""
+    nodes, weights = task.curves(found, spans)
+    if not len(nodes):
+        return _Place(found, nodes, weights, torch.zeros_like(found.point), 0.0, 0.0)
+    energy = MatrixFreeEnergy(task.parts, nodes[:, ::8].flatten(0, 1)[:512], task.memory_limit)
+    alone = torch.arange(len(nodes), device=nodes.device)
+    settled = relax_in_blocks(task.parts, energy, nodes, even(nodes, spans), alone, _STILL * task.tol, _STEPS)
+    together = _Together(energy, settled.nodes, weights)
+    slope = together.slope_on(None, together.packed(settled.nodes))
+    gradient, mean = slope.gradient[0, 0], float(slope.energy)
+    return _Place(found, settled.nodes, weights, gradient, mean, task.norm(found.point, gradient, mean))
+
+
+def _moved(task: Task, place: _Place, most: int) -> tuple[Tensor, Tensor, int]:
+    """The centre (d,) with which its curves have the least energy, the gradient there, and the steps it took."""
+    nodes, limit = place.nodes, task.memory_limit
+    energy = MatrixFreeEnergy(task.parts, nodes[:, ::8].flatten(0, 1)[:512], limit)
+    together = _Together(energy, nodes, place.weights)
+    inverse, _ = precondition(task.parts, nodes, even(nodes, nodes.shape[1] - 1).diff(dim=1), limit)
+    packed = together.packed(nodes)
+    memory = min(MEMORY, max(_FEWEST, limit // (8 * 4 * packed.numel())))
+    found = relax_matrix_free(
+        together,
+        _Arrow(inverse, place.weights),
+        packed,
+        even(packed, packed.shape[1] - 1),
+        tol=_NEAR * task.tol,
+        max_steps=most,
+        pair=torch.zeros(1, dtype=torch.int64, device=packed.device),
+        memory=memory,
+    )
+    slope = together.slope_on(None, found.nodes)
+    return found.nodes[0, 1], slope.gradient[0, 0], int(found.steps)
+
+
+class _Together:
+    """The weighted mean energy of curves (P, n+1, d) with one centre, as that of one curve through all that moves.
+
+    Its inner nodes are the centre, and then the inner nodes of every curve; its ends mean nothing.
+    """
+
+    def __init__(self, energy: MatrixFreeEnergy, nodes: Tensor, weights: Tensor):
+        self.energy, self.weights = energy, weights
+        self._begin, self._ends = nodes[:, :1].expand(-1, 2, -1), nodes[:, -1:]
+        self._count, self._inner, self._dim = len(nodes), nodes.shape[1] - 2, nodes.shape[2]
+        h = even(nodes, nodes.shape[1] - 1).diff(dim=1)
+        idle = torch.full_like(h[:, :2], _IDLE)
+        self._elements = energy.elements(self._curves(self.packed(nodes)), torch.cat([idle, h], dim=1))
+
+    def packed(self, nodes: Tensor) -> Tensor:
+        """The one curve (1, 1 + P(n-1) + 2, d)."""
+        return torch.cat([nodes[0, [0, 0]], nodes[:, 1:-1].flatten(0, 1), nodes[0, -1:]])[None]
+
+    def elements(self, nodes: Tensor, h: Tensor) -> None:
+        """What the curves keep is kept here."""
+
+    def slope_on(self, elements: None, nodes: Tensor) -> Slope:
+        """At the one curve."""
+        found, share = self.energy.slope_on(self._elements, self._curves(nodes)), self.weights
+        # of the inner nodes the first is idle, and the second the centre
+        gradient = share[:, None, None] * found.gradient[:, 1:]
+        by_all = torch.cat([gradient[:, 0].sum(0, keepdim=True), gradient[:, 1:].flatten(0, 1)])
+        # errors of different curves have nothing to do with one another
+        return Slope((share @ found.energy)[None], by_all[None], (share * found.grain).norm()[None])
+
+    def energies(self, nodes: Tensor, h: Tensor) -> Tensor:
+        """Energy (1,) alone."""
+        return self.slope_on(None, nodes).energy
+
+    def _curves(self, packed: Tensor) -> Tensor:
+        """The curves from the idle nodes on (P, n+3, d)."""
+        centre = packed[:, 1:2].expand(self._count, 1, self._dim)
+        inner = packed[0, 2:-1].view(self._count, self._inner, self._dim)
+        return torch.cat([self._begin, centre, inner, self._ends], dim=1)
+
+
+class _Arrow:
+    """An approximate inverse of :class:`_Together`'s Hessian: the curves' own, and the centre's Schur complement.
+
+    Args:
+        curves: of P curves with their centre held.
+        weights: of the curves (P,).
+    """
+
+    def __init__(self, curves: Preconditioner, weights: Tensor):
+        self._curves, self._weights = curves, weights
+        self._first = first = curves.at_the_start()
+        # how the inner nodes follow the centre
+        ways = [curves.solve(curves.spread(first[:, :, way])) for way in range(first.shape[2])]
+        self._response = torch.stack(ways, dim=3)
+        own = torch.einsum("p,pij->ij", weights, first - first @ self._response[:, 0])
+        self._factor = torch.linalg.cholesky((own + own.mT) / 2)
+
+    def take(self, index: Tensor) -> _Arrow:
+        """There is but one."""
+        return self
+
+    def solve(self, gradient: Tensor) -> Tensor:
+        """Its product with (1, 1 + P(n-1), d)."""
+        centre, inner = self._parts(gradient)
+        alone = self._curves.solve(inner / self._weights[:, None, None])
+        pulled = centre + torch.einsum("p,pij,pj->i", self._weights, self._first, alone[:, 0])
+        moved = torch.cholesky_solve(pulled[:, None], self._factor)[:, 0]
+        return self._whole(moved, alone + self._response @ moved)
+
+    def times(self, move: Tensor) -> Tensor:
+        """The product with what it is the inverse of."""
+        centre, inner = self._parts(move)
+        pulled = torch.einsum("p,pij,pj->i", self._weights, self._first, centre - inner[:, 0])
+        out = self._curves.times(inner) - self._curves.spread(self._first @ centre)
+        return self._whole(pulled, self._weights[:, None, None] * out)
+
+    def _parts(self, whole: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the centre (d,) and of the curves' inner nodes (P, n-1, d)."""
+        return whole[0, 0], whole[0, 1:].unflatten(0, (len(self._weights), -1))
+
+    def _whole(self, centre: Tensor, inner: Tensor) -> Tensor:
+        return torch.cat([centre[None], inner.flatten(0, 1)])[None]
