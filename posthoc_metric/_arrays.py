@@ -128,10 +128,13 @@ def native(value: Any, name: str) -> np.ndarray:
         InvalidArgumentError: ``value`` holds no real numbers, or does not hold one for each place.
     """
     wanted = f"`{name}` must be a tensor, a NumPy array or nested lists of numbers; got {describe(value)}."
-    if hasattr(value, "toarray"):
+    # rows of an annotated table's view are dense arrays, although they have that method
+    if hasattr(value, "toarray") and not isinstance(value, np.ndarray):
         raise InvalidArgumentError(f"{wanted} Call .toarray() first: sparse matrices are not taken here.")
     if hasattr(value, "obsm"):
         raise InvalidArgumentError(f"{wanted} Give one of its arrays, such as {name}.obsm[key].")
+    if hasattr(value, "to_memory"):
+        raise InvalidArgumentError(f"{wanted} Call .to_memory() first: it lies in a file still.")
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError):

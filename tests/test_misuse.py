@@ -159,6 +159,10 @@ MISUSES = {
     "booleans": (lambda e: e.decoder(e.z > 0), "`z` must hold real numbers; got tensor.*bool"),
     "a sparse tensor": (lambda e: e.decoder(e.z.to_sparse()), r"`z` must be a dense tensor.*sparse_coo.*to_dense\(\)"),
     "an annotated table": (lambda e: e.decoder(types.SimpleNamespace(obsm={})), r"`z` must.*z\.obsm\[key\]"),
+    "a sparse table in a file": (
+        lambda e: pm.repair(e.decoder, e.z, types.SimpleNamespace(to_memory=None)),
+        r"`data` must.*Call \.to_memory\(\)",
+    ),
     "a SciPy sparse matrix": (lambda e: e.decoder(scipy.sparse.csr_matrix(e.n)), r"`z` must.*csr_matrix.*toarray\(\)"),
     "a nested tensor": (
         lambda e: e.decoder(torch.nested.nested_tensor([e.z[0], e.z[1]])),
@@ -616,6 +620,13 @@ class Held(nn.Module):
         return self.held[0](z)
 
 
+class View(np.ndarray):
+    """Rows of an AnnData that was subset: an array, with methods of a sparse table."""
+
+    def toarray(self):
+        return np.array(self)
+
+
 def table_of(e):
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     return pandas.DataFrame({"one": e.n[:, 0], "two": e.n[:, 1]})
@@ -660,6 +671,10 @@ WORKS = {
     "long doubles": (lambda e: e.decoder(e.n.astype(np.longdouble)), lambda e, out: out.dtype == np.float64),
     "unsigned integers": (lambda e: e.decoder(np.ones((2, 2), np.uint16)), lambda e, out: out.shape == (2, 5)),
     "a data frame": (lambda e: e.decoder(table_of(e)), lambda e, out: np.allclose(out, e.x.numpy(), atol=1e-6)),
+    "a view of an annotated table": (
+        lambda e: pm.repair(e.decoder, e.n.view(View), e.x.numpy().view(View)).mean(e.n[:3].view(View)),
+        lambda e, out: type(out) is np.ndarray and np.isfinite(out).all(),
+    ),
     "tensors that require gradients": (
         lambda e: e.decoder(e.z.clone().requires_grad_()),
         lambda e, out: not out.requires_grad,
