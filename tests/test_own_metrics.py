@@ -6,7 +6,8 @@ import torch
 
 import posthoc_metric as pm
 from posthoc_metric.errors import InvalidArgumentError, NumericalError, PosthocMetricError
-from posthoc_metric.geometry import transport
+from posthoc_metric.geodesic import shoot
+from posthoc_metric.geometry import curvature, transport
 from posthoc_metric.metric import FunctionMetric, MetricParts, StructuredMetric
 from posthoc_metric.spaces import HalfPlane
 
@@ -58,6 +59,39 @@ def test_one_dimension_in_single_precision():
     found = own(KINDS["float32"], 1).geodesic(np.zeros((1, 1)), np.ones((1, 1)))
     # of sqrt(1 + z²) from 0 to 1
     assert found.length[0] == pytest.approx((np.sqrt(2) + np.arcsinh(1)) / 2, rel=1e-3)
+
+
+class Sphere(torch.nn.Module):
+    """The unit sphere from its stereographic plane, by weights in single precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.turn = torch.nn.Parameter(torch.linalg.qr(torch.tensor([[1.0, 2, 3], [4, 5, 7], [7, 9, 9]]))[0])
+
+    def forward(self, z):
+        square = z.square().sum(1, keepdim=True)
+        return torch.cat([2 * z, square - 1], dim=1) / (square + 1) @ self.turn
+
+
+def of_jacobians(decoder):
+    def tensor(z):
+        jacobian = decoder.jacobian(z)
+        return jacobian.mT @ jacobian
+
+    return pm.FunctionMetric(tensor, 2)
+
+
+@pytest.mark.parametrize("made", [of_jacobians, lambda d: pm.FunctionMetric(pm.PullbackMetric(d).tensor, 2)])
+def test_rounding_of_a_single_decoder_within_a_metric_in_double_is_no_feature_of_it(made):
+    metric = made(pm.Decoder(Sphere(), latent_dim=2))
+    z = torch.tensor([[0.3, -0.2], [1.1, 0.4], [-0.5, 0.9]], dtype=torch.float64)
+    assert torch.allclose(curvature(metric, z), torch.ones(3, dtype=torch.float64), atol=2e-2)
+    v = torch.tensor([[0.5, 0.2], [0.0, -1.0]], dtype=torch.float64)
+    shot = shoot(metric, torch.zeros_like(v), v)
+    # great circles through the pole
+    size = v.norm(dim=1, keepdim=True)
+    assert torch.allclose(shot.points, v / size * size.tan(), atol=1e-3)
+    assert bool(shot.converged.all()) and int(shot.steps.max()) < 100
 
 
 def test_what_is_float64_passes_untouched():

@@ -38,8 +38,8 @@ class Acceleration:
     def __init__(self, parts: MetricParts, probe: Tensor):
         self.parts = parts
         self.field = None if parts.field is None else FieldDerivative(parts.field, probe)
-        single = _single(parts, probe)
-        self.relative_step, self.attainable = DIFFERENCE_STEPS[single], _GOOD[single]
+        singles = _singles(parts, probe)
+        self.relative_step, self.attainable = DIFFERENCE_STEPS[singles[0]], _GOOD[any(singles)]
 
     def __call__(self, z: Tensor, v: Tensor, spread: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Accelerations (P, d) and squared speeds (P,) at points and velocities (P, d).
@@ -83,11 +83,15 @@ class Acceleration:
 
 def attainable(parts: MetricParts, probe: Tensor) -> float:
     """Relative error to which curves can be integrated near ``probe`` (N, d)."""
-    return _GOOD[_single(parts, probe)]
+    return _GOOD[any(_singles(parts, probe))]
 
 
-def _single(parts: MetricParts, probe: Tensor) -> bool:
-    return parts.embedding is not None and computes_in_single(parts.embedding, probe)
+def _singles(parts: MetricParts, probe: Tensor) -> tuple[bool, bool]:
+    """Whether the embedding and the field compute in single precision."""
+    embedding = parts.embedding is not None and computes_in_single(parts.embedding, probe)
+    # a field of constants beside an embedding takes none of its digits
+    field = parts.field is not None and computes_in_single(parts.field, probe, by_rounding=True)
+    return embedding, field
 
 
 def solve_metric(matrix: Tensor, force: Tensor) -> Tensor:
