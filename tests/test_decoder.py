@@ -846,6 +846,17 @@ def test_torchs_generator_is_not_disturbed():
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("output", [lambda y: y.double(), lambda y: 0.3 * y.double()])
+def test_a_single_model_whose_output_is_cast_to_double_is_a_single_model(output):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 9))
+    decoder, z, u = Decoder(model, output=output), latents(40, 3), torch.ones(40, 9, dtype=torch.float64)
+    exact = Decoder(copy.deepcopy(model).double(), output=output)
+    for found, expected in ((decoder(z), exact(z)), (decoder.vjp(z, u)[1], exact.vjp(z, u)[1])):
+        assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.equal(decoder(z), decoder(z).float().double())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 @pytest.mark.parametrize("own", [torch.float32, torch.float64])
 def test_what_comes_in_decides_what_goes_out(dtype, own):

@@ -78,7 +78,9 @@ class Call:
             )
         if picked.shape[0] != z.shape[0]:
             picked = picked.unsqueeze(0)  # a squeeze() in the model took the axis of a single row
-        return picked.to(self.device) if self.as_numpy else picked
+        picked = picked.to(self.device) if self.as_numpy else picked
+        # what a single model gave is no more exact for being cast to double, and is not to be taken for it
+        return picked.to(self.dtype) if self.dtype != torch.float64 == picked.dtype else picked
 
     def copied(self, dtype: torch.dtype) -> Call:
         """The same call on a deep copy of the model in another precision.
