@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from .jets import Jet, christoffel_first, computes_single
 _FINE: dict[str, Any] = {"spans": 64, "tol": 1e-5, "rtol": 1e-5}
 #: by how much a reach may grow from one moment to the next
 _GROWTH = 8.0
+#: moments whose matrices are found at once, at most, and rows and axes of them
+_AT_ONCE, _ROWS = 16, 4096
 #: error of half as many steps of fourth order, over the error of all, less one; and what may be off
 _GAIN, _MOST = 15.0, 1e-3
 
@@ -100,12 +103,11 @@ def transport(
     velocities = velocities.masked_fill(lost[:, None, None], 0.0)
     before = _norm(metric, places[:, 0], carried)
     with torch.no_grad():
-        connection = _Connection(metric, computes_single(metric, places[:, 0]))
+        matrices = _connections(metric, places, velocities)
         h = 1.0 / num
-        first, coarse = connection.at(places[:, 0], velocities[:, 0]), carried
-        for index in range(1, 2 * num, 4):
-            later = (connection.at(places[:, i], velocities[:, i]) for i in range(index, index + 4))
-            begin, second, middle, fourth, first = first, *later
+        first, coarse = next(matrices), carried
+        for _ in range(0, num, 2):
+            begin, second, middle, fourth, first = first, *(next(matrices) for _ in range(4))
             coarse = _step(coarse, 2 * h, begin, middle, first)
             carried = _step(_step(carried, h, begin, second, middle), h, middle, fourth, first)
     lost |= ~(torch.isfinite(carried) & torch.isfinite(coarse)).all(1)
@@ -137,31 +139,37 @@ def _settled(
     return places, velocities
 
 
-class _Connection:
-    """``v -> -M⁻¹ Γ(ż, v)`` at one moment of all curves after another: a matrix for each, since it is linear in v.
+def _connections(metric: Metric, places: Tensor, velocities: Tensor) -> Iterator[Tensor]:
+    """``v -> -M⁻¹ Γ(ż, v)`` at places (B, m, d) with velocities, m matrices (B, d, d): it is linear in v.
 
-    How far the metric stays what it is changes little from one moment to the next, and is looked for from there on.
+    How far the metric stays what it is changes little from one moment to the next, and is looked for from there on, for
+    as many moments at once as make few calls of many.
     """
+    count, moments, dim = places.shape
+    if count == 0:
+        yield from places.new_zeros(moments, 0, dim, dim)
+        return
+    single = computes_single(metric, places[:, 0])
+    jet = Jet(metric, places[:, 0], single)
+    reach = jet.axis_reaches()
+    yield _connection(jet, velocities[:, 0], reach)
+    at_once = min(max(_ROWS // (count * dim), 1), _AT_ONCE)
+    for where, along in zip(places[:, 1:].split(at_once, 1), velocities[:, 1:].split(at_once, 1), strict=True):
+        many = where.shape[1]
+        jet = Jet(metric, where.flatten(0, 1), single)
+        reach = reach.repeat_interleave(many, dim=0)
+        found = jet.reaches(jet.axes, reach, _GROWTH * reach)
+        reach = torch.where(torch.isfinite(found), found, reach)
+        yield from _connection(jet, along.flatten(0, 1), reach).view(count, many, dim, dim).unbind(1)
+        reach = reach.view(count, many, dim)[:, -1]
 
-    def __init__(self, metric: Metric, single: bool):
-        self.metric = metric
-        self.single = single
-        self.reach: Tensor | None = None
 
-    def at(self, z: Tensor, velocity: Tensor) -> Tensor:
-        """The matrices (B, d, d) at points z (B, d) and their velocities."""
-        if len(z) == 0:
-            return z.new_zeros(0, z.shape[1], z.shape[1])
-        jet = Jet(self.metric, z, self.single)
-        if self.reach is None:
-            self.reach = jet.axis_reaches()
-        else:
-            found = jet.reaches(jet.axes, self.reach, _GROWTH * self.reach)
-            self.reach = torch.where(torch.isfinite(found), found, self.reach)
-        first = jet.first(jet.share * self.reach)
-        axes = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-        columns = [christoffel_first(velocity, e.expand_as(z), first) for e in axes]
-        return -torch.linalg.solve_ex(jet.tensor, torch.stack(columns, dim=2))[0]
+def _connection(jet: Jet, velocity: Tensor, reach: Tensor) -> Tensor:
+    """The matrices (B, d, d) at a jet's points, where the metric is about a parabola as far as ``reach`` (B, d)."""
+    first = jet.first(jet.share * reach)
+    axes = torch.eye(velocity.shape[1], dtype=velocity.dtype, device=velocity.device)
+    columns = [christoffel_first(velocity, e.expand_as(velocity), first) for e in axes]
+    return -torch.linalg.solve_ex(jet.tensor, torch.stack(columns, dim=2))[0]
 
 
 def _step(v: Tensor, h: float, first: Tensor, middle: Tensor, last: Tensor) -> Tensor:
