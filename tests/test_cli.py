@@ -74,7 +74,8 @@ def done(place):
         "audit": ("audit", "out", *DECODER, "--data", "data.npz:images", "--pairs", 2, "--json"),
         "geodesic": ("geodesic", "out", *DECODER, "--from", 3, "--to", 17, "--from", "0.5,-0.25", "--to", "-1,0.5",
                      "--out", "curves.npz", "--json"),
-        "distances": ("distances", "out", *DECODER, "--points", "latents.npy", "--most", 4, "--out", "m.npy"),
+        "distances": ("distances", "out", *DECODER, "--points", "latents.npy", "--most", 4, "--out", "m.npy",
+                      "--store", "store"),
         "describe": ("describe", *DECODER, "--json"),
     }  # fmt: skip
     with ThreadPoolExecutor(2) as pool:
@@ -111,6 +112,12 @@ class TestCommands:
         assert "4 x 4 distances" in done["distances"].stdout
         matrix = np.load(place / "m.npy")
         assert matrix.shape == (4, 4) and np.allclose(matrix, matrix.T) and (np.diag(matrix) == 0).all()
+        # what is stored is gone on from, and is of these points
+        common = ("distances", place / "out", *absolute(place), "--store", place / "store", "--out", place / "n.npy")
+        again = CliRunner().invoke(app, [*map(str, common), "--points", str(place / "latents.npy"), "--most", "4"])
+        assert again.exit_code == done["distances"].returncode, again.output
+        assert (np.load(place / "n.npy") == matrix).all()
+        assert "another computation" in mistake(*common, "--points", place / "latents.npy", "--most", "3")
 
     def test_report(self, place, done):
         passed = json.loads(done["report"].stdout)["passed"]
@@ -315,7 +322,7 @@ class TestMistakes:
             ("Take output='probs'.", "Take --output probs."),
             ("pass a function of the result.", "pass a function of the result (in Python only)."),
             ("or use method='solver'.", "or use --by solver."),
-            ("and `store` keeps what is done", "and `store` (in Python only) keeps what is done"),
+            ("and `store` keeps what is done", "and `--store` keeps what is done"),
             ("`refine=False` leaves", "`refine=False` (in Python only) leaves"),
             ("wrap it: Decoder(m, method='g', output='px').", "wrap it: Decoder(m, method='g', output='px')."),
         ],

@@ -211,6 +211,7 @@ def distances(
         Method, typer.Option(metavar="NAME", help="solver, graph, or auto: the graph beyond 4,000 pairs.")
     ] = Method.auto,
     jobs: Annotated[int, typer.Option(help="Processes; -1 for all cores.")] = 1,
+    store: Annotated[Path | None, typer.Option(metavar="DIR", help="What is done, to go on from if killed.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the matrix of geodesic distances between points; exit code 1 if some are missing or not converged."""
@@ -221,6 +222,7 @@ def distances(
         chosen[:most],
         method=by.value,
         n_jobs=None if jobs == 1 else jobs,
+        store=store,
         progress=sys.stderr.isatty(),
         return_report=True,
     )

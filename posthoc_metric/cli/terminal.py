@@ -37,13 +37,14 @@ _NAMED = {
     "start": "--from",
     "end": "--to",
     "n_jobs": "--jobs",
+    "store": "--store",
     "image_shape": "--image-shape",
 }
 #: arguments that no command has an option for
 _PYTHON_ONLY = (
     *("strict", "observe", "probe", "max_bytes"),  # of decoders
     *("support", "max_steps", "max_spans", "rtol"),  # of geodesics
-    *("calibrate", "neighbours", "graph_neighbours", "sample", "refine", "store"),  # of distances
+    *("calibrate", "neighbours", "graph_neighbours", "sample", "refine"),  # of distances
 )
 #: a line of Python, which stays as it is; or an argument with or without a value, or named alone; or another thing only
 #: Python has
