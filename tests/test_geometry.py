@@ -154,6 +154,12 @@ def test_volume_samples_are_even_on_the_sphere():
     assert isinstance(in_numpy, np.ndarray) and in_numpy.dtype == np.float64
 
 
+def test_more_points_of_a_volume_than_a_sixteenth_of_what_torch_draws_from():
+    drawn = sample_volume(Plane(), 1_050_000, [0.0, 0.0], [1.0, 2.0], steps=1).points
+    assert drawn.shape == (1_050_000, 2)
+    assert abs(drawn.mean(axis=0) - np.array([0.5, 1.0])).max() < 0.01
+
+
 def test_metropolis_steps_leave_the_volume_measure_alone_where_the_metric_is_no_scalar():
     def shear(z):
         m = torch.zeros(len(z), 2, 2).to(z)

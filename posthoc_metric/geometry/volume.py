@@ -20,6 +20,8 @@ from .region import Inside, admitted, check_inside
 #: scrambled repetitions of the quasi-random rule, whose spread is its error
 _REPEATS = 8
 _CHUNK = 65_536
+#: points of the box that chains are begun from, at least and at most; torch draws from no more than 16 million
+_POOL = 4096, 2**20
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def sample_volume(
         drawn = torch.rand(n, metric.dim, generator=generator, device="cpu", dtype=torch.float64)
         return lower + drawn.to(lower) * sides
 
-    pool = uniform(max(16 * count, 4096))
+    pool = uniform(min(max(16 * count, _POOL[0]), _POOL[1]))
     weight = _density(metric, pool, inside)
     if not float(weight.sum()) > 0:
         raise InvalidArgumentError("`inside` must be true somewhere in the box, and the metric not singular there.")
