@@ -35,17 +35,19 @@ _FEWEST = 5
 
 @dataclass(frozen=True)
 class _Place:
-    """A point with relaxed curves ``nodes`` (P, n+1, d) from it, with ``weights`` (P,).
+    """A point with relaxed curves from it.
 
     Attributes:
-        gradient: of the weighted mean of the curves' energies by the point (d,).
-        energy: that mean.
+        nodes: of the curves (P, n+1, d).
+        curves: their energy, by the point and by all inner nodes.
+        gradient: of that by the point (d,).
+        energy: its value.
         norm: of half the gradient, over the root of the energy.
     """
 
     found: Found
     nodes: Tensor
-    weights: Tensor
+    curves: _Together
     gradient: Tensor
     energy: float
     norm: float
@@ -54,23 +56,27 @@ class _Place:
 def descend_together(task: Task, begin: Found, most: int) -> Ended:
     """From ``begin`` down to where the mean of the squared distances is least, in ``most`` steps of ten."""
     spans, number, error = SPANS, 0, inf
-    place = least = _placed(task, begin, spans)
-    while task.tol < place.norm < inf and number < most:
-        here, gradient, steps = _moved(task, place, _EACH * (most - number))
+    if begin.variance == 0:
+        return Ended(begin, 0.0, error, number)  # one point, or none that is reached
+    least = _placed(task, begin, spans)
+    while task.tol < least.norm < inf and number < most:
+        here, gradient, steps = _moved(task, least, _EACH * (most - number))
         number, before = number - (-steps // _EACH), spans
         spans = min(2 * spans, MOST)
         found = task.found(here)
         if found.kinked:
             across = descend_across_kinks(task, found, most - number)
             return Ended(across.found, across.norm, across.error, number + across.steps)
-        place = _placed(task, found, spans)
         if found.lost > least.found.lost or found.variance > WORSE * least.found.variance:
             break
+        place = _placed(task, found, spans)
         error = task.norm(here, place.gradient - gradient, place.energy)
-        # curves that rounding or other geodesics keep from being told apart more finely tell no more with more nodes
-        done = place.norm > least.norm / 2 or spans == before
-        least = place if place.norm < least.norm or place.found.variance < least.found.variance else least
-        if done and least.norm > task.tol:
+        fallen = found.variance * WORSE < least.found.variance
+        # where rounding, or the choice of geodesics, sets how well the gradient is known, more nodes are of no use
+        done = spans == before or not (fallen or place.norm < least.norm / 2)
+        if fallen or place.norm < least.norm:
+            least = place
+        if done:
             break
     return Ended(least.found, least.norm, error, number)
 
@@ -78,37 +84,31 @@ def descend_together(task: Task, begin: Found, most: int) -> Ended:
 def _placed(task: Task, found: Found, spans: int) -> _Place:
     """With so many spans of the curves that were found, relaxed while the centre is held."""
     nodes, weights = task.curves(found, spans)
-    if not len(nodes):
-        return _Place(found, nodes, weights, torch.zeros_like(found.point), 0.0, 0.0)
     energy = MatrixFreeEnergy(task.parts, nodes[:, ::8].flatten(0, 1)[:512], task.memory_limit)
     alone = torch.arange(len(nodes), device=nodes.device)
-    settled = relax_in_blocks(task.parts, energy, nodes, even(nodes, spans), alone, _STILL * task.tol, _STEPS)
-    together = _Together(energy, settled.nodes, weights)
-    slope = together.slope_on(None, together.packed(settled.nodes))
+    nodes = relax_in_blocks(task.parts, energy, nodes, even(nodes, spans), alone, _STILL * task.tol, _STEPS).nodes
+    curves = _Together(energy, nodes, weights)
+    slope = curves.slope_on(None, curves.packed(nodes))
     gradient, mean = slope.gradient[0, 0], float(slope.energy)
-    return _Place(found, settled.nodes, weights, gradient, mean, task.norm(found.point, gradient, mean))
+    return _Place(found, nodes, curves, gradient, mean, task.norm(found.point, gradient, mean))
 
 
 def _moved(task: Task, place: _Place, most: int) -> tuple[Tensor, Tensor, int]:
     """The centre (d,) with which its curves have the least energy, the gradient there, and the steps it took."""
-    nodes, limit = place.nodes, task.memory_limit
-    energy = MatrixFreeEnergy(task.parts, nodes[:, ::8].flatten(0, 1)[:512], limit)
-    together = _Together(energy, nodes, place.weights)
-    inverse, _ = precondition(task.parts, nodes, even(nodes, nodes.shape[1] - 1).diff(dim=1), limit)
-    packed = together.packed(nodes)
-    memory = min(MEMORY, max(_FEWEST, limit // (8 * 4 * packed.numel())))
+    nodes, curves = place.nodes, place.curves
+    inverse, _ = precondition(task.parts, nodes, even(nodes, nodes.shape[1] - 1).diff(dim=1), task.memory_limit)
+    packed = curves.packed(nodes)
     found = relax_matrix_free(
-        together,
-        _Arrow(inverse, place.weights),
+        curves,
+        _Arrow(inverse, curves.weights),
         packed,
         even(packed, packed.shape[1] - 1),
         tol=_NEAR * task.tol,
         max_steps=most,
         pair=torch.zeros(1, dtype=torch.int64, device=packed.device),
-        memory=memory,
+        memory=min(MEMORY, max(_FEWEST, task.memory_limit // (8 * 4 * packed.numel()))),
     )
-    slope = together.slope_on(None, found.nodes)
-    return found.nodes[0, 1], slope.gradient[0, 0], int(found.steps)
+    return found.nodes[0, 1], curves.slope_on(None, found.nodes).gradient[0, 0], int(found.steps)
 
 
 class _Together:
