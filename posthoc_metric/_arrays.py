@@ -27,7 +27,6 @@ DIFFERENCE_STEPS = 6e-6, 5e-3
 
 ArrayLike = Union[torch.Tensor, np.ndarray, list, tuple]
 Restore = Callable[[torch.Tensor], Any]
-
 #: dtypes that arithmetic is possible in
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _REAL = (*_FLOATS, *(getattr(torch, f"{u}int{n}") for u in ("", "u") for n in (8, 16, 32, 64)))
@@ -264,35 +263,45 @@ def is_single(values: torch.Tensor) -> bool:
     return len(values) > 0 and bool((values.float().double() == values.double()).all())
 
 
-def computes_in_single(
-    function: Callable[[torch.Tensor], torch.Tensor], points: torch.Tensor, *, by_rounding: bool = False
-) -> bool:
+def computes_in_single(function: Callable[[torch.Tensor], torch.Tensor], points: torch.Tensor) -> bool:
     """Whether ``function`` (n, d) -> (n, ...) computes in single precision near ``points`` (n, d), double ones.
 
-    It is asked a little beside them: at the origin and at whole numbers exact values may happen to be short.  What is
-    made in double of single values, as a metric of a float32 decoder's Jacobians, has more digits, but their rounding.
-    With ``by_rounding`` that alone tells: constants are short in any precision.
+    It is asked a little beside them: at the origin and at whole numbers exact values may happen to be short.
     """
     some = points[:_ASKED].double()
-    offset = _BESIDE * (some.abs() + ((float(some.abs().max()) if len(some) else 0.0) or 1.0))
-    beside = function(some + offset)
-    usable = torch.isfinite(beside).flatten(1).all(1)
-    if not bool(usable.any()):
-        return not by_rounding and is_single(function(some))
-    return (not by_rounding and is_single(beside)) or _rounds(function, some[usable][:_ROUGH], offset[usable][:_ROUGH])
+    beside = function(some + _beside(some))
+    usable = bool(torch.isfinite(beside).flatten(1).all(1).any())
+    return is_single(beside if usable else function(some))
 
 
-def _rounds(function: Callable[[torch.Tensor], torch.Tensor], points: torch.Tensor, offset: torch.Tensor) -> bool:
+def rounds_in_single(field: Callable[[torch.Tensor], torch.Tensor], points: torch.Tensor) -> bool:
+    """Whether a metric's ``field`` (n, d) -> (n, d, d) computes in single precision, or with what did."""
+    return computes_in_single(field, points) or rounds_as_single(field, points)
+
+
+def rounds_as_single(function: Callable[[torch.Tensor], torch.Tensor], points: torch.Tensor) -> bool:
     """Whether values near ``points`` (n, d) are as rough as single precision makes them.
 
-    Third differences of what is smooth fall with the third power of the step, those of rounding stay; beside a kink, of
-    which there are few, they fall with the first.
+    What is made in double of single values, as a metric of a float32 decoder's Jacobians, has more digits, but their
+    rounding.  Third differences of what is smooth fall with the third power of the step, those of rounding stay; beside
+    a kink, of which there are few, they fall with the first.
     """
-    times = torch.tensor([0, 1, 2, 3, 8, 16, 24], dtype=torch.float64, device=points.device) / 8 + 1
-    values = function((points + times[:, None, None] * offset).flatten(0, 1)).double().reshape(7, len(points), -1)
+    some = points[:_ROUGH].double()
+    times = torch.tensor([0, 1, 2, 3, 8, 16, 24], dtype=torch.float64, device=some.device) / 8 + 1
+    values = function((some + times[:, None, None] * _beside(some)).flatten(0, 1)).double()
+    values = values.unflatten(0, (7, len(some))).flatten(2)
+    values = values[:, torch.isfinite(values).all(2).all(0)]
+    if not values.numel():
+        return False
     scale = values[0].abs().amax(1).clamp_min(torch.finfo(torch.float64).tiny)
     short, long = (
-        ((values[a] - 3 * values[b] + 3 * values[c] - values[0]).abs().amax(1) / scale).nan_to_num(nan=0.0).median()
+        ((values[a] - 3 * values[b] + 3 * values[c] - values[0]).abs().amax(1) / scale).median()
         for a, b, c in ((3, 2, 1), (6, 5, 4))
     )
     return bool((long > _ROUNDED) & (short > long / 8))
+
+
+def _beside(points: torch.Tensor) -> torch.Tensor:
+    """Small offsets from points (n, d)."""
+    size = float(points.abs().max()) if len(points) else 0.0
+    return _BESIDE * (points.abs() + (size or 1.0))

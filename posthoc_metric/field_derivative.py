@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ._arrays import computes_in_single
+from ._arrays import rounds_in_single
 from .errors import InvalidArgumentError
 from .matrix_field import SlopedField, square
 from .surroundings import recording
@@ -38,7 +38,7 @@ class FieldDerivative:
         self.field = field
         with torch.no_grad():
             some = _usable(field, probe)
-            single = computes_in_single(lambda z: _checked(field(z), z), probe)
+            single = rounds_in_single(lambda z: _checked(field(z), z), probe)
         # twice continuously differentiable fields: eps^(1/3) of the scale on which the field varies
         self.step = 5e-3 if single else 1e-5
         v = _probing(some)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._arrays import DIFFERENCE_STEPS, computes_in_single
+from .._arrays import DIFFERENCE_STEPS, computes_in_single, rounds_as_single
 from ..field_derivative import FieldDerivative
 from ..metric import MetricParts
 
@@ -90,7 +90,7 @@ def _singles(parts: MetricParts, probe: Tensor) -> tuple[bool, bool]:
     """Whether the embedding and the field compute in single precision."""
     embedding = parts.embedding is not None and computes_in_single(parts.embedding, probe)
     # a field of constants beside an embedding takes none of its digits
-    field = parts.field is not None and computes_in_single(parts.field, probe, by_rounding=True)
+    field = parts.field is not None and rounds_as_single(parts.field, probe)
     return embedding, field
 
 

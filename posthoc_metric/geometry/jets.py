@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._arrays import computes_in_single
+from .._arrays import computes_in_single, rounds_in_single
 from ..matrix_field import to_matrices
 from ..metric import Metric
 
@@ -187,8 +187,8 @@ def _largest(difference: Tensor, size: Tensor) -> Tensor:
 def computes_single(metric: Metric, z: Tensor) -> bool:
     """Whether the metric is computed in single precision at points z (B, d)."""
     parts = metric.parts()
-    functions = [f for f in (parts.embedding, parts.field) if f is not None]
-    return any(computes_in_single(f, z) for f in functions)
+    embedding = parts.embedding is not None and computes_in_single(parts.embedding, z)
+    return embedding or (parts.field is not None and rounds_in_single(parts.field, z))
 
 
 def coordinate_size(metric: Metric, z: Tensor) -> Tensor:
