@@ -269,7 +269,8 @@ def computes_in_single(function: Callable[[torch.Tensor], torch.Tensor], points:
     It is asked a little beside them: at the origin and at whole numbers exact values may happen to be short.
     """
     some = points[:_ASKED].double()
-    beside = function(some + _beside(some))
+    size = float(some.abs().max()) if len(some) else 0.0
+    beside = function(some + _BESIDE * (some.abs() + (size or 1.0)))
     usable = bool(torch.isfinite(beside).flatten(1).all(1).any())
     return is_single(beside if usable else function(some))
 
@@ -287,8 +288,11 @@ def rounds_as_single(function: Callable[[torch.Tensor], torch.Tensor], points: t
     a kink, of which there are few, they fall with the first.
     """
     some = points[:_ROUGH].double()
+    # a far neighbour does not set the scale
+    size = some.abs().amax(1, keepdim=True)
+    step = _BESIDE * (some.abs() + torch.where(size > 0, size, float(size.max()) or 1.0)) if len(some) else some
     times = torch.tensor([0, 1, 2, 3, 8, 16, 24], dtype=torch.float64, device=some.device) / 8 + 1
-    values = function((some + times[:, None, None] * _beside(some)).flatten(0, 1)).double()
+    values = function((some + times[:, None, None] * step).flatten(0, 1)).double()
     values = values.unflatten(0, (7, len(some))).flatten(2)
     values = values[:, torch.isfinite(values).all(2).all(0)]
     if not values.numel():
@@ -299,9 +303,3 @@ def rounds_as_single(function: Callable[[torch.Tensor], torch.Tensor], points: t
         for a, b, c in ((3, 2, 1), (6, 5, 4))
     )
     return bool((long > _ROUNDED) & (short > long / 8))
-
-
-def _beside(points: torch.Tensor) -> torch.Tensor:
-    """Small offsets from points (n, d)."""
-    size = float(points.abs().max()) if len(points) else 0.0
-    return _BESIDE * (points.abs() + (size or 1.0))
