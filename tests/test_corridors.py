@@ -26,7 +26,7 @@ def lines_on_a_grid(metric, count=5, seed=0):
     """Straight lines (count,), and a grid around them."""
     generator = torch.Generator().manual_seed(seed)
     a, b = 0.8 * (2 * torch.rand(2, count, 2, generator=generator, dtype=torch.float64) - 1)
-    return _grid(cache_of(metric), guard(metric.parts()), (0.0, 0.0, 1.5, 1.5), None), straight(a, b)
+    return _grid(cache_of(metric), guard(metric.parts()), (0.0, 0.0, 1.5, 1.5), a.device, None), straight(a, b)
 
 
 @pytest.mark.parametrize("seed", range(3))

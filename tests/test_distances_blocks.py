@@ -252,7 +252,7 @@ def test_another_computation_s_store_is_refused(tmp_path):
 def test_a_graph_of_another_support_is_another_computation(tmp_path, count):
     options = {"method": "graph", "neighbours": 30, "sample": 0, "store": tmp_path}
     distances(Sphere(), points(40, 2), support=points(40, 2, 1), **options)
-    with pytest.raises(InvalidArgumentError, match="another computation.*nodes differ"):
+    with pytest.raises(InvalidArgumentError, match="another computation.*nodes, support differ"):
         distances(Sphere(), points(40, 2), support=points(count, 2, 2), **options)
 
 
