@@ -118,6 +118,14 @@ def test_transport_keeps_angles_with_the_geodesic_and_with_each_other():
     torch.testing.assert_close(along.vectors, along.geodesics.velocity(1.0), rtol=2e-3, atol=1e-3)
 
 
+def test_transport_of_a_pair_is_the_same_in_any_batch():
+    torch.manual_seed(0)
+    start, end, vectors = points(300, 2), points(300, 2, 1), points(300, 2, 2)
+    every = transport(Sphere(), start, end, vectors, num=16).vectors
+    alone = transport(Sphere(), start[:2], end[:2], vectors[:2], num=16).vectors
+    torch.testing.assert_close(every[:2], alone, rtol=0, atol=1e-15)
+
+
 def test_transport_of_a_pair_without_a_curve_is_nan_alone():
     def hole(z):
         return torch.where(z.norm(dim=1) < 0.3, float("nan"), 1.0)[:, None, None] * torch.eye(2).to(z)

@@ -25,7 +25,7 @@ from .jets import Jet, christoffel_first, computes_single
 _FINE: dict[str, Any] = {"spans": 64, "tol": 1e-5, "rtol": 1e-5}
 #: by how much a reach may grow from one moment to the next
 _GROWTH = 8.0
-#: moments whose matrices are found at once, at most, and rows and axes of them
+#: moments whose matrices are found at once, and at most how many rows and axes of them, but for a single pair
 _AT_ONCE, _ROWS = 16, 4096
 #: error of half as many steps of fourth order, over the error of all, less one; and what may be off
 _GAIN, _MOST = 15.0, 1e-3
@@ -153,15 +153,23 @@ def _connections(metric: Metric, places: Tensor, velocities: Tensor) -> Iterator
     jet = Jet(metric, places[:, 0], single)
     reach = jet.axis_reaches()
     yield _connection(jet, velocities[:, 0], reach)
-    at_once = min(max(_ROWS // (count * dim), 1), _AT_ONCE)
-    for where, along in zip(places[:, 1:].split(at_once, 1), velocities[:, 1:].split(at_once, 1), strict=True):
-        many = where.shape[1]
-        jet = Jet(metric, where.flatten(0, 1), single)
-        reach = reach.repeat_interleave(many, dim=0)
-        found = jet.reaches(jet.axes, reach, _GROWTH * reach)
-        reach = torch.where(torch.isfinite(found), found, reach)
-        yield from _connection(jet, along.flatten(0, 1), reach).view(count, many, dim, dim).unbind(1)
-        reach = reach.view(count, many, dim)[:, -1]
+    for where, along in zip(places[:, 1:].split(_AT_ONCE, 1), velocities[:, 1:].split(_AT_ONCE, 1), strict=True):
+        # as many pairs at once as memory lets; how many moments is the same for all, and a pair's own steps its own
+        pairs = max(_ROWS // (where.shape[1] * dim), 1)
+        few = zip(where.split(pairs), along.split(pairs), reach.split(pairs), strict=True)
+        found = [_ahead(metric, single, at, by, begin) for at, by, begin in few]
+        yield from torch.cat([matrices for matrices, _ in found]).unbind(1)
+        reach = torch.cat([last for _, last in found])
+
+
+def _ahead(metric: Metric, single: bool, where: Tensor, along: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrices (B, m, d, d) at places (B, m, d); reaches (B, d) at the last, from those before."""
+    count, many, dim = where.shape
+    jet, begin = Jet(metric, where.flatten(0, 1), single), reach.repeat_interleave(many, dim=0)
+    found = jet.reaches(jet.axes, begin, _GROWTH * begin)
+    found = torch.where(torch.isfinite(found), found, begin)
+    matrices = _connection(jet, along.flatten(0, 1), found)
+    return matrices.view(count, many, dim, dim), found.view(count, many, dim)[:, -1]
 
 
 def _connection(jet: Jet, velocity: Tensor, reach: Tensor) -> Tensor:
