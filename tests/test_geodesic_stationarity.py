@@ -62,14 +62,14 @@ class Bent(nn.Module):
         return z
 
 
-@pytest.mark.parametrize(("dim", "seed", "count", "least"), [(8, 108, 40, 34), (12, 112, 10, 5)])
+@pytest.mark.parametrize(("dim", "seed", "count", "least"), [(8, 108, 40, 34), (12, 112, 10, 9), (20, 2, 6, 5)])
 def test_curves_that_gradients_relax_slowly_say_what_they_may_lose(dim, seed, count, least):
     net = Bent(dim, 1.2, seed)
     a, b = torch.randn(2, 40, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(5))[:, :count]
     solution = geodesic(PullbackMetric(Decoder(net, latent_dim=dim)), a, b)
     exact = (net(a) - net(b)).norm(dim=1)
     excess, done = solution.length - exact, solution.converged
-    # those that sloped with few spans are relaxed on with more
+    # those that sloped are relaxed on by the model that said so
     assert int(done.sum()) >= least
     assert (excess[done] <= 1.5 * solution.length_error[done] + 1e-5 * exact[done]).all()
     # what came to rest with few nodes has no kinks to excuse it

@@ -34,6 +34,8 @@ _PAIRS = 8192
 _ASTRAY = 0.02
 #: spans that such a pair is begun with once more
 _LINE_SPANS = 128
+#: spans that a curve is relaxed on with, at most
+_MOST_BEGUN = 256
 
 
 def solve_pairs(metric: Metric, start: Tensor, end: Tensor, latents: Tensor | None, options: Options) -> Refined:
@@ -97,22 +99,32 @@ def _along_lines(parts: MetricParts, start: Tensor, end: Tensor, options: Relaxa
 
 
 def _relaxed_on(parts: MetricParts, options: RelaxationOptions, found: Refined, slopes: Tensor) -> Refined:
-    """``found``, and the curves of few spans that still slope (B,) relaxed on with more.
+    """``found``, and the curves that still slope (B,) relaxed on by the model that says so, with as many spans or more.
 
-    What was learnt of the energy has left out where they slope, and is learnt anew.
+    What was learnt of the energy has left out where they slope, and in many dimensions gradients alone learn too little
+    where the metric is nearly singular.
     """
-    rows = (slopes & (found.facts.spans < MOST_COARSE)).nonzero().flatten()
-    if options.max_spans < MOST_COARSE or len(rows) == 0:
+    rows = slopes.nonzero().flatten()
+    if options.max_spans < MOST_COARSE:
         return found
-    spline, clock = found.spline.take(rows), found.clock.take(rows)
-    times = even(spline.nodes, SPANS)
+    spans = found.facts.spans[rows].clamp(MOST_COARSE, _MOST_BEGUN)
+    for number in spans.unique().tolist():
+        some = rows[spans == number]
+        found = the_surer(found, some, _once_more(parts, found.take(some), replace(options, spans=number)))
+    return found
+
+
+def _once_more(parts: MetricParts, found: Refined, options: RelaxationOptions) -> Refined:
+    """From curves ``found`` (B), by Gauss-Newton steps."""
+    spline, clock = found.spline, found.clock
+    times = even(spline.nodes, max(options.spans, SPANS))
     nodes, _ = spline.at(clock.at(times))
     nodes[:, 0], nodes[:, -1] = spline.nodes[:, 0], spline.nodes[:, -1]
-    pair = torch.arange(len(rows), device=rows.device)
-    curves = StartCurves(pair, found.kind[rows], times, nodes, found.facts.length[rows], torch.zeros_like(pair))
-    again = Refiner(parts, curves, len(rows), replace(options, spans=MOST_COARSE)).run()
+    pair = torch.arange(len(nodes), device=nodes.device)
+    starts = StartCurves(pair, found.kind, times, nodes, found.facts.length, torch.zeros_like(pair))
+    again = Refiner(parts, starts, len(pair), options, plain=True).run()
     admit_slopes(parts, again, options, every=True)
-    return the_surer(found, rows, again)
+    return again
 
 
 def spread_pairs(

@@ -58,7 +58,8 @@ def geodesic(
     - Many pairs on several cores: ``n_jobs=-1``.  In few dimensions the operations are small and torch's threads gain
       little.  Workers are started at the first call (seconds) and kept; lengths agree to rounding with one process.
     - d > 8 with a decoder: preconditioned L-BFGS takes the place of Gauss-Newton by itself, with one vector-Jacobian
-      product a node and step and no Jacobian kept; memory stays near ``memory_limit`` plus the decoder's own.  For
+      product a node and step and no Jacobian kept; memory stays near ``memory_limit`` plus the decoder's own.  Curves
+      that still slope after it, as where the metric is nearly singular, go on by Gauss-Newton steps up to d = 32.  For
       d from 4 to 8 it takes over the curves that Gauss-Newton steps do not bring on, and those with kinks.
     - Folds, where a decoder's image turns back, as of an arm that reaches a point with its elbow on either side, or of
       any map onto no more outputs than latents: the defaults, up to d = 8.  Curves that leap there are relaxed by

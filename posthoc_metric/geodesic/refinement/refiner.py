@@ -40,13 +40,24 @@ _SURE = 0.3
 
 
 class Refiner:
-    """One solve: the metric, the options, and the work counted for each of ``count`` pairs."""
+    """One solve: the metric, the options, and the work counted for each of ``count`` pairs.
 
-    def __init__(self, parts: MetricParts, starts: StartCurves, count: int, options: RelaxationOptions):
+    ``plain``: whether Gauss-Newton steps that learn nothing come first, in any number of dimensions.
+    """
+
+    def __init__(
+        self,
+        parts: MetricParts,
+        starts: StartCurves,
+        count: int,
+        options: RelaxationOptions,
+        *,
+        plain: bool = False,
+    ):
         self.starts = starts
         self.count = count
         self.options = options
-        self.routes = Routes(parts, starts, options)
+        self.routes = Routes(parts, starts, options, plain=plain)
         self.parts, self.many = self.routes.parts, self.routes.many
         self.steps = torch.zeros(count, dtype=torch.long, device=starts.nodes.device)
         self.evaluations = torch.full_like(self.steps, 0 if self.routes.ends is None else 2)

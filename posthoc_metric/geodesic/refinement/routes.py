@@ -25,7 +25,7 @@ from .candidates import Begun
 
 #: dimensions up to which Newton's method keeps every curve
 FEW = 3
-#: Newton steps, at one number of spans, after which a curve is given up to gradients
+#: Newton steps at one number of spans, after which a curve is given up to gradients
 _TRIES = 15
 #: steps at one number of spans, unless it is the last
 _STEPS_A_LEVEL = 25
@@ -46,22 +46,26 @@ class Routes:
     Attributes:
         parts: the metric as it may be asked within the memory limit.
         many: the way by gradients alone, where all curves take it.
+        tries: Newton steps at one number of spans, after which a curve is given up to gradients.
         ends: what an embedding says of the ends of every pair, for curves of any number of spans to share, where they
             fit into a quarter of the memory limit; see :meth:`CurveEnergy.ends`.
     """
 
-    def __init__(self, parts: MetricParts, starts: StartCurves, options: RelaxationOptions):
+    def __init__(self, parts: MetricParts, starts: StartCurves, options: RelaxationOptions, *, plain: bool = False):
         self.options = options
         self.dim = starts.nodes.shape[2]
         self.many: ManyDimensions | None = None
         self.rest: ManyDimensions | None = None
         if parts.embedding is not None and self.dim > FEW:
             self.rest = ManyDimensions(parts, starts, options)
-            if matrix_free(parts, self.dim):
+            if matrix_free(parts, self.dim) and not plain:
                 self.many = self.rest
+        # what gradients have brought as far as they can is not soon given back to them
+        self.tries = options.max_steps if plain else _TRIES
         self.parts = parts if self.many is None else self.many.parts
         probe = starts.nodes[:, ::16].flatten(0, 1)
-        self.energy = CurveEnergy(self.parts, probe[torch.isfinite(probe).all(1)][:512], options.memory_limit)
+        probe = probe[torch.isfinite(probe).all(1)][:512]
+        self.energy = CurveEnergy(self.parts, probe, options.memory_limit, secant=not plain)
         self.ends = self._ask_ends(starts)
 
     def _ask_ends(self, starts: StartCurves) -> Tensor | None:
@@ -103,7 +107,7 @@ class Routes:
         pieces, order, spent = [], [], torch.zeros(2, len(nodes), dtype=torch.long, device=nodes.device)
         easy = (~stubborn).nonzero().flatten()
         if len(easy):
-            found = self._by_newton(begun.take(easy), tol, min(steps, _TRIES), doubles=False)
+            found = self._by_newton(begun.take(easy), tol, min(steps, self.tries), doubles=False)
             late = found.status == _LATE
             found.image = None if found.image is None else found.image.only_nodes()
             if len(easy) == len(nodes) and not bool(late.any()):

@@ -22,7 +22,7 @@ from .routes import FEW, MOST_COARSE
 #: dimensions beyond which Jacobians at every node are more than the curve itself has cost
 _MOST_DIM = 32
 #: evaluations of a curve over what Jacobians at its nodes cost, from which on these do not weigh
-_LONG = 4
+_LONG = 2
 #: what is added to the model where it is nearly singular, as a share of its own blocks
 _LITTLE = 1e-9
 

@@ -40,12 +40,15 @@ class CurveEnergy:
     """The discrete energy under one metric; ``probe`` (N, d) are points it will be used near.
 
     Where the Jacobians of a single curve would not fit into ``memory_limit`` bytes they are asked for a few nodes at
-    a time and reduced to their (d, d) products at once; the secant correction, which needs them whole, is left out.
+    a time and reduced to their (d, d) products at once; the secant correction, which needs them whole, is left out, as
+    it is without ``secant``.
     """
 
-    def __init__(self, parts: MetricParts, probe: Tensor, memory_limit: int = 512 * 2**20):
+    def __init__(self, parts: MetricParts, probe: Tensor, memory_limit: int = 512 * 2**20, *, secant: bool = True):
         self.embedding = parts.embedding
         self.memory_limit = memory_limit
+        # fewer values than latents leave directions out, of which steps in the metric's scale would teach nonsense
+        self.secant = secant and self.embedding is not None and self.embedding.output_dim >= self.embedding.latent_dim
         self.weight = parts.weight
         self.field = None if parts.field is None else FieldDerivative(parts.field, probe)
         self.dtype, self.precision = torch.float64, 0.0
@@ -153,8 +156,7 @@ class CurveEnergy:
         out.image = Image(new(count, total, dim, dim), new(count, total - 1, dim, dim), new(count, total - 1))
         out.grain = new(count)
         out.pull = new(count, total - 2, dim)
-        # fewer values than latents leave directions out, of which steps in the metric's scale would teach nonsense
-        if width >= dim:
+        if self.secant:
             out.jacobians = new(count, total - 2, dim, width, dtype=torch.float32)
             out.pull_before = torch.zeros_like(out.pull)
         # large temporaries cost more to allocate than to compute
