@@ -16,10 +16,11 @@ from posthoc_metric.geodesic.curves.rows import few_rows
 from posthoc_metric.geodesic.curves.spline import interpolate
 from posthoc_metric.geodesic.refinement import refiner, routes
 from posthoc_metric.geodesic.relaxation.energy import CurveEnergy
-from posthoc_metric.geodesic.relaxation.matrix_free import MatrixFreeEnergy, matrix_free
+from posthoc_metric.geodesic.relaxation.matrix_free import MatrixFreeEnergy, Slope, matrix_free
 from posthoc_metric.geodesic.relaxation.preconditioner import Preconditioner, _sketch, precondition
 from posthoc_metric.geodesic.relaxation.quasi_newton import relax_matrix_free
 from posthoc_metric.geodesic.starts.start_curves import jump_over, straight
+from posthoc_metric.geodesic.status import STATUSES
 from posthoc_metric.metric import MetricParts, PullbackMetric, StructuredMetric
 
 
@@ -217,6 +218,42 @@ def test_no_longer_than_a_long_relaxation_of_the_same_energy():
     assert solution.converged.all()
     assert (solution.length <= 1.001 * long.energy.sqrt()).all()
     assert ((solution.length - long.energy.sqrt()).abs() <= solution.length_error + 1e-4 * solution.length).all()
+
+
+class Rounded:
+    """``1 + x² / 2`` at the one inner node, lost in rounding, and an inverse Hessian that is ``far`` too large."""
+
+    def __init__(self, far):
+        self.far = far
+
+    def elements(self, nodes, h):
+        return None
+
+    def slope_on(self, elements, nodes):
+        x = nodes[:, 1:-1]
+        return Slope(1 + x.square().sum((1, 2)) / 2, x, torch.ones_like(x[:, 0, 0]))
+
+    def energies(self, nodes, h):
+        return self.slope_on(None, nodes).energy
+
+    def take(self, index):
+        return self
+
+    def solve(self, gradient):
+        return self.far * gradient
+
+    def times(self, move):
+        return move / self.far
+
+
+@pytest.mark.parametrize("far", [0.5, 5.0, 40.0])
+def test_a_first_step_that_is_far_too_long_is_shortened_where_rounding_hides_the_energy(far):
+    nodes = torch.tensor([[[0.0], [1.0], [0.0]]], dtype=torch.float64)
+    knots, pair = torch.tensor([[0.0, 0.5, 1.0]], dtype=torch.float64), torch.zeros(1, dtype=torch.long)
+    rounded = Rounded(far)
+    found = relax_matrix_free(rounded, rounded, nodes, knots, tol=1e-3, max_steps=40, pair=pair)
+    assert STATUSES[int(found.status)] is Status.CONVERGED
+    assert float(found.nodes[0, 1, 0].abs()) < 1e-2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -40,7 +40,7 @@ _SLOWEST = 0.97
 _NEAR = 8.0
 #: rounding errors of the energy below which a decrease of it is taken from its gradients, and the share of such a step
 #: below which no shorter one is tried
-_HIDDEN, _SHORT = 10.0, 0.1
+_HIDDEN, _SHORT = 10.0, 0.01
 
 
 class Energy(Protocol):
