@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ._arrays import rounds_in_single
+from ._precision import rounds_in_single
 from .errors import InvalidArgumentError
 from .matrix_field import SlopedField, square
 from .surroundings import recording

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._arrays import DIFFERENCE_STEPS, computes_in_single
+from ._precision import DIFFERENCE_STEPS, computes_in_single
 from .errors import InvalidArgumentError, SecondDerivativeError
 from .field_derivative import FieldDerivative
 from .machine import working_memory

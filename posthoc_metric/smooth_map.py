@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ._arrays import ArrayLike, computes_in_single, to_points
+from ._arrays import ArrayLike, to_points
+from ._precision import computes_in_single
 from .errors import InvalidArgumentError
 
 

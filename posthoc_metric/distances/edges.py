@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._arrays import is_single
+from .._precision import is_single
 from ..machine import AT_ONCE
 from ..matrix_field import square
 from ..metric import MetricParts

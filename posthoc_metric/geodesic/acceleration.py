@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._arrays import DIFFERENCE_STEPS, computes_in_single, rounds_as_single
+from .._precision import DIFFERENCE_STEPS, computes_in_single, rounds_as_single
 from ..field_derivative import FieldDerivative
 from ..metric import MetricParts
 

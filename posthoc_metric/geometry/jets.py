@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._arrays import computes_in_single, rounds_in_single
+from .._precision import computes_in_single, rounds_in_single
 from ..matrix_field import to_matrices
 from ..metric import Metric
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..._arrays import is_single
+from ..._precision import is_single
 from ...machine import AT_ONCE
 from ...metric import MetricParts
 from ...smooth_map import in_float64

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..._arrays import computes_in_single
+from ..._precision import computes_in_single
 from ...field_derivative import FieldDerivative
 from ...metric import MetricParts
 from ...smooth_map import SmoothMap, gram

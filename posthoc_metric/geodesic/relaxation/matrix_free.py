@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..._arrays import computes_in_single
+from ..._precision import computes_in_single
 from ...field_derivative import FieldDerivative
 from ...metric import MetricParts
 from ...smooth_map import SmoothMap, pull_rows, value_and_pull
