@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ._arrays import ArrayLike, check_count, check_range, check_seed, describe, refuse_tensor, to_points
+from ._draws import Draws
 from ._warn import warn_caller
 from .decoder.observation import observer_of
 from .errors import ConvergenceWarning, InvalidArgumentError, NumericalError
@@ -49,7 +50,7 @@ class GeodesicMixup:
     dropped: int
     alpha: float
     share: float
-    _generator: np.random.Generator = field(repr=False)
+    _draws: Draws = field(repr=False)
 
     def sample(self, count: int) -> tuple[Tensor, Tensor]:
         """Fresh decoded points and their labels, ``(1 - t) y_start + t y_end`` with ``t ~ Beta(alpha, alpha)``.
@@ -58,8 +59,9 @@ class GeodesicMixup:
             (count, D) in the decoder's dtype and on its device, and (count, C) float32 beside it.
         """
         count = check_count(count, "count", 1, "the number of points to draw")
-        rows = torch.from_numpy(self._generator.integers(len(self.curves), size=count)).to(self.curves.device)
-        t = torch.from_numpy(self._generator.beta(self.alpha, self.alpha, size=count)).to(self.curves)
+        generator = self._draws.generator
+        rows = torch.from_numpy(generator.integers(len(self.curves), size=count)).to(self.curves.device)
+        t = torch.from_numpy(generator.beta(self.alpha, self.alpha, size=count)).to(self.curves)
         left, between = _places(t, self.curves.shape[1])
         z = (1 - between) * self.curves[rows, left] + between * self.curves[rows, left + 1]
         dtype = getattr(self.decoder, "dtype", None) or torch.get_default_dtype()
@@ -110,7 +112,7 @@ class GeodesicMixup:
         if not len(x):
             return x, soft
         count = max(round(self.share * len(x)), 1)
-        rows = torch.from_numpy(self._generator.permutation(len(x))[:count]).to(x.device)
+        rows = torch.from_numpy(self._draws.generator.permutation(len(x))[:count]).to(x.device)
         mixed, labels = self.sample(count)
         x, soft = x.clone(), soft.clone()
         x[rows] = mixed.view(count, *x.shape[1:]).to(x)
@@ -189,8 +191,8 @@ def geodesic_mixup(
         raise InvalidArgumentError(f"straight lines take no solver options; got {', '.join(options)}.")
     alpha = check_range(alpha, "alpha", 0.0, float("inf"), "the parameter of a Beta distribution")
     share = check_range(share, "share", 0.0, 1.0 + 1e-12, "the share of a batch that is replaced")
-    generator = np.random.default_rng(seed)
-    first, second = _draw_pairs(soft, partners, pairs, generator)
+    draws = Draws(seed)
+    first, second = _draw_pairs(soft, partners, pairs, draws.generator)
     start, end = points[first.to(points.device)].double(), points[second.to(points.device)].double()
     status: tuple[Status, ...] = ()
     if curve == "straight":
@@ -212,7 +214,7 @@ def geodesic_mixup(
         dropped=len(curves) - len(kept),
         alpha=alpha,
         share=min(share, 1.0),
-        _generator=generator,
+        _draws=draws,
     )
 
 

@@ -171,6 +171,14 @@ def test_two_networks_in_one_file_need_a_key(tmp_path, z):
         load_decoder(tmp_path / "gan.pt", factory=half, key="netC")
 
 
+@pytest.mark.parametrize("averaged", ["model_ema", "ema_net", "ema2", "net.averaged"])
+def test_what_counts_as_an_average(averaged, tmp_path, z):
+    # a schema is none
+    plain, other = half(), half()
+    torch.save({averaged: other.state_dict(), "schema_net": plain.state_dict()}, tmp_path / "m.pt")
+    assert_same(load_decoder(tmp_path / "m.pt", factory=half), plain, z)
+
+
 def test_averaged_weights_are_left_and_reported(tmp_path, z):
     plain, averaged = half(), half()
     torch.save({"model": plain.state_dict(), "ema": averaged.state_dict()}, tmp_path / "m.pt")

@@ -81,6 +81,31 @@ def test_draws_differ_from_batch_to_batch_and_repeat_with_the_seed(metric, label
     assert not torch.equal(one.sample(5)[0], one.sample(5)[0])
 
 
+class Drawn(torch.utils.data.Dataset):
+    def __init__(self, mix):
+        self.mix = mix
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return self.mix.sample(3)[0]
+
+
+def test_workers_of_a_data_loader_draw_apart_in_every_epoch(metric, labelled):
+    mix = geodesic_mixup(metric, *labelled, pairs=8, seed=3)
+
+    def epochs():
+        # what the loader draws for every epoch
+        source = torch.Generator().manual_seed(5)
+        loader = torch.utils.data.DataLoader(Drawn(mix), batch_size=2, num_workers=2, generator=source)
+        return torch.cat([batch for _ in range(2) for batch in loader]).flatten(1)
+
+    found = epochs()
+    assert len(found.unique(dim=0)) == len(found) == 8
+    assert torch.equal(epochs(), found)
+
+
 def test_numpy_and_float32_come_in_soft_labels_too(metric, labelled):
     latents, labels = labelled
     soft = nn.functional.one_hot(labels, 3).float() * 0.9 + 0.1 / 3
@@ -241,12 +266,12 @@ def test_it_teaches_a_classifier_in_a_loop(metric, labelled):
 
 def test_an_empty_batch_stays_empty(metric, labelled):
     mix = geodesic_mixup(metric, *labelled, pairs=3, curve="straight")
-    state = mix._generator.bit_generator.state
+    state = mix._draws.generator.bit_generator.state
     for y in (torch.zeros(0, dtype=torch.long), torch.zeros(0, 3)):
         x, soft = mix(torch.zeros(0, 3), y)
         assert x.shape == (0, 3) and soft.shape == (0, 3)
     assert mix(torch.zeros(0, 1, 3), torch.zeros(0, 3))[0].shape == (0, 1, 3)
-    assert mix._generator.bit_generator.state == state
+    assert mix._draws.generator.bit_generator.state == state
     with pytest.raises(InvalidArgumentError, match="3 numbers"):
         mix(torch.zeros(0, 7), torch.zeros(0, dtype=torch.long))
 
