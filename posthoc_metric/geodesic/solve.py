@@ -94,6 +94,8 @@ def geodesic(
     - ``STALLED``, or ``UNRESOLVED`` with a ``residual`` above 0.03: the decoder's float32 rounding; wrap
       ``copy.deepcopy(model).double()``.  In float64, a curve that hangs on steep kinks, as few leaky units in two or
       three dimensions make them; ``length_error`` says how much shorter it may get.
+    - ``UNRESOLVED`` with such a ``residual`` where the decoder is smooth and in float64: directions that hardly matter,
+      into which curves stray; ``repair`` with a smaller ``max_condition_number``, such as 100.
     - ``DIVERGED``: only the fixed-point solver; use ``solver="relaxation"``.
     - ``NOT_FINITE``: the decoder has no value at an end; the other pairs of the batch are not touched.
     - A length that is longer than one you know: another valley; give ``support``, or more of it, and compare
