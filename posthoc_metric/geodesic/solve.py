@@ -60,7 +60,7 @@ def geodesic(
     - d > 8 with a decoder: preconditioned L-BFGS takes the place of Gauss-Newton by itself, with one vector-Jacobian
       product a node and step and no Jacobian kept; memory stays near ``memory_limit`` plus the decoder's own.  Curves
       that still slope after it, as where the metric is nearly singular, go on by Gauss-Newton steps up to d = 32.  For
-      d from 4 to 8 it takes over the curves that Gauss-Newton steps do not bring on, and those with kinks.
+      d from 4 to 8 L-BFGS takes over the curves that Gauss-Newton steps do not bring on, and those with kinks.
     - Folds, where a decoder's image turns back, as of an arm that reaches a point with its elbow on either side, or of
       any map onto no more outputs than latents: the defaults, up to d = 8.  Curves that leap there are relaxed by
       their length, with nodes at even latent distances.
