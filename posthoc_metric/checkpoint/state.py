@@ -15,7 +15,7 @@ from ..errors import CheckpointError
 from .as_torch import left_over, places
 from .named import State, bare
 
-_AVERAGED = re.compile(r"(^|[._])(averaged|shadow)([._]|$)|(?<![a-z])ema(?![a-z])")
+_AVERAGED = re.compile(r"(^|[._])(averaged|shadow)([._]|$)|_ema|(?<![a-z])ema(?![a-z])")
 #: short words by themselves, which a sequence or a schema holds, too
 _OTHER_PARTS = re.compile(
     r"encod|(^|_)enc|enc$|disc|critic|loss|lpips|(^|_)ema(_|$)|teacher|prior|posterior|quant|class|metric|netd|^mu$|logvar"

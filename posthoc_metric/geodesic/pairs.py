@@ -20,7 +20,7 @@ from .refinement.folds import across_folds, leaping
 from .refinement.precision import finer, too_close
 from .refinement.refined import Refined, joined, the_surer
 from .refinement.refiner import Refiner
-from .refinement.routes import MOST_COARSE
+from .refinement.routes import MOST_BEGUN, MOST_COARSE
 from .refinement.stationarity import admit_slopes
 from .refinement.straight_lines import bisected, measure_lines
 from .starts.make import cache_of, make_starts
@@ -34,8 +34,6 @@ _PAIRS = 8192
 _ASTRAY = 0.02
 #: spans that such a pair is begun with once more
 _LINE_SPANS = 128
-#: spans that a curve is relaxed on with, at most
-_MOST_BEGUN = 256
 
 
 def solve_pairs(metric: Metric, start: Tensor, end: Tensor, latents: Tensor | None, options: Options) -> Refined:
@@ -107,7 +105,7 @@ def _relaxed_on(parts: MetricParts, options: RelaxationOptions, found: Refined, 
     rows = slopes.nonzero().flatten()
     if options.max_spans < MOST_COARSE:
         return found
-    spans = found.facts.spans[rows].clamp(MOST_COARSE, _MOST_BEGUN)
+    spans = found.facts.spans[rows].clamp(MOST_COARSE, MOST_BEGUN)
     for number in spans.unique().tolist():
         some = rows[spans == number]
         found = the_surer(found, some, _once_more(parts, found.take(some), replace(options, spans=number)))

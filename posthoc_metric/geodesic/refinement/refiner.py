@@ -20,7 +20,7 @@ from ..status import CODES, Status
 from .candidates import Begun, Curves, Facts, begin, begin_anew, contest, rivals
 from .folds import leaping
 from .refined import Refined
-from .routes import COARSE_TOL, FEW, MOST_COARSE, Routes
+from .routes import COARSE_TOL, FEW, MOST_BEGUN, MOST_COARSE, Routes
 
 #: how much longer than a pair's shortest curve another may be and still turn out shorter with more nodes
 _COARSE_MARGIN = 0.05
@@ -74,7 +74,7 @@ class Refiner:
             elif len(curves.pair):
                 waiting.setdefault(spans, []).append(curves)
 
-        spans = min(max(1 << (int(self.options.spans) - 1).bit_length(), 8), 256)
+        spans = min(max(1 << (int(self.options.spans) - 1).bit_length(), 8), MOST_BEGUN)
         coarse: list[Curves] = []
         for number, starts in self._begins(spans // 2).items():
             found, jumped = self._coarse(starts, number)

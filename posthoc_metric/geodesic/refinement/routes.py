@@ -36,6 +36,8 @@ _STEPS_A_COARSE_LEVEL = 80
 COARSE_TOL = 5e-2
 #: spans above which steps are dear, and a curve with kinks has had nodes enough to be told from a smooth one
 MOST_COARSE = 64
+#: spans that curves are begun with, at most
+MOST_BEGUN = 256
 
 _LATE = CODES[Status.STEP_LIMIT]
 
