@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import pickle
 import threading
@@ -146,6 +147,23 @@ class Wrapper:
         return self.net(z)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slotted:
+    """What has no dictionary of attributes."""
+
+    net: nn.Module
+
+    def decode(self, z):
+        return self.net(z)
+
+
+class OfItsClass:
+    net = NET
+
+    def decode(self, z):
+        return self.net(z)
+
+
 Pair = namedtuple("Pair", ["encoder", "decoder"])
 WRAPPER, NETS, PAIR = Wrapper(NET), {"decoder": NET}, Pair(None, [NET])
 
@@ -178,6 +196,8 @@ HOLDERS = {
     "partial over an object": functools.partial(lambda wrapper, z: wrapper.decode(z), WRAPPER),
     "partial by name": functools.partial(lambda z, wrapper: wrapper.decode(z), wrapper=WRAPPER),
     "decorated": decorated,
+    "slot": Slotted(NET).decode,
+    "attribute of a class": OfItsClass().decode,
     "another function": through_another,
     "recursive": again_and_again(NET),
     "default in a list": lambda z, nets=[NET]: nets[0](z),  # noqa: B006
@@ -252,6 +272,23 @@ def test_tensors_that_a_module_has_as_plain_attributes_are_copied_too():
     decoder = Decoder(Grid())
     assert decoder.in_float64() is not None and "float64" not in decoder.describe()
     assert BASIS.dtype == torch.float32
+
+
+def test_functions_in_containers_of_a_module_are_over_its_copy():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp()
+            self.ways = {"decode": [lambda z: self.net(z)]}
+
+        def forward(self, z):
+            return self.ways["decode"][0](z)
+
+    net = Net().eval()
+    decoder = Decoder(net, latent_dim=2)
+    twin, before = copy.deepcopy(decoder), decoder(latents())
+    nn.init.zeros_(net.net[0].weight)
+    assert torch.equal(twin(latents()), before) and not torch.equal(decoder(latents()), before)
 
 
 def test_functions_that_a_module_has_as_attributes_are_over_its_copy():

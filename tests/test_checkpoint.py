@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from posthoc_metric.checkpoint import load_decoder
+from posthoc_metric.checkpoint.vet import _graph_reasons
+from posthoc_metric.decoder import Decoder
 from posthoc_metric.errors import CheckpointError, DerivativeWarning, InvalidArgumentError, UnsafeFileError
 
 CELEBA = pathlib.Path(__file__).parents[1] / ".." / "shared" / "data" / "checkpoints" / "btcvae_celeba.pt"
@@ -312,6 +314,48 @@ def test_exported_programs(tmp_path, vae, z, batch):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("most", [16, 1024])
+def test_an_exported_program_of_bounded_batches_is_asked_in_such(tmp_path, vae, most):
+    module = vae.decoder.eval()
+    shapes = ({0: torch.export.Dim("b", min=1, max=most)},)
+    torch.export.save(torch.export.export(module, (torch.randn(4, 2),), dynamic_shapes=shapes), tmp_path / "m.pt2")
+    decoder = load_decoder(tmp_path / "m.pt2")
+    assert f"takes batches of up to {most} rows" in decoder.describe()
+    z = torch.randn(1500, 2, generator=torch.Generator().manual_seed(0))
+    assert_same(decoder, module, z)
+    assert torch.allclose(decoder.jacobian(z), Decoder(module).jacobian(z), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_exported_program_that_returns_a_dictionary(tmp_path, vae, z):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = vae.decoder
+
+        def forward(self, z):
+            return {"mean": self.net(z), "rest": [z.exp(), {"scale": z}]}
+
+    program = torch.export.export(Named().eval(), (z,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(program, tmp_path / "m.pt2")
+    assert_same(load_decoder(tmp_path / "m.pt2", latent_dim=2, output="mean"), vae.decoder.eval(), z)
+
+
+@pytest.mark.parametrize(
+    ("text", "harmless"),
+    [
+        ('[1, {"type": "builtins.dict", "context": "[\\"mean\\", \\"a\\"]", "children_spec": []}]', True),
+        ('[1, {"type": "builtins.dict", "context": "{\\"__enum__\\": true, \\"fqn\\": \\"os:a\\"}"}]', False),
+        ('[1, {"context": "[\\"__import__(1)\\"]"}]', False),
+        ('{"__import__(1)": 1}', False),
+        ("[1, (2)]", False),
+    ],
+)
+def test_what_says_how_results_are_nested_is_read_to_the_bottom(text, harmless):
+    assert not list(_graph_reasons({"out_spec": text}, "")) is harmless
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_an_exported_convolution_with_no_grad_inside(tmp_path, z):
     class Net(nn.Module):
         def __init__(self):
@@ -558,7 +602,58 @@ def test_loading_draws_nothing_from_the_caller_s_generator(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("name", ["sequence", "frequency", "semantics", "x_sequence"])
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.one, self.other = nn.Linear(2, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.other.weight = self.one.weight
+
+    def forward(self, z):
+        return self.other(torch.tanh(self.one(torch.tanh(self.first(z)))))
+
+
+def test_tied_weights_that_the_file_holds_once(tmp_path, z):
+    from safetensors.torch import save_model
+
+    module = Tied().eval()
+    save_model(module, str(tmp_path / "m.safetensors"))
+    assert_same(load_decoder(tmp_path / "m.safetensors", factory=Tied, latent_dim=2), module, z)
+
+
+def test_what_is_left_in_the_file_is_reported(tmp_path):
+    extra = {"encoder.weight": torch.zeros(2, 2), "quant.weight": torch.zeros(1)}
+    torch.save({**half().state_dict(), **extra}, tmp_path / "decoder.pt")
+    assert "has no place for it: encoder, quant" in load_decoder(tmp_path / "decoder.pt", factory=half).describe()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_module_with_computed_weights_as_factory(tmp_path, z):
+    module = half()
+    nn.utils.weight_norm(module[0])
+    torch.save(module.state_dict(), tmp_path / "m.pt")
+    assert_same(load_decoder(tmp_path / "m.pt", factory=module), module.eval(), z)
+
+
+def test_a_file_as_factory_may_define_dataclasses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        "from __future__ import annotations",
+        "from dataclasses import dataclass",
+        "from torch import nn",
+        "@dataclass",
+        "class Sizes:",
+        "    width: int = 8",
+        "def make():",
+        "    return nn.Sequential(nn.Linear(2, Sizes().width), nn.Tanh())",
+    ]
+    for name in ("model.py", "torch.py"):  # the second named like a module that it imports
+        (tmp_path / name).write_text("\n".join(lines))
+        torch.save({"0.weight": torch.randn(8, 2), "0.bias": torch.zeros(8)}, tmp_path / "m.pt")
+        assert load_decoder(tmp_path / "m.pt", factory=f"{name}:make", latent_dim=2).output_dim == 8
+    assert "model" not in sys.modules and sys.modules["torch"] is torch
+
+
+@pytest.mark.parametrize("name", ["sequence", "frequency", "semantics", "x_sequence", "post_quant", "class_embed"])
 def test_words_that_hold_the_name_of_another_part_are_none(tmp_path, name):
     """What the module has no place for may be a layer that it lacks."""
     extra = {f"{name}.weight": torch.zeros(2, 2)}

@@ -41,7 +41,7 @@ def left_over(module: nn.Module, tensors: dict[str, Tensor]) -> list[str] | None
     in a way of its own that is content with less.
     """
     try:
-        trial = _copied(module)
+        trial = copied(module)
         with torch.no_grad():
             for value in _numbers(trial):
                 value.fill_(torch.nan)
@@ -57,7 +57,8 @@ def left_over(module: nn.Module, tensors: dict[str, Tensor]) -> list[str] | None
     return list(found.unexpected_keys)
 
 
-def _copied(module: nn.Module) -> nn.Module:
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy."""
     # tensors that older weight norm computes and keeps beside its parameters have a graph, and copy only without it
     computed: dict[int, Any] = {
         id(value): value.detach().clone()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Mapping
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from .._arrays import describe
 from ..errors import CheckpointError, InvalidArgumentError
+from .as_torch import copied
 
 
 def resolve(factory: Any) -> Callable[..., Any]:
@@ -27,7 +31,7 @@ def resolve(factory: Any) -> Callable[..., Any]:
         InvalidArgumentError: it names nothing that can be imported and called.
     """
     if isinstance(factory, nn.Module):
-        return lambda: copy.deepcopy(factory)
+        return lambda: copied(factory)
     if callable(factory):
         return factory
     if not isinstance(factory, str) or ":" not in factory:
@@ -46,18 +50,29 @@ def resolve(factory: Any) -> Callable[..., Any]:
 def _import(where: str, factory: str) -> Any:
     try:
         if where.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+            stem = Path(where).stem
+            # not in the place of another module, which it may import
+            spec = importlib.util.spec_from_file_location(f"_{stem}" if stem in sys.modules else stem, where)
             if spec is None or spec.loader is None:
                 raise ImportError(f"{where} is no Python file")
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            return module
+            return _run(spec, spec.loader)
         return importlib.import_module(where)
     except Exception as error:  # the caller's own module runs, and may raise anything
         raise InvalidArgumentError(
             f"`factory` is {factory!r}, which cannot be imported ({type(error).__name__}: {error}). "
             "Name a module that is installed or on PYTHONPATH, or a file as 'path/to/file.py:Class'."
         ) from error
+
+
+def _run(spec: ModuleSpec, loader: Loader) -> ModuleType:
+    """The module of a file, which dataclasses look up by its name while it runs."""
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        loader.exec_module(module)
+    finally:
+        sys.modules.pop(spec.name, None)
+    return module
 
 
 def build(factory: Any, kwargs: Mapping[str, Any] | None, stored: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:

@@ -18,7 +18,7 @@ from .named import State, bare
 _AVERAGED = re.compile(r"(^|[._])(averaged|shadow)([._]|$)|_ema|(?<![a-z])ema(?![a-z])")
 #: short words by themselves, which a sequence or a schema holds, too
 _OTHER_PARTS = re.compile(
-    r"encod|(^|_)enc|enc$|disc|critic|loss|lpips|(^|_)ema(_|$)|teacher|prior|posterior|quant|class|metric|netd|^mu$|logvar"
+    r"encod|(^|_)enc|enc$|disc|critic|loss|lpips|(^|_)ema(_|$)|teacher|prior|posterior|(?<!post_)quant|class(?!_?emb)|metric|netd|^mu$|logvar"
 )
 _DEPTH = 3
 _OWN_WAY = "they are not named or shaped as the module's own: filled by its own way of loading"
@@ -114,6 +114,11 @@ def fill(
         notes.append(f"prefix {best.prefix!r} taken off their names")
     if best.note:
         notes.append(best.note)
+    else:
+        inner = states[best.key].bare().behind(bare(best.prefix))
+        beside = dict.fromkeys(name.split(".", 1)[0] for name in inner if name not in map(bare, wanted))
+        if beside:
+            notes.append(f"not loaded, as the module has no place for it: {', '.join(beside)}")
     others = [str(fit) for fit in fits if fit is not best]
     if others:
         notes.append(f"other weights fit too and were left: {'; '.join(others)}")
@@ -191,8 +196,17 @@ def _fit(wanted: Mapping[str, Tensor], state: State, prefix: str, strict: bool) 
 
 
 def _missing(wanted: Mapping[str, Tensor], names: State) -> list[str]:
-    """What the module cannot go without; older files have no counts of batches."""
-    return [n for n in wanted if n not in names and not n.endswith("num_batches_tracked")]
+    """What the module cannot go without: counts of batches are newer than some files; safetensors hold tied weights once."""
+    filled = {_place(wanted[n]) for n in names if n in wanted} - {None}
+    left = [n for n in wanted if n not in names and not n.endswith("num_batches_tracked")]
+    return [n for n in left if _place(wanted[n]) not in filled]
+
+
+def _place(value: Any) -> tuple[int, torch.Size] | None:
+    """Where a module's tensor lies, which is the same for tied weights; ``None`` of what lies nowhere."""
+    if not isinstance(value, Tensor) or nn.parameter.is_lazy(value) or value.device.type == "meta":
+        return None
+    return (value.data_ptr(), value.shape) if value.numel() else None
 
 
 def _namings(state: State, prefix: str) -> Iterator[State]:

@@ -47,6 +47,8 @@ _SYMBOL_NODES = (
 )  # fmt: skip
 #: fields of a graph that are copied into code or evaluated, and not needed
 _COMMENTS = ("metadata", "guards_code")
+#: fields that say how arguments and results are nested, as JSON
+_SPECS = ("in_spec", "out_spec")
 #: without parentheses, quotes of one kind, equals signs and line breaks a string calls and assigns nothing
 _HARMLESS = re.compile(r"""[\w .\-\[\]{}":,+/#<>*]*""")
 
@@ -225,8 +227,31 @@ def _graph_reasons(node: Any, field: str) -> Any:
             yield f"its graph calls {node!r:.80}, which is no tensor operator of torch"
         elif field == "expr_str" and not _is_symbolic(node):
             yield f"its graph evaluates {node!r:.80}"
-        elif field != "expr_str" and not _HARMLESS.fullmatch(node):
+        elif field != "expr_str" and not (_HARMLESS.fullmatch(node) or (field in _SPECS and _is_structure(node))):
             yield f"its graph holds the string {node!r:.80}"
+
+
+def _is_structure(text: str) -> bool:
+    """JSON that says how arguments and results are nested; the keys of a dictionary are JSON in a string of it."""
+    try:
+        nodes = [json.loads(text)]
+    except (ValueError, RecursionError):
+        return False
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict):
+            # an enumeration is imported from where its name says
+            if "__enum__" in node or not all(_HARMLESS.fullmatch(key) for key in node):
+                return False
+            nodes += node.values()
+        elif isinstance(node, list):
+            nodes += node
+        elif isinstance(node, str) and not _HARMLESS.fullmatch(node):
+            try:
+                nodes.append(json.loads(node))
+            except (ValueError, RecursionError):
+                return False
+    return True
 
 
 def _is_symbolic(text: str) -> bool:

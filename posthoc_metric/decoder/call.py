@@ -30,6 +30,7 @@ class Call:
         dtype, device: of the latents that the model wants.
         as_numpy: hand the latents over as a NumPy array.
         batch: the only number of rows the model takes; ``None`` where it takes any.
+        most: the largest number of rows it takes; ``None`` where it takes any.
         alone: whether the model takes a row without others.
     """
 
@@ -42,6 +43,7 @@ class Call:
     device: torch.device = torch.device("cpu")
     as_numpy: bool = False
     batch: int | None = None
+    most: int | None = None
     alone: bool = True
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -53,7 +55,8 @@ class Call:
         if not self.alone and len(z) == 1:
             return self._once(z.expand(2, -1))[:1]
         if self.batch is None:
-            return self._once(z)
+            pieces = [self._once(piece) for piece in z.split(self.most or max(1, len(z)))]
+            return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         pieces = []
         for piece in z.split(self.batch):
             missing = self.batch - piece.shape[0]
@@ -88,7 +91,13 @@ class Call:
         Raises:
             Exception: whatever the model raises when it is copied or converted.
         """
-        memo: dict[int, Any] = {}
+        # tensors that older weight norm keeps beside its parameters have a graph, and copy only without it
+        memo: dict[int, Any] = {
+            id(value): value.detach().clone()
+            for module in self._modules()
+            for value in vars(module).values()
+            if isinstance(value, Tensor) and not value.is_leaf
+        }
         copy.deepcopy(self.roots, memo)
         for tensor in tensors_used_by(self.target, self.output, self.condition):
             memo.setdefault(id(tensor), tensor.detach().to(dtype))  # unless it is a module's parameter too
@@ -101,11 +110,15 @@ class Call:
                         vars(module)[name] = value.to(dtype)  # one that is no buffer is not converted otherwise
         return replace(twin, dtype=dtype)
 
+    def _modules(self) -> list[nn.Module]:
+        return list({id(module): module for root in self.roots for module in root.modules()}.values())
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Call:
         roots = copy.deepcopy(self.roots, memo)
-        for module in dict.fromkeys(module for root in roots for module in root.modules()):
+        for module in replace(self, roots=roots)._modules():
             for name, value in list(vars(module).items()):
-                if inspect.isfunction(value):  # over the module itself, as solvers of equations are given one
+                # over the module itself, as solvers of equations are given one; what torch keeps has a name of its own
+                if inspect.isfunction(value) or (isinstance(value, (dict, list, tuple)) and not name.startswith("_")):
                     vars(module)[name] = over_copies(value, memo)
         carrying = {name: over_copies(getattr(self, name), memo) for name in ("target", "output", "condition")}
         if carrying["target"] is self.target:

@@ -7,6 +7,7 @@ from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .._arrays import as_tensor
@@ -150,4 +151,5 @@ def _repeat(value: Any, z: Tensor) -> Any:
         value = value.to(z.dtype)
     if value.ndim == 0 or value.shape[0] != 1:
         value = value.unsqueeze(0)
-    return value.expand(z.shape[0], *value.shape[1:])
+    # a model may write into it
+    return value.expand(z.shape[0], *value.shape[1:]).clone(memory_format=torch.contiguous_format)

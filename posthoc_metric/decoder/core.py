@@ -18,7 +18,7 @@ from ..machine import working_memory
 from ..surroundings import lasting
 from .call import Call
 from .cuts import about_cuts
-from .engine import Engine
+from .engine import Engine, eval_mode_of
 from .fingerprint import sketch
 from .frozen import EvalMode
 from .observation import Given, Observer
@@ -118,9 +118,8 @@ class Decoder:
         latents = None if probe is None else self._points(probe, "probe")[0]
         if latents is not None and not len(latents):
             raise InvalidArgumentError("`probe` must hold at least one latent; got none. Leave it out to draw some.")
-        eval_mode = EvalMode(settled.call.roots)
-        found = _probed(settled.call, self.latent_dim, latents, eval_mode)
-        self._engine = Engine(found, eval_mode, self.latent_dim, int(max_bytes), Counters())
+        found = _probed(settled.call, self.latent_dim, latents)
+        self._engine = Engine(found, eval_mode_of(found), self.latent_dim, int(max_bytes), Counters())
         self._notes = settled.notes
         self.output_shape, self.output_dim = found.output_shape, found.output_dim
         self.dtype, self.device = found.call.dtype, found.call.device
@@ -218,8 +217,8 @@ class Decoder:
         if not len(points) or (before.place.holds(points) and not before.saturated):
             return self
         other = copy.copy(self)
-        found = _probed(before.call, self.latent_dim, points, self._engine.eval_mode)
-        other._engine = replace(self._engine, found=found)
+        found = _probed(before.call, self.latent_dim, points)
+        other._engine = replace(self._engine, found=found, eval_mode=eval_mode_of(found))
         if found.warning and not before.warning:
             warn_caller(found.warning, DerivativeWarning)
         return other
@@ -255,7 +254,7 @@ class Decoder:
         if found is None:
             return None
         other = copy.copy(self)
-        other._engine = replace(self._engine, found=found, eval_mode=EvalMode(found.call.roots))
+        other._engine = replace(self._engine, found=found, eval_mode=eval_mode_of(found))
         other.dtype = found.call.dtype
         return other
 
@@ -294,6 +293,6 @@ class Decoder:
         return f"Decoder(latent_dim={self.latent_dim}, output_shape={self.output_shape}, dtype={self.dtype})"
 
 
-def _probed(call: Call, latent_dim: int, latents: Tensor | None, eval_mode: EvalMode) -> Found:
-    with lasting(), eval_mode(), torch.random.fork_rng(devices=[]):
+def _probed(call: Call, latent_dim: int, latents: Tensor | None) -> Found:
+    with lasting(), EvalMode(call.roots)(), torch.random.fork_rng(devices=[]):
         return run_probe(call, latent_dim, latents)

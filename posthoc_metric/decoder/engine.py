@@ -13,6 +13,7 @@ from .frozen import EvalMode
 from .probe import Found
 from .promises import finite
 from .work import Counters
+from .written import written
 
 #: what a row takes that reverse mode is to go back through, in rows of a plain call
 _GRAPH = 8
@@ -143,6 +144,26 @@ class Engine:
             last = min(first + step, self.latent_dim)
             value, columns[first:last] = route.columns(smooth, rows, first, last)
         return value, columns
+
+
+def eval_mode_of(found: Found) -> EvalMode:
+    """Of the modules that are called for values and derivatives, in which derivatives leave nothing behind."""
+    route, z = found.route, found.place.few[:2]
+    calls = [found.call] if found.smooth is found.call else [found.call, found.smooth]
+    roots = tuple(root for call in calls for root in call.roots)
+
+    def plain() -> None:
+        for call in calls:
+            route.value(call, z.to(call.device, call.dtype))
+
+    def derivatives() -> None:
+        rows = z.to(found.smooth.device, found.smooth.dtype)
+        value, _ = route.jvp(found.smooth, rows, torch.ones_like(rows))
+        if route.reverse == "reverse":
+            route.vjp(found.smooth, rows, torch.ones_like(value))
+
+    with EvalMode(roots)(), torch.random.fork_rng(devices=[]):
+        return EvalMode(roots, written(roots, plain, derivatives))
 
 
 def _gather(pieces: list[Tensor] | tuple[Tensor, ...]) -> Tensor:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 from torch.distributions import Distribution
 
 from ..surroundings import own_precision
 from .turns import BOOKS
+from .written import Written
 
 
 class _Unchecked:
@@ -41,37 +41,57 @@ class _Unchecked:
 _unchecked = _Unchecked()
 
 
-class EvalMode:
-    """Puts modules into eval mode while at least one thread is inside, then restores each one's own mode."""
+class _Still:
+    """Which modules in training mode are held in eval mode, and by how many calls: they may belong to many decoders."""
 
-    def __init__(self, roots: tuple[nn.Module, ...]):
+    def __init__(self) -> None:
+        self._held: dict[int, tuple[nn.Module, int]] = {}
+
+    def hold(self, modules: list[nn.Module]) -> list[nn.Module]:
+        """Those of ``modules`` that are held now, for :meth:`release`."""
+        found = []
+        with BOOKS:
+            for module in modules:
+                calls = self._held.get(id(module), (module, 0))[1]
+                if calls or getattr(module, "training", False):  # frozen TorchScript has no such flag
+                    self._held[id(module)] = module, calls + 1
+                    module.training = False
+                    found.append(module)
+        return found
+
+    def release(self, modules: list[nn.Module]) -> None:
+        with BOOKS:
+            for module in modules:
+                calls = self._held[id(module)][1] - 1
+                if calls:
+                    self._held[id(module)] = module, calls
+                else:
+                    del self._held[id(module)]
+                    module.training = True
+
+
+_still = _Still()
+
+
+class EvalMode:
+    """Puts modules into eval mode while at least one thread is inside, then restores each one's own mode.
+
+    Args:
+        roots: of the modules.
+        written: what calls leave behind in them, to be put back as it was.
+    """
+
+    def __init__(self, roots: tuple[nn.Module, ...], written: tuple[Written, ...] = ()):
         self._modules = list({id(module): module for root in roots for module in root.modules()}.values())
-        self._inside = 0
-        self._trained: list[nn.Module] = []
+        self._written = written
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        with BOOKS:
-            self._inside += 1
-            for module in self._modules:
-                if getattr(module, "training", False):  # frozen TorchScript has no such flag
-                    self._trained.append(module)
-                    module.training = False
+        held = _still.hold(self._modules)
         try:
             with _unchecked, own_precision():
                 yield
         finally:
-            with BOOKS:
-                self._inside -= 1
-                if self._inside == 0:
-                    for module in self._trained:
-                        module.training = True
-                    self._trained.clear()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_modules": self._modules}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._modules = state["_modules"]
-        self._inside = 0
-        self._trained = []
+            _still.release(held)
+            for one in self._written:
+                one.put_back()

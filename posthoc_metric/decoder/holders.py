@@ -10,11 +10,12 @@ import dis
 import functools
 import inspect
 from collections.abc import Iterator, Mapping
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from contextlib import suppress
+from types import CellType, CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 #: where a holder has a part, as a key
 Place = Any
@@ -39,11 +40,24 @@ def parts_of(holder: Any) -> dict[Place, Any]:
         return dict(holder) if isinstance(holder, dict) else dict(enumerate(holder))
     if isinstance(holder, (type, ModuleType, Tensor, np.ndarray)):
         return {}
+    return _attributes(holder)
+
+
+def _attributes(holder: Any) -> dict[Place, Any]:
+    """An object's own, those in slots, and modules and tensors of its classes."""
+    found: dict[Place, Any] = {}
+    for kind in reversed(type(holder).__mro__):
+        for name, value in vars(kind).items():
+            if isinstance(value, MemberDescriptorType):
+                with suppress(AttributeError):  # a slot that was never set
+                    found[name] = value.__get__(holder)
+            elif isinstance(value, (nn.Module, Tensor)):
+                found[name] = value
     try:
-        attributes = object.__getattribute__(holder, "__dict__")
+        own = object.__getattribute__(holder, "__dict__")
     except Exception:  # a stand-in for another object may do anything when it is asked
-        return {}
-    return dict(attributes) if isinstance(attributes, dict) else {}
+        return found
+    return {**found, **own} if isinstance(own, dict) else found
 
 
 def shell(holder: Any) -> Any:
@@ -60,7 +74,8 @@ def shell(holder: Any) -> Any:
         return None
     twin = copy.copy(holder)
     # what says that it is its own copy, as a cache does, would be written to
-    if twin is holder or (not isinstance(holder, (list, dict)) and vars(twin) is vars(holder)):
+    own = None if isinstance(holder, (list, dict)) else getattr(twin, "__dict__", None)
+    if twin is holder or (own is not None and own is vars(holder)):
         raise TypeError(f"{type(holder).__name__} cannot be copied")
     return twin
 
@@ -74,7 +89,12 @@ def filled(holder: Any, twin: Any, swapped: Mapping[Place, Any]) -> Any:
             twin[place] = part
     elif twin is not None:
         # past properties, and past what freezes an object
-        vars(twin).update(swapped)
+        own = getattr(twin, "__dict__", None)
+        for place, part in swapped.items():
+            if own is None or isinstance(getattr(type(twin), place, None), MemberDescriptorType):
+                object.__setattr__(twin, place, part)
+            else:
+                own[place] = part
     else:
         return _whole(holder, {**parts_of(holder), **swapped})
     return twin

@@ -85,6 +85,7 @@ _COMPLAINTS = {
     "view size is not compatible": "contiguous inputs",
     "mkldnn": "no mkldnn",
     "cdist": "explicit distances",
+    "euclidean_dist": "explicit distances",  # what it is inside where there are many points
 }
 
 

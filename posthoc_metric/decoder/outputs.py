@@ -71,7 +71,8 @@ def _only_tensor(result: Any) -> Tensor:
     if isinstance(result, Distribution):
         return _mean(result, bare=False)
     if _is_array(result):
-        return as_tensor(result)
+        # a function may write its next results to the same place
+        return as_tensor(result).clone()
     entries = {key: value for key, value in _entries(result).items() if _is_output(value)}
     if len(entries) == 1:
         return _only_tensor(next(iter(entries.values())))

@@ -32,6 +32,14 @@ class Part:
     target: Callable[..., Any]
     roots: tuple[nn.Module, ...]
 
+    @property
+    def most(self) -> int | None:
+        """The largest batch that an exported program says it takes, ``None`` where it sets no bound."""
+        ranges = getattr(self.target, "range_constraints", None)
+        bounds = [one.upper for one in ranges.values()] if isinstance(ranges, dict) else []
+        finite = [int(bound) for bound in bounds if getattr(bound, "is_Integer", False)]
+        return min(finite, default=None)
+
 
 def find_parts(model: Any, method: Method) -> list[Part]:
     """What may be the decoder in ``model``, the likeliest first.
@@ -162,7 +170,8 @@ def refuse_unready(part: Part) -> None:
                     f"the decoder's parameter `{name}` is not initialised: a lazy layer has never seen data. "
                     "Call the module once on a latent of the right width before wrapping it."
                 )
-            if tensor.device.type == "meta":
+            # a function may call it with weights that it has elsewhere
+            if tensor.device.type == "meta" and isinstance(part.target, nn.Module):
                 raise DecoderError(
                     f"the decoder's parameter `{name}` is on the meta device and so has no values. "
                     "Load its weights before wrapping it."

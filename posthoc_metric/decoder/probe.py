@@ -20,13 +20,13 @@ from .observation import observation
 from .place import Place, given, own_unit, smaller_units, standard
 from .promises import (
     ModulesLeftAlone,
+    check_eval,
     check_precision,
     check_rows_apart,
     check_same_twice,
     check_values,
     in_float64,
 )
-from .settle import ROWS
 
 #: latents at which single outputs are watched for jumps, beside the first few
 _WIDER_ROWS = 12
@@ -80,6 +80,7 @@ def _probed(call: Call, latent_dim: int, place: Place, unless: Callable[[Exam, T
         output_shape, observer = tuple(shaped.shape[1:]), observation(calls, shaped)
         check_values(value, drawn=place.drawn)
         scale = check_same_twice(call, z, value)
+        check_eval(call, z, value, scale)
         check_rows_apart(call, z, value, scale, place.others, place.unit)
         precise = in_float64(call, z, value, place.unit)
     generator = torch.Generator().manual_seed(1)
@@ -139,8 +140,9 @@ def _beside_poles(exam: Exam, error: NotFiniteError, output_shape: tuple[int, ..
         _, pushed = error.route.jvp(exam.call, z, v)
     good = torch.isfinite(pushed).all(dim=1)
     reason = "A function without a slope at 0 sits behind a clamp, as in sqrt(relu(x)): add a small constant inside it."
+    rows = len(exam.place.few)
     if int(good.sum()) >= 2:
-        chosen = z[good][:ROWS]
+        chosen = z[good][:rows]
         again = Exam(exam.call, exam.precise, chosen.repeat(2, 1), exam.v[: 2 * len(chosen)], exam.place)
         with suppress(NotFiniteError):
             share = f"{int((~good).sum())} of {len(z)}"
@@ -149,7 +151,7 @@ def _beside_poles(exam: Exam, error: NotFiniteError, output_shape: tuple[int, ..
                 f"finite; such latents are refused, row by row. {reason}"
             )
             return _with_warning(again.choose(output_shape, row_bytes), warning)
-    bad = error.rows[:ROWS] | error.rows[ROWS:][:ROWS] if len(error.rows) > ROWS else error.rows
+    bad = error.rows.view(-1, rows).any(0)
     raise DecoderError(
         f"the decoder's derivative must be finite; at the probe latents {name_rows(bad)} NaN or infinite "
         f"although its values are finite. {reason}",

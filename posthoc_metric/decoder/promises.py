@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .._arrays import bad_rows, name_rows
@@ -99,6 +99,27 @@ def check_same_twice(call: Call, z: Tensor, value: Tensor) -> Tensor:
     return scale
 
 
+def check_eval(call: Call, z: Tensor, value: Tensor, scale: Tensor) -> None:
+    """Refuse a model whose own ``eval()`` changes its outputs by more than the flags of its modules do."""
+    modules = [module for root in call.roots for module in root.modules()]
+    if all(type(one).train is nn.Module.train and type(one).eval is nn.Module.eval for one in modules):
+        return
+    if _size(call) > _COPY_BYTES:
+        return
+    try:
+        twin = call.copied(call.dtype)
+        for root in twin.roots:
+            root.eval()
+        change = (twin(z) - value).abs().amax()
+    except Exception:  # a model may refuse copying in any way, and then stays as its caller left it
+        return
+    if change > 1e3 * _noise(value) * scale:
+        raise DecoderError(
+            f"the decoder must be in eval mode; its own eval() changes its outputs by {float(change):.2g} where they "
+            f"reach {float(scale):.2g}, beyond what its modules' flags do. Call model.eval() before wrapping it."
+        )
+
+
 def check_rows_apart(call: Call, z: Tensor, value: Tensor, scale: Tensor, others: Tensor, unit: float) -> None:
     """Refuse outputs that depend on other rows of the batch; ``others`` (n, d) are latents far from ``z``.
 
@@ -161,9 +182,7 @@ def in_float64(call: Call, z: Tensor, value: Tensor, unit: float = 1.0) -> Call 
     """The call in float64, where the model can be copied or does not mind the precision of its input."""
     if call.dtype == torch.float64:
         return call
-    weights = [p for root in call.roots for p in root.parameters()]
-    size = sum(p.numel() * p.element_size() for p in (*weights, *tensors_used_by(call.target, call.output)))
-    if size > _COPY_BYTES:
+    if _size(call) > _COPY_BYTES:
         return None
     try:
         copied = call.copied(torch.float64)
@@ -175,3 +194,9 @@ def in_float64(call: Call, z: Tensor, value: Tensor, unit: float = 1.0) -> Call 
     agrees = twin.dtype == torch.float64 and bool(((twin - value).abs() <= 1e-3 * scale).all())
     # a model that casts its input down inside does not feel so short a step
     return copied if agrees and bool(moved.any()) else None
+
+
+def _size(call: Call) -> int:
+    """Bytes of its weights."""
+    weights = [p for root in call.roots for p in root.parameters()]
+    return sum(p.numel() * p.element_size() for p in (*weights, *tensors_used_by(call.target, call.output)))

@@ -11,7 +11,7 @@ from inspect import Parameter, signature
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import DecoderError, InvalidArgumentError
 from .call import Call
@@ -117,6 +117,8 @@ class _Attempts:
                 notes += [words for words in (note, columns) if words]
                 if call.batch is not None:
                     notes.append(f"takes batches of {call.batch} rows only; others are padded or cut up")
+                if call.most is not None:
+                    notes.append(f"takes batches of up to {call.most} rows; larger ones are cut up")
                 if not call.alone:
                     notes.append("a single row is handed over twice: alone it fails, as with a squeeze()")
                 doubts = doubt(part, (dim, shape, source), value.shape[1], widths, partial(self._runs_on, call))
@@ -143,9 +145,10 @@ class _Attempts:
 
     def _calls(self, part: Part, shape: tuple[int, ...] | None) -> Iterator[tuple[Call, str]]:
         roots = tuple(dict.fromkeys((*part.roots, *modules_used_by(self.output, self.condition))))
-        tensors = [t for root in roots for t in (*root.parameters(), *root.buffers()) if t.is_floating_point()]
+        held = [t for root in roots for t in (*root.parameters(), *root.buffers()) if t.is_floating_point()]
+        tensors = [t for t in held if t.device.type != "meta"]  # of what is called with the weights of others
         device = tensors[0].device if tensors else torch.device("cpu")
-        plain = Call(part.target, roots, self.output, self.condition, shape, device=device)
+        plain = Call(part.target, roots, self.output, self.condition, shape, device=device, most=part.most)
         dtypes = list(dict.fromkeys(t.dtype for t in tensors)) or [torch.float64, torch.float32]
         if dtypes[0] in _HALF:
             try:
@@ -159,7 +162,7 @@ class _Attempts:
             return
         for dtype in dtypes:
             yield replace(plain, dtype=dtype), ""
-        if not part.roots:
+        if not isinstance(part.target, nn.Module):
             for dtype in dtypes:
                 yield replace(plain, dtype=dtype, as_numpy=True), "is handed NumPy arrays"
 
@@ -209,7 +212,7 @@ class _Attempts:
         """What to do with a function of one latent (d,), as those are written that are to be mapped over a batch."""
         for dim, shape, _ in widths:
             for call, _ in self._calls(part, None) if shape is None else ():
-                single = replace(call, target=lambda z, *given, **named: part.target(z[0], *given, **named))
+                single = replace(call, target=lambda z, *given, to=call.target, **named: to(z[0], *given, **named))
                 if isinstance(self._once(single, dim, 1), Tensor):
                     return f" It runs on one latent of shape ({dim},): wrap torch.vmap of it, which takes a batch."
         return ""
