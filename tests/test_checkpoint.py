@@ -352,7 +352,7 @@ def test_an_exported_program_that_returns_a_dictionary(tmp_path, vae, z):
     ],
 )
 def test_what_says_how_results_are_nested_is_read_to_the_bottom(text, harmless):
-    assert not list(_graph_reasons({"out_spec": text}, "")) is harmless
+    assert any(True for _ in _graph_reasons({"out_spec": text}, "")) != harmless
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -196,7 +196,7 @@ def _fit(wanted: Mapping[str, Tensor], state: State, prefix: str, strict: bool) 
 
 
 def _missing(wanted: Mapping[str, Tensor], names: State) -> list[str]:
-    """What the module cannot go without: counts of batches are newer than some files; safetensors hold tied weights once."""
+    """What the module cannot go without: older files have no counts of batches, and safetensors tied weights once."""
     filled = {_place(wanted[n]) for n in names if n in wanted} - {None}
     left = [n for n in wanted if n not in names and not n.endswith("num_batches_tracked")]
     return [n for n in left if _place(wanted[n]) not in filled]
