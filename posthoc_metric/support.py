@@ -65,7 +65,7 @@ class Support:
         self._order = order
         self.seed = seed
         self.mean = self._ordered.mean(0)
-        self.radius = _radius(self._ordered)
+        self.radius = float(without_strays(self._ordered).var(0, correction=0).sum().sqrt())
         if not self.radius > 1e-12 * float(self.mean.norm()):
             raise InvalidArgumentError(
                 "`latents` must differ from one another; all rows are equal. Was one latent repeated, "
@@ -214,16 +214,19 @@ def hashes(latents: Tensor) -> Tensor:
     return found
 
 
-def _radius(latents: Tensor) -> float:
-    """R of latents (N, d) in random order; see :class:`Support`."""
+def without_strays(latents: Tensor) -> Tensor:
+    """Latents (N, d) without the farthest 1 %, at least one, where those alone more than double the radius.
+
+    Nothing but the farthest may differ; there is no other measure then, and all are handed back.
+    """
     plain = float(latents.var(0, correction=0).sum().sqrt())
-    centre = latents[:_MOST_HELD_OUT].median(0).values
+    centre = latents[:: 1 + len(latents) // _MOST_HELD_OUT].median(0).values
     # exact differences: by products they would drown in the square of a far mean
     distance = torch.cdist(latents, centre[None], compute_mode="donot_use_mm_for_euclid_dist")[:, 0]
     near = distance.argsort()[: len(latents) - math.ceil(_FARTHEST * len(latents))]
     # about any other centre than their mean this is more, so that ordinary latents need no second pass
     if plain <= _FAR_ALONE * float(distance[near].square().mean().sqrt()):
-        return plain
-    trimmed = float(latents[near].var(0, correction=0).sum().sqrt())
-    # nothing but the farthest differ: there is no other measure
-    return trimmed if trimmed > 1e-12 * float(centre.norm()) else plain
+        return latents
+    trimmed = latents[near]
+    radius = float(trimmed.var(0, correction=0).sum().sqrt())
+    return trimmed if radius > 1e-12 * float(centre.norm()) else latents

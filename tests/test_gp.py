@@ -392,3 +392,24 @@ def test_in_many_dimensions_the_void_is_asked_in_parts_and_at_fewer_points(monke
     parts = GaussianProcess().fit(decoder, latents)
     assert max(asked) <= 2**15
     assert parts.length_scales == pytest.approx(whole.length_scales, rel=1e-6)
+
+
+def test_what_is_left_out_is_left_out_with_its_copies():
+    """Against a process without them, whose factor is found anew."""
+    sites = _latents(12, 2)
+    sites = torch.cat([sites, sites[:4], sites[:2]])
+    noise, scale = 0.01, 0.7
+
+    def factor(points):
+        kernel = (-0.5 / scale**2 * gp_shape.squares(points, points).clamp_min(0)).exp()
+        return torch.linalg.inv(torch.linalg.cholesky(kernel + noise * torch.eye(len(points), dtype=kernel.dtype)))
+
+    left_out = gp_shape.LeftOut(sites, factor(sites), scale, noise)
+    shares, shapes = left_out.shares(), left_out.shapes(len(sites))
+    for row, site in enumerate(sites):
+        others = sites[(sites != site).any(1)]
+        root = factor(others)
+        kernel = (-0.5 / scale**2 * gp_shape.squares(site[None], others)).exp()
+        assert shares[row] == pytest.approx((1 - gp_shape.KEPT) * float((root @ kernel[0]).square().sum()), abs=1e-10)
+        expected = gp_shape.shape_at(site[None], others, root, scale)[0]
+        assert torch.allclose(shapes[row], expected, atol=1e-9)

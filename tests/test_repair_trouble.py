@@ -50,16 +50,31 @@ def test_a_derivative_that_is_not_finite_at_latents_names_the_callers_rows():
     assert caught.value.rows and set(caught.value.rows) <= {7, 33, 250, 399}
 
 
-def test_one_latent_gone_astray_does_not_take_the_wall_away_from_the_others():
+@pytest.mark.parametrize("far", [1e4, 1e8])
+def test_one_latent_gone_astray_does_not_take_the_wall_away_from_the_others(far):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         decoder = pm.Decoder(nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 5)))
     latents = normal(1000)
     clean = pm.repair(decoder, latents)
     around = clean.geometry.shell(1.0, 100)
-    latents[7] = 1e4
+    latents[7] = far
     found = pm.repair(decoder, latents).eigenvalues(around)[:, 0].median()
     assert float(found) > 0.5 * float(clean.eigenvalues(around)[:, 0].median())
+
+
+@pytest.mark.parametrize("seed", [2, 5])
+def test_copies_of_latents_are_not_taken_for_held_out_ones(seed):
+    """They would score as known, and others like them be inflated."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        decoder = pm.Decoder(nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 5)))
+    generator = torch.Generator().manual_seed(seed)
+    latents, others = (torch.randn(count, 2, generator=generator, dtype=torch.float64) for count in (150, 1000))
+    for copies in (1, 3):
+        repaired = pm.repair(decoder, latents.repeat(copies, 1))
+        change = repaired.log_volume(others) - repaired.decoder_metric.log_volume(others)
+        assert float((change / 2).quantile(0.9)) < 0.1
 
 
 @pytest.mark.parametrize("scale", [[1.0, 0.01, 1.0], [1.0, 1.0, 100.0]])

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..support import without_strays
 from .centres import place_centres
 from .measurement import VOID_OFFSETS, Measured
 from .moments import Moments
@@ -113,9 +114,10 @@ def fit_floor(measured: Measured, bound: float) -> Floor:
     # a share of what a lost direction would need keeps the logarithm finite where nothing is needed
     total = total.index_add_(0, found.labels, needed + _LEAST * largest / square)
     logs = (total / found.counts).log()
-    origin = points.mean(0)
+    ordinary = without_strays(points)
+    origin = ordinary.mean(0)
     pooled = (found.mean_square_radius * found.counts).sum() / found.counts.sum()
-    width = torch.maximum(pooled / points.shape[1], 1e-6 * points.var(0, correction=0).sum()).sqrt()
+    width = torch.maximum(pooled / points.shape[1], 1e-6 * ordinary.var(0, correction=0).sum()).sqrt()
     plain = Floor(found.points - origin, origin, width, logs, torch.ones_like(width))
     level = torch.quantile(needed / plain(points), _SHARE)
     return Floor(plain.centres, origin, width, logs, level)

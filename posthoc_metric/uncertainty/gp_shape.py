@@ -113,7 +113,8 @@ class LeftOut:
     """What sites (M, d) of an exact process would have been given, each by all others, the hyperparameters kept.
 
     Without row n, ``(K + νI)⁻¹`` is its former self less ``c cᵀ / c_n``, c being its column n (the block inverse; as in
-    Rasmussen & Williams 2006, section 5.4.2), so that nothing is fitted again.
+    Rasmussen & Williams 2006, section 5.4.2), so that nothing is fitted again.  Without n and its g - 1 copies it is
+    that less ``g c cᵀ / s`` for what is equal at copies, ``s`` being the sum of ``c`` over all g.
     """
 
     def __init__(self, sites: Tensor, factor: Tensor, length_scale: float, noise: float):
@@ -121,10 +122,13 @@ class LeftOut:
         kernel = (-0.5 / length_scale**2 * squares(sites, sites).clamp_min(0)).exp()
         kernel.diagonal().add_(noise)
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(kernel))
+        _, group = torch.unique(sites, dim=0, return_inverse=True)
+        same = group[:, None] == group
+        self.copies, self.own = same.sum(1), (self.inverse * same).sum(1)
 
     def shares(self) -> Tensor:
         """``1 - v`` (M,), which rounding may bring to zero or below."""
-        return (1 - KEPT) * (1 + self.noise - self.inverse.diagonal().reciprocal())
+        return (1 - KEPT) * (1 - (self.own.reciprocal() - self.noise) / self.copies)
 
     def shapes(self, count: int) -> Tensor:
         """``S`` (n, d, d) at the first of the sites."""
@@ -133,10 +137,8 @@ class LeftOut:
 
     def _shapes(self, rows: Tensor) -> Tensor:
         delta, kernel, known = _known(self.sites[rows], self.sites, self.factor, self.length_scale)
-        own = self.inverse[rows]
-        lost = ((kernel * own)[:, None] @ delta.mT)[:, 0] / own[
-            torch.arange(len(rows), device=rows.device), rows
-        ].sqrt()[:, None]
+        lost = ((kernel * self.inverse[rows])[:, None] @ delta.mT)[:, 0]
+        lost = lost / (self.own / self.copies)[rows].sqrt()[:, None]
         return _unknown(known) + (1 - KEPT) * lost[:, :, None] * lost[:, None]
 
 

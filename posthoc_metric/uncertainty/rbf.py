@@ -13,6 +13,7 @@ from .._arrays import check_count
 from .._rows import Rows
 from ..errors import NotFittedError
 from ..smooth_map import SmoothMap
+from ..support import without_strays
 from .base import UncertaintyModel
 from .centres import place_centres
 from .moments import Moments
@@ -52,13 +53,15 @@ class RBF(UncertaintyModel):
         most = 256 if latents.shape[1] <= _MOST_DIRECT_DIM else 512
         count = self.centres or min(max(len(latents) // 3, 32), most)
         found = place_centres(latents, count, seed=seed, outliers=max(count // 4, 4))
-        self._origin = latents.mean(0)
+        # one that has gone astray says nothing of where the others lie, or how far apart
+        ordinary = without_strays(latents)
+        self._origin = ordinary.mean(0)
         self._points = found.points - self._origin
         dim = latents.shape[1]
         # a cluster's centre is the mean of its own latents, which costs it one of them
         spare = (found.counts.sum() - len(found.counts)).clamp_min(1)
         pooled = (found.mean_square_radius * found.counts).sum() / spare
-        scale = latents.var(0, correction=0).sum()
+        scale = ordinary.var(0, correction=0).sum()
         # centres on every distinct latent leave no radius within the clusters
         self._width = torch.maximum(pooled / dim, 1e-6 * scale).sqrt()
         evidence = found.counts.double()
@@ -72,8 +75,9 @@ class RBF(UncertaintyModel):
     def held_out_scores(
         self, decoder: SmoothMap, latents: Tensor, data: Rows | None = None, *, seed: int = 0
     ) -> Tensor | None:
-        """By ten-fold cross-validation."""
-        fold = torch.arange(len(latents), device=latents.device) % _FOLDS
+        """By ten-fold cross-validation; copies of a latent that lie side by side, as a split leaves them, in one fold."""
+        new = (latents[1:] != latents[:-1]).any(1)
+        fold = torch.cat([new.new_zeros(1), new]).cumsum(0) % _FOLDS
         scores = latents.new_empty(len(latents), dtype=torch.float64)
         for index in range(_FOLDS):
             left_out = fold == index
