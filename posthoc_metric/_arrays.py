@@ -130,7 +130,10 @@ def native(value: Any, name: str) -> np.ndarray:
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError):
-        raise InvalidArgumentError(f"{wanted} Its rows must have one length: convert it with numpy.asarray.") from None
+        # NumPy takes no tensors that require grad or lie on another device, whatever their lengths
+        tensors = isinstance(value, (list, tuple)) and any(isinstance(item, torch.Tensor) for item in value)
+        advice = f"torch.stack({name})" if tensors else "numpy.asarray"
+        raise InvalidArgumentError(f"{wanted} Its rows must have one length: convert it with {advice}.") from None
     if isinstance(value, np.ma.MaskedArray) and bool(np.ma.getmaskarray(value).any()):
         raise InvalidArgumentError(f"`{name}` must be whole; got a masked array. Fill or leave out what is masked.")
     if array.dtype.kind in "cb":
@@ -158,10 +161,8 @@ def to_points(
     tensor, restore = to_tensor(value, name)
     width = "d" if dim is None else str(dim)
     if tensor.ndim != 2:
-        hint = f"A single point needs a batch axis: `{name}[None]`" if tensor.ndim == 1 else "Flatten other axes"
         raise InvalidArgumentError(
-            f"`{name}` must have shape (B, {width}); got {describe(value)}. "
-            f"{hint if tensor.ndim else 'Pass an array of points, one a row'}."
+            f"`{name}` must have shape (B, {width}); got {describe(value)}. {_reshaped(tensor, name, dim)}."
         )
     if dim is not None and tensor.shape[1] != dim:
         advice = "Check that the points are latents of this decoder and not data, and not transposed."
@@ -180,6 +181,17 @@ def to_points(
             f"`{name}` must be finite; {name_rows(bad)} NaN or infinite. Remove those rows first."
         )
     return tensor, restore
+
+
+def _reshaped(tensor: torch.Tensor, name: str, dim: int | None) -> str:
+    """How an array that is no batch of points becomes one."""
+    if tensor.ndim > 2:
+        return "Flatten other axes"
+    if tensor.ndim == 1 and dim == 1:
+        return f"Points of one coordinate need an axis for it: `{name}[:, None]`"
+    if tensor.ndim == 1 and dim in (None, len(tensor)):
+        return f"A single point needs a batch axis: `{name}[None]`"
+    return "Pass an array of points, one a row"
 
 
 def bad_rows(values: torch.Tensor) -> torch.Tensor | None:

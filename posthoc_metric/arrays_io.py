@@ -56,7 +56,9 @@ def read_array(path: str | Path, name: str, key: str | None = None, *, sparse: b
     except PosthocMetricError:
         raise
     except Exception as error:  # NumPy, zipfile, zlib, torch and h5py report damage in a dozen ways
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        said = str(error).splitlines()[0] if str(error) else ""
+        # others than a ValueError may say no more than a key or a name
+        reason = said if said and isinstance(error, ValueError) else f"{type(error).__name__}: {said}".strip(": ")
         raise CheckpointError(
             f"`{name}` cannot be read from {str(source)!r}: it is no whole {source.suffix} file of numbers "
             f"({reason:.240}). Write it again, for example with numpy.save."

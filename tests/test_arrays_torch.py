@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from posthoc_metric._arrays import to_points
 from posthoc_metric.arrays_io import read_named
 from posthoc_metric.checkpoint import load_decoder
 from posthoc_metric.errors import CheckpointError, InvalidArgumentError, UnsafeFileError
@@ -67,6 +68,27 @@ def test_what_torch_did_not_write_is_said(tmp_path, content):
     with pytest.raises(CheckpointError, match="no whole .pt file of numbers") as caught:
         read_named(str(tmp_path / "a.pt"), "latents")
     assert "\x1b" not in str(caught.value) and "Weights only" not in str(caught.value)
+
+
+def test_damage_is_not_told_as_a_bare_number(tmp_path):
+    (tmp_path / "a.pt").write_bytes(b"junk" * 50)
+    with pytest.raises(CheckpointError, match=r"numbers \(KeyError: \d+\)"):
+        read_named(str(tmp_path / "a.pt"), "latents")
+
+
+@pytest.mark.parametrize(
+    ("value", "dim", "said"),
+    [
+        (np.zeros(7), 1, r"`z\[:, None\]`"),
+        (np.zeros(3), 3, r"`z\[None\]`"),
+        (np.zeros(7), 3, "Pass an array of points, one a row"),
+        ([torch.ones(2, requires_grad=True)] * 3, 2, r"torch.stack\(z\)"),
+        ([[1.0], [1.0, 2.0]], 2, "numpy.asarray"),
+    ],
+)
+def test_the_advice_for_what_is_no_batch_helps(value, dim, said):
+    with pytest.raises(InvalidArgumentError, match=said):
+        to_points(value, "z", dim)
 
 
 def test_a_checkpoint_names_what_it_cannot_read_and_not_its_arrays(tmp_path):

@@ -1,8 +1,10 @@
 """Every command as a user runs it, and what a user's mistakes look like."""
 
+import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +25,7 @@ from posthoc_metric.arrays_io import read_array, read_named
 from posthoc_metric.cli import commands as commands_module
 from posthoc_metric.cli import demo as demo_module
 from posthoc_metric.cli.main import COMMANDS, app
-from posthoc_metric.cli.shared import points_of
+from posthoc_metric.cli.shared import packed, points_of
 from posthoc_metric.cli.terminal import as_options, clear_errors
 from posthoc_metric.distances.forecast import MATRIX
 from posthoc_metric.errors import CheckpointError, InvalidArgumentError, MissingExtraError
@@ -96,6 +99,20 @@ class TestCommands:
         assert done["audit"].returncode == (0 if found["passed"] else 1), done["audit"].stderr
         smoothness = next(row for row in found["criteria"] if row["name"] == "smoothness")
         assert smoothness["passed"] is not None and smoothness["bound"] is not None  # the data were used
+
+    def test_a_path_is_told_as_it_is(self, place, tmp_path):
+        """Rich reads square brackets as markup, and :cat: as a picture."""
+        out = tmp_path / "run [b]:cat: a[/b]"
+        out.mkdir(parents=True)
+        arguments = ("repair", *absolute(place), "--latents", place / "latents.npy", "--out", out)
+        done = CliRunner().invoke(app, list(map(str, arguments)))
+        assert done.exit_code == 0, done.output
+        assert f"saved {out / 'repaired.safetensors'}. See" in done.output
+        words = shlex.split(done.output)
+        assert words[words.index("posthoc-metric") + 1 :][:2] == ["audit", str(out)]
+        arguments = ("distances", out, *absolute(place), "--most", "2", "--out", out / "d[bold].npy")
+        done = CliRunner().invoke(app, list(map(str, arguments)))
+        assert f"distances to {out / 'd[bold].npy'}, by" in done.output
 
     def test_geodesic_by_row_and_by_coordinates(self, place, done):
         pairs = json.loads(done["geodesic"].stdout)["pairs"]
@@ -200,6 +217,24 @@ def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Stopped.\n")
 
 
+def test_the_demo_tells_its_folder_as_it_is(capsys, monkeypatch):
+    monkeypatch.setattr(demo_module, "show_audit", lambda audit: None)
+    side = {"converged": 1, "off_data_mean": 0.0}
+    facts = {
+        "settings": {"latents": 4},
+        "geodesics": {"pairs": 1, "before": side, "after": side, "straight_off_data_mean": 0.0},
+    }
+    demo_module._summarise(facts, SimpleNamespace(passed=True), Path("a[/b]"), 1.0)
+    assert "Open a[/b]/report.html to see it" in capsys.readouterr().out
+
+
+def test_results_are_packed_from_any_device():
+    """NumPy itself takes no tensor that requires grad or lies on a GPU."""
+    value = torch.ones(2, requires_grad=True)
+    assert np.load(io.BytesIO(packed(value))).tolist() == [1, 1]
+    assert np.load(io.BytesIO(packed(points=value)))["points"].tolist() == [1, 1]
+
+
 class TestExitCodes:
     """A result that is not good ends in 1, and each command's help says so."""
 
@@ -215,14 +250,19 @@ class TestExitCodes:
             arguments = ("--latents", place / "latents.npy", "--out", place / "poor", "--inflation", "0.1")
             done = CliRunner().invoke(app, list(map(str, ("repair", *absolute(place), *arguments))))
             assert done.exit_code == 0, done.output
-        more = ("--pairs", "1", "--out", tmp_path / "r") if command == "report" else ("--pairs", "0")
+        more = ("--pairs", "1", "--out", tmp_path / "r[/b]") if command == "report" else ("--pairs", "0")
         done = CliRunner().invoke(app, list(map(str, (command, place / "poor", *absolute(place), *more))))
         assert done.exit_code == 1 and "FAIL" in done.output, done.output
         if command == "report":
-            assert {path.name for path in (tmp_path / "r").iterdir()} >= {"report.html", "audit.json"}
+            assert "r[/b]/report.html to see it" in done.output
+            assert {path.name for path in (tmp_path / "r[/b]").iterdir()} >= {"report.html", "audit.json"}
 
 
 class TestHelp:
+    def test_what_a_negative_number_is_depends_on_the_columns(self):
+        text = CliRunner().invoke(app, ["geodesic", "--help"], env={"COLUMNS": "400"}).output
+        assert "-1 the last; but of latents with one column -1 is a coordinate" in " ".join(text.split())
+
     def test_every_command_is_listed_with_a_sentence(self):
         text = CliRunner().invoke(app, ["--help"]).output
         for command in COMMANDS:
@@ -323,6 +363,17 @@ class TestMistakes:
             ("pass a function of the result.", "pass a function of the result (in Python only)."),
             ("or use method='solver'.", "or use --by solver."),
             ("and `store` keeps what is done", "and `--store` keeps what is done"),
+            ("again with latent_dim=9 (and method=, the part", "again with --latent-dim 9 (and --method, the part"),
+            ("If they are right pass latent_shape=(4, 8, 8);", "If they are right pass --latent-shape 4x8x8;"),
+            ("what it needs as factory_kwargs={...}.", "what it needs as --factory-args '{...}'."),
+            ("with condition={'a': [1]}.", "with --condition '{\"a\": [1]}'."),
+            ("Use n_jobs=1, or", "Use --jobs 1, or"),
+            ('or use uncertainty="rbf".', "or use --uncertainty rbf."),
+            (
+                "pass method=, a function of the model and z. ",
+                "pass method=, a function of the model and z (in Python only). ",
+            ),
+            ("wrap it: Decoder(m, latent_shape=(2, 3)).", "wrap it: Decoder(m, latent_shape=(2, 3))."),
             ("`refine=False` leaves", "`refine=False` (in Python only) leaves"),
             ("wrap it: Decoder(m, method='g', output='px').", "wrap it: Decoder(m, method='g', output='px')."),
         ],
@@ -334,7 +385,7 @@ class TestMistakes:
     def test_no_advice_is_for_an_option_that_no_command_has(self, advice):
         """Of what long stages and geodesics advise; what a solution holds is no option."""
         for name, marked in re.findall(r"`([^`]+)`( \(in Python only\))?", as_options(advice)):
-            assert marked or name.startswith("--") or name in ("length", "length_error", "rough_rtol", "mesh")
+            assert marked or name.startswith("--") or name in ("length", "length_error", "mesh")
 
     def test_data_of_another_length(self, place, tmp_path):
         text = mistake("audit", place / "out", *absolute(place), "--data", place / "latents.npy")

@@ -1,11 +1,13 @@
 """Pictures: what is drawn, on which scale, and that nothing global is touched."""
 
+from dataclasses import replace
+
 import matplotlib
 import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, to_hex
 from matplotlib.figure import Figure
 
 from posthoc_metric import plots
@@ -94,6 +96,18 @@ class TestPlanes:
         assert "two principal components, 100%" in plane.title
         assert abs(float(plane.first[0])) > 0.9
 
+    @pytest.mark.parametrize(("scale", "shown"), [(1.0, "93%"), (1e-200, "93%"), (0.0, "none")])
+    def test_principal_plane_of_latents_that_hardly_differ(self, scale, shown):
+        latents = torch.tensor([[3.0, 0, 0], [-3, 0, 0], [0, 2, 0], [0, 0, 1.75]], dtype=torch.float64)
+        plane = plots.principal_plane(scale * latents)
+        assert f"components, {shown} of the variance" in plane.title
+        assert plane.window[0] < plane.window[1]
+
+    @pytest.mark.parametrize("count", [0, 1])
+    def test_a_point_makes_no_principal_plane(self, count):
+        with pytest.raises(InvalidArgumentError, match=f"at least 2 points to span a plane; got {count}"):
+            plots.principal_plane(cloud(4, count))
+
 
 class TestFields:
     def test_values_stand_where_their_points_are(self):
@@ -115,6 +129,21 @@ class TestFields:
         norm = plots.shared_norm([np.array([[2.0, 1e9]])], "condition_number", ceiling=1e3)
         assert isinstance(norm, LogNorm) and (norm.vmin, norm.vmax) == (1.0, 1e3)
 
+    @pytest.mark.parametrize("ceiling", [0.5, 1.0, float("nan")])
+    def test_a_ceiling_below_the_scale_is_refused(self, ceiling):
+        with pytest.raises(InvalidArgumentError, match="`ceiling` must be above 1"):
+            plots.shared_norm([np.full((2, 2), 3.0)], "condition_number", ceiling=ceiling)
+
+    @pytest.mark.parametrize("ceiling", [1.5, 8.0, 60.0, 1e3])
+    def test_a_short_scale_of_condition_numbers_has_several_ticks(self, ceiling):
+        ax, field = axes(), np.array([[1.0, 1e4], [1e4, 1e4]])
+        norm = plots.shared_norm([field], "condition_number", ceiling=ceiling)
+        plots.draw_field(ax, field, plots.latent_plane(cloud(2)), quantity="condition_number", norm=norm)
+        bar = plots.colour_bar(ax.images[0], [ax], "condition_number")
+        seen = [tick for tick in bar.get_yticks() if 1 <= tick <= ceiling]
+        assert 3 <= len(seen) <= 12
+        assert bar.yaxis.get_major_formatter().format_ticks(seen) == [f"{tick:g}" for tick in seen]
+
     def test_a_field_without_finite_values_has_no_scale(self):
         with pytest.raises(InvalidArgumentError, match="finite"):
             plots.shared_norm([np.full((2, 2), np.inf)])
@@ -125,6 +154,13 @@ class TestFields:
         assert plots.draw_field(ax, field, plane, norm=plots.shared_norm([field])) is ax
         shown = np.asarray(ax.images[0].get_array())
         assert np.isfinite(shown).all() and shown[1, 0] == ax.images[0].norm.vmin
+
+    def test_no_value_is_no_end_of_the_scale(self):
+        ax, field = axes(), np.array([[0.0, np.nan], [np.inf, 2.0]])
+        plots.draw_field(ax, torch.from_numpy(field), plots.latent_plane(cloud(2)))
+        shown, image = ax.images[0].get_array(), ax.images[0]
+        assert shown.mask.tolist() == [[False, True], [False, False]] and shown[1, 0] == image.norm.vmax
+        assert to_hex(image.cmap.get_bad()) == plots.FAINT
 
     def test_the_map_shows_data_edge_and_units(self):
         plane, (left, right) = plots.latent_plane(cloud(2)), axes(1, 2)
@@ -157,9 +193,33 @@ class TestCurves:
         assert widths[1] > widths[0] == widths[2]
         assert row_of_axes[0].get_ylabel() == "x"
 
-    def test_frames_and_axes_must_be_as_many(self):
-        with pytest.raises(ValueError):
-            plots.draw_frames(axes(1, 3), np.zeros((2, 2, 2)), label="x")
+    def test_curves_may_be_nested_lists_over_ground_that_is_known_in_part(self):
+        ax, plane = axes(), plots.latent_plane(cloud(2))
+        region = np.array([[np.nan, -1.0, -1.0], [-1.0, -1.0, 1.0], [1.0, 1.0, 1.0]])
+        plots.draw_curves(ax, [[[0, 0], [1, 1]]], [[-1, -1]], plane, region=region)
+        assert len(ax.collections[0].get_paths()) == 1  # the ground
+
+    def test_curves_and_ground_of_another_shape_are_refused(self):
+        ax, plane = axes(), plots.latent_plane(cloud(2))
+        with pytest.raises(InvalidArgumentError, match=r"beside `curves` \(B, T, 2\); got shapes"):
+            plots.draw_curves(ax, np.zeros((1, 4, 3)), np.zeros((1, 4)), plane)
+        with pytest.raises(InvalidArgumentError, match="`region` must be a square"):
+            plots.draw_curves(ax, np.zeros((1, 4, 2)), np.zeros((1, 4)), plane, region=np.zeros((2, 3)))
+
+    @pytest.mark.parametrize(
+        ("count", "images", "off_data", "said"),
+        [
+            (3, (2, 2, 2), (), "`axes` must be as many as `images`; got 3 and 2"),
+            (3, (3, 2, 2), [1], "`off_data` must say it of every one of 3 images"),
+            (0, (0, 2, 2), (), "`images` must be .* one at least"),
+            (3, (3, 2), (), "`images` must be"),
+            (3, (3, 2, 2, 2), (), "`images` must be"),
+        ],
+    )
+    def test_frames_that_do_not_fit_are_refused(self, count, images, off_data, said):
+        row_of_axes = list(axes(1, 3))[:count]
+        with pytest.raises(InvalidArgumentError, match=said):
+            plots.draw_frames(row_of_axes, np.zeros(images), label="x", off_data=off_data)
 
 
 class TestAuditPictures:
@@ -175,6 +235,15 @@ class TestAuditPictures:
         assert ax.get_yscale() == "log"
         assert np.isnan(ax.lines[0].get_ydata()[1])
 
+    @pytest.mark.parametrize("conditions", [(2.0, 4.0), (3.0, 3.3), (25.0, 30.0), (7.0, 300.0)])
+    def test_condition_numbers_of_less_than_a_decade_have_several_ticks(self, conditions):
+        rows = tuple(row(f"offset {i}", i, 0.0, value) for i, value in enumerate(conditions))
+        ax = plots.condition_by_offset(replace(AUDIT, shells=rows))
+        low, high = ax.get_ylim()
+        seen = [tick for tick in ax.get_yticks() if low <= tick <= high]
+        assert 3 <= len(seen) <= 10
+        assert ax.yaxis.get_major_formatter().format_ticks(seen) == [f"{tick:g}" for tick in seen]
+
     def test_the_audit_itself_can_be_plotted(self):
         ax = axes()
         assert AUDIT.plot(ax=ax) is ax
@@ -189,6 +258,15 @@ class TestAuditPictures:
         assert after[1] == pytest.approx(-1)  # 0.5 where at most 0.05 is allowed
         assert any("no data" in text.get_text() for text in ax.texts)
         assert [text.get_text() for text in ax.get_yticklabels()] == ["smoothness", "persistence", "inflation"]
+
+    def test_a_decoder_that_never_leaves_the_data_is_shown(self):
+        rows = (replace(AUDIT.criteria[1], name="faithfulness", before=0.0),
+                replace(AUDIT.criteria[1], name="fidelity, median", before=0.0))  # fmt: skip
+        ax = plots.audit_panel(replace(AUDIT, criteria=rows))
+        before = [
+            float(line.get_xdata()[0]) for line in ax.lines if line.get_marker() == plots.TRACES["decoder"].marker
+        ]
+        assert np.isnan(before[0]) and before[1] == 4.0  # from the bottom: against itself, and at the edge
 
 
 def test_pyplot_and_settings_are_left_alone():

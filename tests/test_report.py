@@ -1,19 +1,26 @@
 """The report: its numbers are those of audit.json, it stands alone, and it is written whole or not at all."""
 
+import copy
 import json
+import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import matplotlib.style
 import numpy as np
 import pytest
 import torch
+from torch.distributions import Poisson
 
 import posthoc_metric as pm
+from posthoc_metric.diagnostics import share_off_data
 from posthoc_metric.errors import InvalidArgumentError
 from posthoc_metric.examples import digits, digits_vae
 from posthoc_metric.report import pair_statistics, write_report, writer
-from posthoc_metric.report.page import readable
+from posthoc_metric.report.figures import geodesics, profile
+from posthoc_metric.report.page import readable, render
+from posthoc_metric.report.pairs import fisher_rao_family
 
 FILES = {
     "report.html",
@@ -110,6 +117,18 @@ class TestPage:
         expected = {True: "Pass", False: "Fail", None: "Not judged"}
         assert words == [expected[row["passed"]] for row in written[1]["criteria"]]
 
+    @pytest.mark.parametrize("data", [True, False])
+    def test_the_published_repair_is_shown_where_it_was_measured(self, written, data):
+        facts = {**written[1], "criteria": [dict(row) for row in written[1]["criteria"]]}
+        assert any(row["published"] is not None for row in facts["criteria"])
+        for row in facts["criteria"]:
+            row["published"] = row["published"] if data else None
+        assert ("RBF as published" in render(facts, [], "x")) == data
+
+    def test_a_pair_of_long_numbers_breaks_before_its_arrow(self, written):
+        text = (written[0] / "report.html").read_text(encoding="utf-8")
+        assert text.count('<wbr><span class="arrow">→</span>') == text.count('class="arrow"') == 3
+
     def test_nothing_is_loaded_from_elsewhere(self, written, page):
         assert page.sources and all(source.startswith("data:image/png;base64,") for source in page.sources)
         assert "script" not in page.tags and "link" not in page.tags
@@ -148,6 +167,41 @@ class TestFiles:
         assert found.before.converged == int(before.converged.sum())
         assert 0 <= found.after.off_data_mean <= 1
 
+    def test_page_and_picture_have_one_share_of_the_same_curves(self, job):
+        """The page's was once of the nodes, the picture's of points at constant speed."""
+        repaired, before, after, _ = job
+        found = pair_statistics(repaired, before, after)
+        drawn = geodesics(repaired, before, after, found).figure
+        shares = [text.get_text() for ax in drawn.axes for text in ax.texts if "of the length" in text.get_text()]
+        assert [share.partition(" of")[0] for share in shares] == [
+            readable(side.off_data_mean, "percent") for side in (found.before, found.after)
+        ]
+        fine = share_off_data(before(torch.linspace(0, 1, 1025, dtype=torch.float64)), repaired.geometry)
+        assert torch.allclose(found.before.off_data, fine, atol=0.01)
+
+    @pytest.mark.parametrize(
+        ("before", "said"),
+        [(2.0, "The decoder's own falls, which makes"), (0.0, "own does not fall either."), (math.nan, "further out.")],
+    )
+    def test_the_caption_says_whether_the_decoder_falls(self, job, before, said):
+        audit = job[3]
+        rows = tuple(replace(row, before=before) if row.name == "persistence" else row for row in audit.criteria)
+        caption = profile(replace(audit, criteria=rows)).caption
+        assert said in caption and caption.count("The decoder's own") == (not math.isnan(before))
+
+    @pytest.mark.parametrize("observe", [None, lambda x: x])
+    def test_lengths_of_distributions_have_their_own_unit(self, job, written, observe):
+        weights = torch.eye(2, 6)
+        make = lambda z: Poisson((2 + torch.tanh(z @ weights.to(z))).exp())  # noqa: E731
+        decoder = pm.Decoder(make, output=pm.fisher_rao, latent_dim=2, observe=observe)
+        assert fisher_rao_family(decoder) == "Poisson"
+        repaired = copy.copy(job[0])
+        repaired.decoder = decoder
+        assert writer._settings(repaired)["metric"] == "Fisher-Rao, of Poisson distributions"
+        assert pair_statistics(repaired, job[1], job[2]).unit == "units of the Fisher-Rao metric"
+        text = (written[0] / "report.html").read_text(encoding="utf-8")
+        assert "in units of the decoder output" in text and written[1]["settings"]["metric"].startswith("Euclidean")
+
     def test_written_again_it_replaces_and_keeps_what_is_not_its_own(self, job, tmp_path):
         (tmp_path / "mine.txt").write_text("keep")
         (tmp_path / "audit.json").write_text("old")
@@ -181,6 +235,13 @@ class TestFiles:
             with pytest.raises(InvalidArgumentError, match="`image_shape` must be"):
                 write_report(tmp_path / "out", *job, image_shape=shape)
         assert list(tmp_path.iterdir()) == []
+
+    def test_without_a_curve_there_are_no_frames(self, job, tmp_path):
+        repaired, _, _, audit = job
+        none = repaired.geometry.latents[:0]
+        solutions = repaired.decoder_metric.geodesic(none, none), repaired.geodesic(none, none)
+        write_report(tmp_path / "out", repaired, *solutions, audit, image_shape=(8, 8))
+        assert {path.name for path in (tmp_path / "out").iterdir()} == FILES - {"frames.png"}
 
     def test_solutions_of_other_pairs_are_refused(self, job, tmp_path):
         repaired, before, after, audit = job

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import asdict
 from enum import Enum
@@ -30,7 +31,7 @@ from .shared import (
     sides,
     with_decoder,
 )
-from .terminal import NEGATIVE, as_options, plain, results, show_audit, show_json, show_table, stages
+from .terminal import NEGATIVE, as_options, plain, say, show_audit, show_json, show_table, stages
 
 
 class Uncertainty(str, Enum):
@@ -106,9 +107,10 @@ def repair(
     if as_json:
         show_json(facts | {"file": str(out / "repaired.safetensors")})
         return
-    results().print(
+    say(
         f"Repaired a decoder R^{repaired.dim} -> R^{decoder.output_dim} from {facts['latents']} latents; saved "
-        f"{out / 'repaired.safetensors'}. See what it did: posthoc-metric audit {out} and the same decoder options."
+        f"{out / 'repaired.safetensors'}. See what it did: posthoc-metric audit {shlex.quote(str(out))} and the same "
+        "decoder options."
     )
 
 
@@ -193,7 +195,7 @@ def geodesic(
         ]
         show_table(("from", "to", "length", "± at most", "status"), cells)
         for advice in {row["status"]: row["advice"] for row in rows if row["status"] != "CONVERGED"}.values():
-            results().print(advice)
+            say(advice)
     if not bool(solution.converged.all()):
         raise typer.Exit(NEGATIVE)
 
@@ -230,7 +232,7 @@ def distances(
     if as_json:
         show_json({"file": str(out), "points": len(matrix), **asdict(facts)})
     else:
-        results().print(
+        say(
             f"Wrote {len(matrix)} x {len(matrix)} distances to {out}, by the {facts.method}; of {facts.pairs} pairs "
             f"{facts.failed} have none and {facts.unconverged} did not converge."
         )
@@ -281,7 +283,7 @@ def report(
         show_json(facts)
     else:
         show_audit(found)
-        results().print(f"Open {out / 'report.html'} to see it.")
+        say(f"Open {out / 'report.html'} to see it.")
     if not found.passed:
         raise typer.Exit(NEGATIVE)
 
@@ -297,4 +299,4 @@ def describe(open_decoder: OpenDecoder, as_json: AsJson = False) -> None:
             {"latent_dim": decoder.latent_dim, "output_dim": decoder.output_dim, "description": decoder.describe()}
         )
     else:
-        results().print(decoder.describe(), markup=False)
+        say(decoder.describe())

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import torch
 import typer
+from rich.markup import escape
 
 from ..decoder import Decoder
 from ..diagnostics import Audit
@@ -106,4 +107,4 @@ def _summarise(facts: dict, audit: Audit, out: Path, seconds: float) -> None:
     show_audit(audit)
     say()
     verdict = "[green]The audit passes.[/]" if audit.passed else "[red]The audit does not pass.[/]"
-    say(f"{verdict} Open [bold]{out / 'report.html'}[/] to see it ({seconds:.0f} s).")
+    say(f"{verdict} Open [bold]{escape(str(out / 'report.html'))}[/] to see it ({seconds:.0f} s).")

@@ -44,7 +44,10 @@ Repaired = Annotated[
 ]
 
 #: help of an option that takes a point
-POINT = "Row of the latents, or coordinates 0.5,-1.2. A whole number is a row: one coordinate is written 3.0."
+POINT = (
+    "Row of the latents, or coordinates 0.5,-1.2. A whole number is a row, and -1 the last; but of latents with one "
+    "column -1 is a coordinate, and 3.0 is where 3 is a row."
+)
 
 _PANEL = "The decoder"
 
@@ -264,11 +267,15 @@ def packed(array: Any = None, **arrays: Any) -> bytes:
     """What a ``.npy`` of one array or a ``.npz`` of named ones holds."""
     buffer = io.BytesIO()
     if array is not None:
-        np.save(buffer, np.asarray(array))
+        np.save(buffer, _array(array))
     else:
-        named: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
+        named: dict[str, Any] = {name: _array(value) for name, value in arrays.items()}
         np.savez_compressed(buffer, **named)
     return buffer.getvalue()
+
+
+def _array(value: Any) -> np.ndarray:
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
 def _json(text: str, name: str, wanted: str) -> Any:

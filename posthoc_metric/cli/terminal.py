@@ -29,6 +29,8 @@ _OPTIONS = {
     "latent_shape": "--latent-shape",
     "factory_kwargs": "--factory-args",
     "trust": "--trust",
+    "n_jobs": "--jobs",
+    "uncertainty": "--uncertainty",
 }
 #: options by arguments of other names, which messages name alone
 _NAMED = {
@@ -43,26 +45,32 @@ _NAMED = {
 #: arguments that no command has an option for
 _PYTHON_ONLY = (
     *("strict", "observe", "probe", "max_bytes"),  # of decoders
-    *("support", "max_steps", "max_spans", "rtol"),  # of geodesics
+    *("support", "max_steps", "max_spans", "rtol", "rough_rtol"),  # of geodesics
     *("calibrate", "neighbours", "graph_neighbours", "sample", "refine"),  # of distances
 )
-#: a line of Python, which stays as it is; or an argument with or without a value, or named alone; or another thing only
-#: Python has
+#: a value as Python writes it
+_VALUE = r"""True|False|-?\d+(?:\.\d+)?|'[\w.]+'|"[\w.]+"|\([\d, ]+\)|\[[^][]*\]|\{[^{}]*\}"""
+#: a line of Python, which stays as it is; or another thing only Python has; or an argument with or without a value, or
+#: named alone
 _ARGUMENT = re.compile(
-    r"\w\([^()]*\w=[^()]*\)"
-    rf"|`?\b(?P<name>{'|'.join((*_OPTIONS, *_PYTHON_ONLY))})="
-    r"(?P<value>True|False|'[\w.]+')?`?(?=[\s,;.)]|$)"
+    r"\w\((?:[^()]|\([^()]*\))*\w=(?:[^()]|\([^()]*\))*\)"
+    r"|(?P<function>a function of the result|method=, a function of the model and z)"
+    rf"|`?\b(?P<name>{'|'.join((*_OPTIONS, *_PYTHON_ONLY))})=(?P<value>{_VALUE})?`?(?=[\s,;.)]|$)"
     rf"|`(?P<named>{'|'.join((*_NAMED, *_PYTHON_ONLY))})`"
-    r"|a function of the result"
 )
 
 
 def results() -> Console:
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(highlight=False, emoji=False, soft_wrap=not sys.stdout.isatty())
+
+
+def say(text: str) -> None:
+    """A result in words, as it stands: a path may hold what Rich takes for markup."""
+    results().print(text, markup=False)
 
 
 def notes() -> Console:
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, emoji=False)
 
 
 @contextmanager
@@ -106,16 +114,24 @@ def as_options(message: str) -> str:
 def _as_option(found: re.Match[str]) -> str:
     if found["named"] in _NAMED:
         return f"`{_NAMED[found['named']]}`"
-    if found["named"]:
+    name = found["name"]
+    if found["named"] or found["function"] or name in _PYTHON_ONLY:
         return f"{found[0]} (in Python only)"
-    name, value = found["name"], (found["value"] or "").strip("'")
     if name is None:
-        return f"{found[0]} (in Python only)" if found[0].startswith("a function") else found[0]
+        return found[0]
+    value = _written(name, found["value"] or "")
     if name == "method" and value in ("solver", "graph"):
         return f"--by {value}"
-    if name in _OPTIONS:
-        return _OPTIONS[name] + (f" {value}" if value and name != "trust" else "")
-    return f"{found[0]} (in Python only)"
+    return f"{_OPTIONS[name]} {value}" if value and name != "trust" else _OPTIONS[name]
+
+
+def _written(name: str, value: str) -> str:
+    """A value of Python's as a shell takes it."""
+    if name == "latent_shape":
+        return "x".join(re.findall(r"\d+", value))
+    if value.startswith(("[", "{")):
+        return "'" + value.replace("'", '"') + "'"  # JSON knows double quotes alone
+    return value.strip("'\"")
 
 
 class Stages:
@@ -183,7 +199,7 @@ def show_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None
     for name in header:
         table.add_column(name)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     results().print(table)
 
 

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullLocator
 
-from .style import FAINT, INK, MUTED, TRACES, new_axes, tidy
+from .style import FAINT, INK, MUTED, TRACES, logarithmic_ticks, new_axes, tidy
 
 if TYPE_CHECKING:
     from ..diagnostics import Audit
@@ -42,7 +41,7 @@ def condition_by_offset(audit: Audit, ax: Axes | None = None) -> Axes:
     ax.set_yscale("log")
     _by_offset(ax, audit, "condition_number", "q95")
     ax.set_ylabel("κ(J), 95th percentile  (ratio)")
-    ax.yaxis.set_minor_locator(NullLocator())
+    logarithmic_ticks(ax.yaxis)
     return ax
 
 
@@ -88,12 +87,13 @@ def audit_panel(audit: Audit, ax: Axes | None = None) -> Axes:
             ax.text(0, y, "  not judged: " + row.reason, va="center", size=8, color=MUTED)
             continue
         margins = [_margin(value, row.bound, row.relation, reach) for value in (row.before, row.after)]
-        if row.relation == "at most" and row.before == 0:
+        if row.name.startswith("fidelity"):
             margins[0] = float("nan")  # the decoder against itself: zero by definition, and off the scale
         if abs(margins[1] - margins[0]) > 0.3:
             ax.annotate(
                 "", (margins[1], y), (margins[0], y), arrowprops={"arrowstyle": "->", "color": FAINT, "lw": 1.4}
             )
+        alike = abs(margins[1] - margins[0]) < 0.15  # one marker lies on the other, and both are to be seen
         for margin, name in zip(margins, ("decoder", "repaired"), strict=True):
             trace = TRACES[name]
             ax.plot(
@@ -101,7 +101,7 @@ def audit_panel(audit: Audit, ax: Axes | None = None) -> Axes:
                 y,
                 trace.marker,
                 color=trace.colour,
-                markersize=7,
+                markersize=14 if name == "decoder" and alike else 7,
                 markeredgecolor="white",
                 label=trace.label if y == labelled else None,
             )

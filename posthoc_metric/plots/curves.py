@@ -10,15 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap
 
-from .._arrays import as_tensor
+from .._arrays import describe
 from ..errors import InvalidArgumentError
 from .planes import Plane
-from .style import FAINT, INK, OFF_DATA, ON_DATA, SUPPORT, tidy
+from .style import FAINT, INK, OFF_DATA, ON_DATA, SUPPORT, numbers, tidy
 
 
-def draw_curves(
-    ax: Axes, curves: Any, offset: np.ndarray, plane: Plane, *, latents: Any = None, region: np.ndarray | None = None
-) -> Axes:
+def draw_curves(ax: Axes, curves: Any, offset: Any, plane: Plane, *, latents: Any = None, region: Any = None) -> Axes:
     """Curves in the latent plane: thin and blue over the data, thick and orange where they leave it.
 
     Args:
@@ -27,16 +25,23 @@ def draw_curves(
         plane: what the curves are projected to.
         latents: (N, d), drawn as grey dots.
         region: (r, r), the offset on the plane's grid; where it is at most 0 the ground is tinted.
+
+    Raises:
+        InvalidArgumentError: arrays of other shapes.
     """
-    if np.ndim(curves) != 3 or np.shape(offset) != tuple(np.shape(curves)[:2]):
+    places, offset = numbers(curves, "curves"), numbers(offset, "offset")
+    count, dim = places.shape[:2], len(plane.origin)
+    if places.ndim != 3 or places.shape[2] != dim or offset.shape != count:
         raise InvalidArgumentError(
-            f"`offset` must be (B, T) beside `curves` (B, T, d); got shapes {np.shape(offset)} and "
-            f"{tuple(np.shape(curves))}."
+            f"`offset` must be (B, T) beside `curves` (B, T, {dim}); got shapes {offset.shape} and {places.shape}."
         )
     if region is not None:
-        ground = ListedColormap([SUPPORT])
-        ax.contourf(*plane.ticks(len(region)), region, [min(region.min(), 0) - 1, 0], cmap=ground, zorder=0)
-    flat = plane.project(as_tensor(curves).flatten(0, 1)).reshape(*np.shape(curves)[:2], 2)
+        levels = numbers(region, "region")
+        if levels.ndim != 2 or levels.shape[0] != levels.shape[1]:
+            raise InvalidArgumentError(f"`region` must be a square (r, r); got {describe(region)}.")
+        lowest = np.nanmin(levels, initial=0.0)
+        ax.contourf(*plane.ticks(len(levels)), levels, [lowest - 1, 0], cmap=ListedColormap([SUPPORT]), zorder=0)
+    flat = plane.project(places.reshape(-1, dim)).reshape(*count, 2)
     if latents is not None:
         x, y = plane.project(latents).T
         ax.scatter(x, y, s=4, c=FAINT, linewidths=0, zorder=1)
@@ -51,18 +56,29 @@ def draw_curves(
     return tidy(ax)
 
 
-def draw_frames(
-    axes: Sequence[Axes], images: np.ndarray, *, label: str, off_data: Sequence[bool] = ()
-) -> Sequence[Axes]:
+def draw_frames(axes: Sequence[Axes], images: Any, *, label: str, off_data: Sequence[bool] = ()) -> Sequence[Axes]:
     """One row of decoded frames, with the row's label at the left and an orange frame where it is off the data.
 
     Args:
-        axes: T axes.
+        axes: T axes, one at least.
         images: (T, h, w) or (T, h, w, 3), in [0, 1].
+        off_data: whether each is off the data (T,); none is if not given.
+
+    Raises:
+        InvalidArgumentError: arrays of other shapes.
     """
-    if len(axes) != len(images):
-        raise InvalidArgumentError(f"`axes` must be as many as `images`; got {len(axes)} and {len(images)}.")
-    for position, (ax, image) in enumerate(zip(axes, images, strict=True)):
+    shown = numbers(images, "images")
+    if not (shown.ndim == 3 or (shown.ndim == 4 and shown.shape[3] == 3)) or not shown.size:
+        raise InvalidArgumentError(
+            f"`images` must be (T, h, w) or (T, h, w, 3), and one at least; got {describe(images)}."
+        )
+    if len(axes) != len(shown):
+        raise InvalidArgumentError(f"`axes` must be as many as `images`; got {len(axes)} and {len(shown)}.")
+    if len(off_data) not in (0, len(shown)):
+        raise InvalidArgumentError(
+            f"`off_data` must say it of every one of {len(shown)} images, or be left out; got {len(off_data)}."
+        )
+    for position, (ax, image) in enumerate(zip(axes, shown, strict=True)):
         ax.imshow(image, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
         away = bool(len(off_data)) and bool(off_data[position])
         for spine in ax.spines.values():

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.image import AxesImage
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from .._arrays import as_tensor, check_count, describe
 from ..errors import InvalidArgumentError
 from ..metric import Metric, check_metric
 from .planes import Plane
-from .style import FAINT, MUTED, tidy
+from .style import FAINT, MUTED, logarithmic_ticks, numbers, tidy
 
 
 @dataclass(frozen=True)
@@ -60,31 +60,38 @@ def shared_norm(fields: Sequence[np.ndarray], quantity: str = "log_volume", ceil
 
     A condition number's scale starts at 1 and ends at ``ceiling`` at the latest; what lies beyond shows in the end
     colour.
+
+    Raises:
+        InvalidArgumentError: no finite values, or a ceiling where the scale begins.
     """
     finite = np.concatenate([np.zeros(0), *(field[np.isfinite(field)].ravel() for field in fields)])
     if not finite.size:
         raise InvalidArgumentError("`fields` must hold finite values; there are none. Is the metric singular?")
     low, high = np.percentile(finite, [1, 99])
     if _quantity(quantity).logarithmic:
+        if not ceiling > 1:
+            raise InvalidArgumentError(
+                f"`ceiling` must be above 1, where the scale of condition numbers begins; got {ceiling!r}."
+            )
         return LogNorm(1.0, float(min(max(high, 2.0), ceiling)), clip=True)
     return Normalize(float(low), float(max(high, low + 1e-6)), clip=True)
 
 
 def draw_field(
     ax: Axes,
-    field: np.ndarray,
+    field: Any,
     plane: Plane,
     *,
     quantity: str = "log_volume",
     norm: Normalize | None = None,
     latents: Any = None,
-    offset: np.ndarray | None = None,
+    offset: Any = None,
 ) -> Axes:
     """A scalar field over the latent plane, with the data and the edge of the data.
 
     Args:
         ax: drawn on, and returned; ``ax.images[0]`` is what a colour bar takes.
-        field: (r, r) as :func:`evaluate` gives it.
+        field: (r, r) as :func:`evaluate` gives it; where it is NaN the map is grey.
         norm: the colour scale; pass one to several axes to make them comparable.
         latents: (N, 2) in the plane's coordinates, or (N, d); drawn as dots where the plane holds them.
         offset: (r, r), the offset from the data on the same grid; its levels 0 and 1 are drawn as lines.
@@ -92,15 +99,16 @@ def draw_field(
     kind = _quantity(quantity)
     if np.ndim(field) != 2 or np.shape(field)[0] != np.shape(field)[1]:
         raise InvalidArgumentError(f"`field` must be a square (r, r), as evaluate gives it; got {describe(field)}.")
-    norm = norm or shared_norm([field], quantity)
+    values = numbers(field, "field")
+    norm = norm or shared_norm([values], quantity)
     # a singular metric has log volume -inf and condition number inf: the ends of the scale, not holes
     low, high = float(norm.vmin or 0.0), float(norm.vmax or 1.0)
-    shown = np.nan_to_num(field, nan=high, posinf=high, neginf=low)
+    shown = np.nan_to_num(values, nan=np.nan, posinf=high, neginf=low)
     ax.imshow(
-        shown,
+        np.ma.masked_invalid(shown),
         origin="lower",
         extent=plane.window,
-        cmap=kind.colours,
+        cmap=matplotlib.colormaps[kind.colours].with_extremes(bad=FAINT),
         norm=norm,
         interpolation="bilinear",
         aspect="equal",
@@ -111,7 +119,8 @@ def draw_field(
         many = len(x) > 50
         ax.scatter(x, y, s=3 if many else 22, c="white", alpha=0.55 if many else 1, linewidths=0, zorder=2)
     if offset is not None:
-        x, y = plane.ticks(len(field))
+        x, y = plane.ticks(len(values))
+        offset = numbers(offset, "offset")
         for level, style in ((0.0, "-"), (1.0, (0, (4, 3)))):
             if offset.min() < level < offset.max():
                 ax.contour(x, y, offset, [level], colors="white", linewidths=1.1, linestyles=[style])
@@ -132,8 +141,6 @@ def colour_bar(image: AxesImage, axes: Sequence[Axes], quantity: str = "log_volu
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=MUTED, labelsize=8, length=3, color=FAINT)
     if kind.logarithmic:
-        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        bar.ax.yaxis.set_minor_locator(NullLocator())
+        logarithmic_ticks(bar.ax.yaxis)
     bar.set_label(kind.label, size=9, color=MUTED)
     return bar.ax

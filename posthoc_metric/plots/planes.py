@@ -104,17 +104,21 @@ def principal_plane(latents: ArrayLike, *, margin: float = 0.35) -> Plane:
     """The plane on which curves are drawn: for d > 2 the first two principal components, which the title says.
 
     Raises:
-        InvalidArgumentError: d = 1.
+        InvalidArgumentError: d = 1, or fewer than two latents.
     """
     points = to_points(latents, "latents")[0].double()
     if points.shape[1] <= 2:
         return latent_plane(points, margin=margin)
+    margin = check_range(margin, "margin", -1e-9, 1e6, "the empty space around the data in data radii")
+    if len(points) < 2:
+        raise InvalidArgumentError(f"`latents` must hold at least 2 points to span a plane; got {len(points)}.")
     centred = points - points.mean(0)
     _, extent, axes = torch.linalg.svd(centred[:: max(1, len(points) // 20_000)], full_matrices=False)
-    share = float(extent[:2].square().sum() / extent.square().sum())
+    spread = (extent / extent[0].clamp_min(1e-300)).square()  # squares of tiny extents alone would be zero
+    shown = f"{float(spread[:2].sum() / spread.sum()):.0%}" if float(extent[0]) > 0 else "none"
     flat = torch.stack([centred @ axes[0], centred @ axes[1]], dim=1)
     radius = float(flat.square().sum(1).mean().sqrt())
-    title = f"projected on two principal components, {share:.0%} of the variance of {points.shape[1]} dimensions"
+    title = f"projected on two principal components, {shown} of the variance of {points.shape[1]} dimensions"
     return Plane(
         points.mean(0), axes[0], axes[1], _window(flat, margin * radius), ("component 1", "component 2"), title
     )
@@ -123,7 +127,8 @@ def principal_plane(latents: ArrayLike, *, margin: float = 0.35) -> Plane:
 def _window(flat: Tensor, margin: float) -> tuple[float, float, float, float]:
     """A square around the points (n, 2), as panels side by side are."""
     low, high = flat.amin(0), flat.amax(0)
-    middle, half = (low + high) / 2, float((high - low).amax()) / 2 + margin
+    # latents that are all one point have a window too
+    middle, half = (low + high) / 2, (float((high - low).amax()) / 2 + margin) or 1.0
     x, y = middle.tolist()
     return (x - half, x + half, y - half, y + half)
 

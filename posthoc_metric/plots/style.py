@@ -7,9 +7,15 @@ second time by line style, marker or text.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+from .._arrays import to_tensor
 
 INK, MUTED, FAINT = "#222222", "#6b6b6b", "#c9c9c9"
 OFF_DATA, ON_DATA, SUPPORT = "#D55E00", "#0072B2", "#e6eef4"
@@ -63,6 +69,25 @@ def heading(ax: Axes, title: str, subtitle: str = "") -> Axes:
             color=colour,
         )
     return ax
+
+
+def logarithmic_ticks(axis: Axis) -> None:
+    """Plain numbers on a logarithmic axis of up to three decades, where powers of ten alone would mark few or none."""
+    low, high = sorted(axis.get_view_interval())
+    if low > 0 and high < 1001 * low:
+        # within a decade there may be but one of 1, 2 and 5
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 10 * low else MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def numbers(value: Any, name: str) -> np.ndarray:
+    """What matplotlib draws of a tensor on any device, an array or nested lists, float64.
+
+    Raises:
+        InvalidArgumentError: ``value`` is none of these.
+    """
+    return to_tensor(value, name)[0].double().cpu().numpy()
 
 
 def new_axes(ax: Axes | None) -> Axes:

@@ -13,8 +13,9 @@ from matplotlib.lines import Line2D
 from .. import plots
 from .._arrays import as_tensor
 from ..decoder.observation import means
-from ..diagnostics import Audit, share_off_data
-from .pairs import straight_lines
+from ..diagnostics import Audit
+from .page import readable
+from .pairs import PairStatistics, has_curve, sampled, shares_off_data, straight_lines
 
 if TYPE_CHECKING:
     from ..geodesic import Solution
@@ -44,19 +45,21 @@ def pictures(
     before: Solution,
     after: Solution,
     audit: Audit,
+    pairs: PairStatistics,
     image_shape: tuple[int, ...] | None = None,
 ) -> Iterator[Picture]:
     """Every picture of a report, one after another.
 
     Args:
         before, after: geodesics of the decoder's own and of the repaired metric between the same pairs.
+        pairs: what these came to.
         image_shape: (h, w) or (h, w, 3) where the decoder's outputs are images with values in [0, 1], or coordinates
             of distributions whose means are.
     """
     if repaired.dim >= 2:
         yield maps(repaired)
-        yield geodesics(repaired, before, after)
-    if image_shape is not None:
+        yield geodesics(repaired, before, after, pairs)
+    if image_shape is not None and bool((has_curve(before) & has_curve(after)).any()):
         yield frames(repaired, before, after, image_shape)
     yield profile(audit)
     yield criteria(audit)
@@ -94,12 +97,11 @@ def maps(repaired: RepairedMetric) -> Picture:
     return Picture("maps", "Magnification factor and condition number over the latent plane", caption, figure)
 
 
-def geodesics(repaired: RepairedMetric, before: Solution, after: Solution) -> Picture:
+def geodesics(repaired: RepairedMetric, before: Solution, after: Solution, pairs: PairStatistics) -> Picture:
     """The same pairs' geodesics before and after."""
     latents = repaired.geometry.latents
     plane = plots.principal_plane(latents)
-    finite = _finite(before) & _finite(after)
-    chosen = torch.nonzero(finite).flatten()[:_MOST_CURVES]
+    chosen = torch.nonzero(has_curve(before) & has_curve(after)).flatten()[:_MOST_CURVES]
     # over axes of equal aspect with a legend outside, the layout forgets the headings
     figure = _figure(5.6, rect=(0, 0, 1, 0.955))
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
@@ -107,12 +109,13 @@ def geodesics(repaired: RepairedMetric, before: Solution, after: Solution) -> Pi
         repaired.geometry.offset(plane.grid(_GRID)).reshape(_GRID, _GRID).cpu().numpy() if repaired.dim == 2 else None
     )
     shown = latents[:: max(1, len(latents) // 4_000)]
-    for ax, name, solution in zip(axes, ("Decoder alone", "Repaired"), (before, after), strict=True):
-        curves = _sampled(solution, chosen)
+    sides = (("Decoder alone", before, pairs.before), ("Repaired", after, pairs.after))
+    for ax, (name, solution, found) in zip(axes, sides, strict=True):
+        curves = sampled(solution, _SAMPLES)[chosen]
         offset = repaired.geometry.offset(curves.flatten(0, 1)).reshape(curves.shape[:2])
         plots.draw_curves(ax, curves, offset.cpu().numpy(), plane, latents=shown, region=region)
-        share = float(share_off_data(curves, repaired.geometry).mean()) if len(chosen) else float("nan")
-        plots.heading(ax, name, f"{share:.1%} of the length of these curves is off the data")
+        share = readable(float(found.off_data[chosen].mean()), "percent") if len(chosen) else "–"
+        plots.heading(ax, name, f"{share} of the length of these curves is off the data")
         ax.set_anchor("S")  # spare height goes above, where the heading is
         ax.label_outer()
     handles = [
@@ -134,14 +137,14 @@ def geodesics(repaired: RepairedMetric, before: Solution, after: Solution) -> Pi
 def frames(repaired: RepairedMetric, before: Solution, after: Solution, image_shape: tuple[int, ...]) -> Picture:
     """Decoded frames along the straight line and both geodesics, for the pairs that the decoder led astray most."""
     geometry, decoder = repaired.geometry, repaired.decoder
-    finite = torch.nonzero(_finite(before) & _finite(after)).flatten()
-    astray = share_off_data(_sampled(before, finite), geometry)
+    finite = torch.nonzero(has_curve(before) & has_curve(after)).flatten()
+    astray = shares_off_data(repaired, before)[finite]
     chosen = finite[astray.argsort(descending=True, stable=True)[:_FRAME_PAIRS]]
     straight = straight_lines(_tensor(after.points)[chosen, 0], _tensor(after.points)[chosen, -1], _FRAMES)
     rows = {
         "straight line": straight,
-        "decoder alone": _sampled(before, chosen, _FRAMES),
-        "repaired": _sampled(after, chosen, _FRAMES),
+        "decoder alone": sampled(before, _FRAMES)[chosen],
+        "repaired": sampled(after, _FRAMES)[chosen],
     }
     figure = _figure(0.5 + 2.5 * len(chosen))
     blocks = figure.subfigures(len(chosen), 1, squeeze=False, hspace=0.04)[:, 0]
@@ -168,15 +171,23 @@ def profile(audit: Audit) -> Picture:
     plots.log_volume_by_offset(audit, left)
     plots.heading(left, "Log volume", "median and 5 to 95 % band, per dimension")
     plots.condition_by_offset(audit, right)
-    plots.heading(right, "Condition number", "a line that breaks off became singular")
+    plots.heading(right, "Condition number", "95th percentile")
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     caption = (
         "Shells of points around the data, evenly spaced in the order of their offset: 1 is one data radius beyond the "
-        "data. The repaired log volume must agree with the decoder's on the data and never fall further out; the "
-        "decoder's own falls, which is why its shortest paths leave the data."
+        "data. Where a line breaks off, the metric became singular. The repaired log volume must agree with the "
+        f"decoder's on the data and never fall further out.{_own_volume(audit)}"
     )
     return Picture("profile", "From the data outwards", caption, figure)
+
+
+def _own_volume(audit: Audit) -> str:
+    """What the decoder's own log volume does, for the caption."""
+    found = next(row for row in audit.criteria if row.name == "persistence")
+    if found.before > found.bound:
+        return " The decoder's own falls, which makes it cheap for its shortest paths to leave the data."
+    return " The decoder's own does not fall either." if found.before <= found.bound else ""
 
 
 def criteria(audit: Audit) -> Picture:
@@ -187,7 +198,7 @@ def criteria(audit: Audit) -> Picture:
     figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
     caption = (
         "Each criterion of the table above as a multiple of its bound, on a logarithmic scale cut at 10,000 either "
-        "way. Points right of the line meet the bound."
+        "way. Points right of the line meet the bound. The decoder's fidelity is to itself, and left out."
     )
     return Picture("audit", "The audit at a glance", caption, figure)
 
@@ -200,13 +211,3 @@ def _figure(height: float, layout: Literal["constrained", "compressed"] = "const
 
 def _tensor(value: object) -> torch.Tensor:
     return as_tensor(value).detach().double()
-
-
-def _finite(solution: Solution) -> torch.Tensor:
-    return torch.isfinite(_tensor(solution.points)).flatten(1).all(1)
-
-
-def _sampled(solution: Solution, rows: torch.Tensor, num: int = _SAMPLES) -> torch.Tensor:
-    """Points (n, num, d) at constant speed of the chosen rows."""
-    t = torch.linspace(0, 1, num, dtype=torch.float64, device="cpu")
-    return _tensor(solution(t))[rows]

@@ -53,7 +53,7 @@ def render(facts: dict[str, Any], pictures: Sequence[Inlined], title: str) -> st
         met=sum(row["passed"] for row in judged),
         judged=len(judged),
         index={row["name"]: position for position, row in enumerate(facts["criteria"])},
-        published=any("published" in row for row in facts["criteria"]),
+        published=any(row["published"] is not None for row in facts["criteria"]),
     )
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .._arrays import as_tensor
+from ..decoder.observation import Given, Observation, observer_of
 from ..diagnostics import share_off_data
 
 if TYPE_CHECKING:
     from ..geodesic import Solution
     from ..repair import RepairedMetric
+
+#: points of a curve, at constant speed, by which its share off the data is measured: as many for every number shown
+SAMPLES = 257
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,11 @@ class Curves:
 
     Attributes:
         converged: how many pairs' geodesics converged.
-        median_length: in the metric's own unit, that of the decoder's output; of those that have a curve.
+        median_length: in the metric's own unit; of those that have a curve.
         off_data_mean: mean over the pairs of the share of the latent length at offset > 0.
         off_data_pairs: how many pairs' curves leave the data at all.
         statuses: name, advice and number of pairs of each status that occurs, most frequent first.
+        off_data: share of each pair's curve (B,), of which the others are; NaN for a pair without one.
     """
 
     converged: int
@@ -34,9 +39,12 @@ class Curves:
     off_data_mean: float
     off_data_pairs: int
     statuses: tuple[dict[str, Any], ...]
+    off_data: Tensor = field(repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        return {**vars(self), "statuses": list(self.statuses)}
+        facts = {**vars(self), "statuses": list(self.statuses)}
+        del facts["off_data"]
+        return facts
 
 
 @dataclass(frozen=True)
@@ -45,11 +53,13 @@ class PairStatistics:
 
     Attributes:
         pairs: how many.
+        unit: of the lengths, in words.
         straight_off_data_mean: share of the straight lines' length at offset > 0, mean over the pairs.
         before, after: the decoder's own geodesics and the repaired metric's.
     """
 
     pairs: int
+    unit: str
     straight_off_data_mean: float
     before: Curves
     after: Curves
@@ -57,6 +67,7 @@ class PairStatistics:
     def as_dict(self) -> dict[str, Any]:
         return {
             "pairs": self.pairs,
+            "unit": self.unit,
             "straight_off_data_mean": self.straight_off_data_mean,
             "before": self.before.as_dict(),
             "after": self.after.as_dict(),
@@ -68,13 +79,41 @@ def pair_statistics(repaired: RepairedMetric, before: Solution, after: Solution)
     straight = straight_lines(after.points[:, 0], after.points[:, -1])
     return PairStatistics(
         pairs=len(after.points),
+        unit=f"units of the {'Fisher-Rao metric' if fisher_rao_family(repaired.decoder) else 'decoder output'}",
         straight_off_data_mean=float(share_off_data(straight, repaired.geometry).nanmean()),
         before=_curves(repaired, before),
         after=_curves(repaired, after),
     )
 
 
-def straight_lines(start: Any, end: Any, num: int = 65) -> Tensor:
+def shares_off_data(repaired: RepairedMetric, solution: Solution) -> Tensor:
+    """Share (B,) of each curve's latent length at offset > 0; NaN for a pair without a curve."""
+    known = has_curve(solution)
+    shares = torch.full_like(known, float("nan"), dtype=torch.float64)
+    shares[known] = share_off_data(sampled(solution, SAMPLES)[known], repaired.geometry)
+    return shares
+
+
+def has_curve(solution: Solution) -> Tensor:
+    """Whether each pair has a curve (B,)."""
+    return torch.isfinite(as_tensor(solution.points).detach()).flatten(1).all(1)
+
+
+def sampled(solution: Solution, num: int) -> Tensor:
+    """Points (B, num, d) float64 at constant speed."""
+    t = torch.linspace(0, 1, num, dtype=torch.float64, device="cpu")
+    return as_tensor(solution(t)).detach().double()
+
+
+def fisher_rao_family(decoder: Any) -> str | None:
+    """The distributions of which a decoder's output are Fisher-Rao coordinates; ``None`` where it is of none."""
+    observer = observer_of(decoder)
+    if isinstance(observer, Given):
+        observer = observer.instead_of
+    return observer.family if isinstance(observer, Observation) else None
+
+
+def straight_lines(start: Any, end: Any, num: int = SAMPLES) -> Tensor:
     """Points (B, num, d) float64 on the straight lines from start (B, d) to end (B, d)."""
     first, last = as_tensor(start).double(), as_tensor(end).double()
     t = torch.linspace(0, 1, num, dtype=torch.float64, device=first.device)
@@ -82,10 +121,8 @@ def straight_lines(start: Any, end: Any, num: int = 65) -> Tensor:
 
 
 def _curves(repaired: RepairedMetric, solution: Solution) -> Curves:
-    points = as_tensor(solution.points).double()
-    finite = torch.isfinite(points).flatten(1).all(1)
-    shares = share_off_data(points[finite], repaired.geometry)
-    lengths = as_tensor(solution.length).double()[finite]
+    every, known = shares_off_data(repaired, solution), has_curve(solution)
+    shares, lengths = every[known], as_tensor(solution.length).double()[known]
     counts = Counter(solution.status)
     return Curves(
         converged=int(as_tensor(solution.converged).sum()),
@@ -94,4 +131,5 @@ def _curves(repaired: RepairedMetric, solution: Solution) -> Curves:
         off_data_mean=float(shares.mean()) if len(shares) else float("nan"),
         off_data_pairs=int((shares > 0).sum()),
         statuses=tuple({"name": s.name, "advice": s.value, "pairs": n} for s, n in counts.most_common()),
+        off_data=every,
     )

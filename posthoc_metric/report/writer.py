@@ -18,7 +18,7 @@ from ..errors import InvalidArgumentError
 from ..output import jsonable, staged_folder, to_json
 from .figures import DPI, pictures
 from .page import Inlined, render
-from .pairs import pair_statistics
+from .pairs import fisher_rao_family, pair_statistics
 
 if TYPE_CHECKING:
     from ..geodesic import Solution
@@ -58,10 +58,11 @@ def write_report(
     """
     check_image_shape(image_shape, repaired.decoder.output_dim)
     _check_pairs(before, after)
+    pairs = pair_statistics(repaired, before, after)
     facts = jsonable(
         {
             **audit.as_dict(),
-            "geodesics": pair_statistics(repaired, before, after).as_dict(),
+            "geodesics": pairs.as_dict(),
             "settings": {**_settings(repaired), **(settings or {})},
             "versions": _versions(),
         }
@@ -69,7 +70,7 @@ def write_report(
     # a page looks the same whatever style the caller draws in, and needs no TeX where that is part of it
     with staged_folder(out_dir) as draft, matplotlib.style.context("default"):
         inlined = []
-        for picture in pictures(repaired, before, after, audit, image_shape):
+        for picture in pictures(repaired, before, after, audit, pairs, image_shape):
             buffer = io.BytesIO()
             picture.figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
             inlined.append(Inlined(picture.name, picture.title, picture.caption, buffer.getvalue()))
@@ -106,8 +107,9 @@ def _check_pairs(before: Solution, after: Solution) -> None:
 
 
 def _settings(repaired: RepairedMetric) -> dict[str, Any]:
-    geometry = repaired.geometry
+    geometry, family = repaired.geometry, fisher_rao_family(repaired.decoder)
     return {
+        "metric": f"Fisher-Rao, of {family} distributions" if family else "Euclidean in the decoder's output",
         "latent dimension": repaired.dim,
         "output dimension": repaired.decoder.output_dim,
         "latents": len(geometry.latents),
