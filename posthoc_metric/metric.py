@@ -86,7 +86,7 @@ class Metric(ABC):
         right = left if v is u else _vectors(v, "v", points)
         found = self.parts().inner(points.double(), left, right)
         if wanted(z, u, v):
-            sides = (recorded(vectors, plain).double() for vectors, plain in ((u, left), (v, right)))
+            sides = (recorded(vectors, plain).to(found) for vectors, plain in ((u, left), (v, right)))
             tensors = recorded_field(self._field(), recorded(z, points).double(), self.support)
             found = attach(found, torch.einsum("bij,bi,bj->b", tensors, *sides))
         return restore(found.to(points.dtype))
@@ -99,7 +99,7 @@ class Metric(ABC):
         """
         points, restore = to_points(z, "z", self.dim)
         vectors = _vectors(v, "v", points)
-        where, vectors = recorded(z, points).double(), recorded(v, vectors).double()
+        where, vectors = recorded(z, points).double(), recorded(v, vectors).to(points.device).double()
         squares = as_tensor(self.inner(where, vectors, vectors))
         # semi-definite matrices and those in single precision round to either side of zero
         below = (squares < 0).nonzero().flatten()
@@ -269,6 +269,12 @@ class FunctionMetric(Metric):
         check_symmetric(found, "`fn`")
         return restore(found)
 
+    def _field(self) -> CheckedField:
+        if type(self).tensor is not FunctionMetric.tensor:
+            return super()._field()
+        # a solver may come to where there is no number, which `tensor` refuses for all rows
+        return CheckedField(self.fn, "`fn`")
+
 
 def check_metric(metric: Any) -> Metric:
     """``metric``, if it is one.
@@ -285,10 +291,10 @@ def check_metric(metric: Any) -> Metric:
 
 
 def _vectors(value: ArrayLike, name: str, points: Tensor) -> Tensor:
-    """Tangent vectors (B, d) float64, one at each of the points (B, d)."""
+    """Tangent vectors (B, d) float64, one at each of the points (B, d) and on their device."""
     vectors, _ = to_points(value, name, points.shape[1])
     if len(vectors) != len(points):
         raise InvalidArgumentError(
             f"`{name}` must hold one vector for each of the {len(points)} rows of `z`; got {describe(value)}."
         )
-    return vectors.double()
+    return vectors.to(points.device).double()

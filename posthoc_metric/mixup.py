@@ -56,7 +56,7 @@ class GeodesicMixup:
         """Fresh decoded points and their labels, ``(1 - t) y_start + t y_end`` with ``t ~ Beta(alpha, alpha)``.
 
         Returns:
-            (count, D) in the decoder's dtype and on its device, and (count, C) float32 beside it.
+            (count, D) in the decoder's dtype, where the latents were, and (count, C) float32 beside it.
         """
         count = check_count(count, "count", 1, "the number of points to draw")
         generator = self._draws.generator

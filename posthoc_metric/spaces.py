@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ._arrays import ArrayLike, check_count, check_range, describe, to_points, to_tensor
 from .errors import InvalidArgumentError
+from .matrix_field import CheckedField
 from .metric import Metric, MetricParts, StructuredMetric
 
 
@@ -25,6 +26,12 @@ class ClosedFormMetric(Metric):
             return self._tensor(z)
         points, restore = to_points(z, "z", self.dim)
         return restore(self._tensor(points))
+
+    def _field(self) -> CheckedField:
+        if type(self).tensor is not ClosedFormMetric.tensor:
+            return super()._field()
+        # a solver may come to where there is no number, which `tensor` refuses for all rows
+        return CheckedField(self._tensor, f"`tensor(z)` of {type(self).__name__}")
 
     def distance(self, a: ArrayLike, b: ArrayLike) -> Any:
         """Geodesic distance between the rows of ``a`` and ``b``, (B,)."""
@@ -252,8 +259,8 @@ def _positive(value: Any, name: str, what: str) -> float:
 
 
 def _constant(matrix: ArrayLike, shape: str) -> Tensor:
-    """A finite matrix float64, neither side of which is empty."""
-    constant = to_tensor(matrix, "matrix")[0].double()
+    """A copy float64 of a finite matrix, neither side of which is empty."""
+    constant = to_tensor(matrix, "matrix")[0].double().clone()
     if constant.ndim != 2 or not constant.numel():
         raise InvalidArgumentError(f"`matrix` must have shape {shape}, neither of them zero; got {describe(matrix)}.")
     if not bool(torch.isfinite(constant).all()):

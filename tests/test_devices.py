@@ -18,7 +18,7 @@ from torch import nn
 
 import posthoc_metric as pm
 from posthoc_metric.distances import MetricTable, neighbours
-from posthoc_metric.geometry import principal_geodesics
+from posthoc_metric.geometry import principal_geodesics, transport
 
 DEVICES = [
     "cpu",
@@ -90,6 +90,48 @@ def test_points_from_elsewhere_come_back_there(device, reference):
         ):
             assert found.device == points.device
     close(repaired.tensor(latents()), reference[2].tensor(latents()), 1e-6)
+
+
+@on_every_device
+@pytest.mark.parametrize("there", [True, False])
+def test_vectors_may_lie_elsewhere_than_their_points(device, reference, there):
+    metric = pm.PullbackMetric(pm.Decoder(network(device), latent_dim=2))
+    places = (latents(device)[:5], latents()[5:10]) if there else (latents()[:5], latents(device)[5:10])
+    z, v = (x.clone().requires_grad_() for x in places)
+    known, way = latents()[:5].requires_grad_(), latents()[5:10].requires_grad_()
+    exact = pm.PullbackMetric(reference[0])
+    for found, expected in (
+        (metric.inner(z, v, v + 1), exact.inner(known, way, way + 1)),
+        (metric.norm(z, v), exact.norm(known, way)),
+    ):
+        assert found.device == z.device
+        close(found.detach(), expected.detach(), 1e-9)
+        found.sum().backward()
+        expected.sum().backward()
+    assert v.grad.device == v.device
+    close(v.grad, way.grad, 1e-6)
+    close(z.grad, known.grad, 1e-4)
+
+
+@on_every_device
+@pytest.mark.parametrize("dim", [2, 10])
+def test_vectors_are_carried_from_elsewhere(device, dim):
+    class Bowl(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bend = nn.Parameter(torch.tensor(0.1, dtype=torch.float64))
+
+        def forward(self, z):
+            return torch.cat([z, self.bend * z.square().sum(1, keepdim=True)], dim=1)
+
+    a, b, v = torch.randn(3, 2, dim, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    expected = transport(pm.PullbackMetric(pm.Decoder(Bowl(), latent_dim=dim)), a, b, v, num=4)
+    metric = pm.PullbackMetric(pm.Decoder(Bowl().to(device), latent_dim=dim))
+    # curves are solved where this is
+    metric.support = torch.cat([a, b]).to(device)
+    found = transport(metric, a.numpy(), b.numpy(), v.numpy(), num=4)
+    assert isinstance(found.vectors, np.ndarray) and bool(found.converged.all())
+    close(found.vectors, expected.vectors, 1e-4)
 
 
 @on_every_device
@@ -169,6 +211,14 @@ def test_a_table_and_neighbours(device, reference):
     assert inside.device.type == device and outside.device.type == "cpu"
     close(inside, reference[2].tensor(z[:20].cpu()), 5e-2)
     assert neighbours(table, z[:8], k=2).nnz == 16
+
+
+@on_every_device
+def test_a_store_is_gone_on_with_from_elsewhere(device, reference, tmp_path):
+    decoder, z = pm.Decoder(network(device), latent_dim=2), latents(device)
+    for metric, points in ((pm.repair(decoder, z, decoder(z)), z), (reference[2], z.cpu())):
+        found = metric.distances(points[:3], store=tmp_path)
+        close(found, reference[2].distances(reference[1][:3]), 1e-4)
 
 
 @on_every_device

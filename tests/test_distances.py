@@ -173,6 +173,17 @@ def test_the_estimate_counts_what_the_solver_does_not_vouch_for():
     assert estimate.largest == pytest.approx(0.1) and estimate.bias == pytest.approx(0.05)
 
 
+def test_points_that_coincide_are_known_to_be_at_no_distance():
+    rows = upper(3).repeat_interleave(4, 0)
+    found, report = neighbours(HalfPlane(), rows, 3, return_report=True)
+    assert not found.data.any() and report.error.pairs == 36 and report.error.largest == 0.0
+    # and have no say in what the others are off by
+    estimate = compare(np.array([0.0, 0.0, 2.2]), np.array([0.0, 0.0, 2.0]), np.array([np.nan, 0.0, 0.0]))
+    assert (estimate.pairs, estimate.unsolved) == (3, 0) and estimate.scale == pytest.approx(1 / 1.1)
+    # but not where only one of the two says so
+    assert compare(np.array([1.0]), np.zeros(1), np.zeros(1)).pairs == 0
+
+
 def test_bad_input_is_named():
     a = points(4, 2)
     for call, words in [

@@ -9,8 +9,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
+import posthoc_metric as pm
 from posthoc_metric.distances import distances, mapped, neighbours
+from posthoc_metric.distances.identity import fingerprint
 from posthoc_metric.distances.store import Store
 from posthoc_metric.errors import CheckpointError, InvalidArgumentError, OutputError
 from posthoc_metric.spaces import Sphere
@@ -235,3 +238,84 @@ def test_curves_from_another_support_are_another_computation(tmp_path):
     for support in (others, None):
         with pytest.raises(InvalidArgumentError, match="another computation.*support differ"):
             distances(Sphere(), z, method="solver", support=support, store=tmp_path)
+
+
+SIDES = torch.tensor([[x, y] for x in (0.0, 1.0, 9.0, 10.0) for y in (0.0, 1.0)], dtype=torch.float64)
+
+
+def scaled(factor):
+    """``factor(x) I`` in two dimensions."""
+    return pm.FunctionMetric(lambda z: factor(z[:, 0])[:, None, None] * torch.eye(2, dtype=z.dtype), 2)
+
+
+class TestMetricsThatAreEqualOnThePoints:
+    flat = scaled(torch.ones_like)
+    #: differ from it between the points of SIDES alone, and beyond them alone
+    others = {
+        "between": scaled(lambda x: 1 + 99 * torch.exp(-4 * (x - 5) ** 2)),
+        "beyond": scaled(lambda x: torch.where((x - 5).abs() > 5, 9.0, 1.0)),
+        "undefined": scaled(lambda x: torch.where((x - 5).abs() < 1, float("nan"), 1.0)),
+    }
+
+    @pytest.mark.parametrize("name", others)
+    @pytest.mark.parametrize("call", [distances, lambda *a, **o: neighbours(*a, 2, sample=0, **o)])
+    def test_a_metric_that_differs_off_them_is_another_computation(self, tmp_path, name, call):
+        call(self.flat, SIDES, store=tmp_path)
+        call(self.flat, SIDES, store=tmp_path)
+        with pytest.raises(InvalidArgumentError, match="another computation.*: metric differ"):
+            call(self.others[name], SIDES, store=tmp_path)
+
+    def test_pairs_of_two_tables_are_looked_between_too(self, tmp_path):
+        left, right = SIDES[:4], SIDES[4:]
+        distances(self.flat, left, right, store=tmp_path)
+        with pytest.raises(InvalidArgumentError, match="metric differ"):
+            distances(self.others["between"], left, right, store=tmp_path)
+
+    @pytest.mark.parametrize("refuses", [False, True])
+    def test_what_has_no_value_off_the_points_is_the_same_again(self, tmp_path, refuses):
+        def factor(x):
+            off = (x > 10) | (x < 0)
+            if refuses and bool(off.any()):
+                raise ValueError("outside")
+            return torch.where(off, float("nan"), 1.0)
+
+        for _ in range(2):
+            Store(tmp_path, fingerprint(scaled(factor), SIDES, None, {}, tmp_path), SHAPES).close()
+
+    def test_repairs_with_other_knobs_are_others(self, tmp_path):
+        decoder = pm.Decoder(torch.nn.Linear(2, 3).double())
+        latents = points(60, 2)
+        made = [pm.repair(decoder, latents, inflation=inflation) for inflation in (10.0, 1000.0, 10.0)]
+        distances(made[0], latents[:3], store=tmp_path)
+        with pytest.raises(InvalidArgumentError, match="metric, repair differ"):
+            distances(made[1], latents[:3], store=tmp_path)
+        distances(made[2], latents[:3], store=tmp_path)
+
+
+def test_another_machine_s_rounding_is_the_same_metric(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    matrix = root @ root.T
+
+    def rounded(z):
+        noise = 1e-7 * torch.randn(len(z), 6, 6, generator=generator, dtype=torch.float64)
+        return matrix + matrix.abs() * (noise + noise.mT)
+
+    def plan(fn):
+        return fingerprint(pm.FunctionMetric(fn, 6), points(9, 6), None, {}, tmp_path)
+
+    Store(tmp_path, plan(rounded), SHAPES).close()
+    Store(tmp_path, plan(rounded), SHAPES).close()
+    turned = matrix.flip(0).flip(1)
+    for other in (matrix * 1.0001, matrix + 1e-3 * torch.eye(6).double(), turned):
+        with pytest.raises(InvalidArgumentError, match="metric differ"):
+            Store(tmp_path, plan(lambda z, other=other: other.expand(len(z), 6, 6)), SHAPES)
+
+
+def test_a_store_of_an_earlier_version_is_refused_in_words(tmp_path):
+    solved(tmp_path)
+    plan = tmp_path / "pairs" / "plan.json"
+    known = json.loads(plan.read_text())
+    plan.write_text(json.dumps({**{k: v for k, v in known.items() if k not in ("rule", "repair")}, "metric": [1.0]}))
+    with pytest.raises(InvalidArgumentError, match="`store` holds blocks.*another version.*delete this folder"):
+        solved(tmp_path)

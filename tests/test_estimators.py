@@ -271,3 +271,24 @@ def test_an_annotated_table_is_refused_with_what_to_give_instead():
         GeodesicDistance().fit(Annotated())
     with pytest.raises(TypeError, match=r"got csr_matrix.*toarray"):
         GeodesicDistance().fit(scipy.sparse.csr_matrix(np.eye(3)))
+
+
+def split(z):
+    """Flat, but for a strip where there is no metric: two parts without a path between them."""
+    out = torch.eye(2, dtype=z.dtype).repeat(len(z), 1, 1)
+    out[z[:, 0].abs() < 1] = float("nan")
+    return out
+
+
+@pytest.mark.parametrize("kind", [GeodesicKMedoids, GeodesicKMeans])
+@pytest.mark.parametrize("strays", [0, 3])
+@pytest.mark.filterwarnings("ignore::posthoc_metric.errors.ConvergenceWarning")
+def test_every_part_gets_a_centre_and_what_lies_in_none_does_not(kind, strays):
+    random = np.random.default_rng(0)
+    middle = np.repeat([[-3.0, 0.0], [3.0, 0.0], [0.0, 0.0]], (5, 5, strays), axis=0)
+    X = middle + 0.3 * random.normal(size=middle.shape)
+    options = {"n_init": 1} if kind is GeodesicKMedoids else {}
+    for seed in range(2):
+        found = kind(2, pm.FunctionMetric(split, 2), method="solver", random_state=seed, **options).fit(X)
+        assert same_partition(found.labels_[:10], np.repeat([0, 1], 5))
+        assert np.isfinite(found.inertia_) == (strays == 0)

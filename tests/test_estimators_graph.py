@@ -51,6 +51,14 @@ def test_a_sound_graph_and_the_solver_say_nothing():
         assert GeodesicKMedoids(1, Plane(dim=2), method="graph").fit(X[:1]).distance_report_ is None
 
 
+def test_auto_counts_each_pair_once_as_distances_does():
+    """Of 80 latents there are 3,160 distinct pairs, which are solved, and 6,400 ordered ones, which are not."""
+    with pytest.MonkeyPatch.context() as patched:
+        # a fit that makes no graph asks for no distance
+        patched.setattr("posthoc_metric.estimators.base.build_distance_graph", None)
+        assert GeodesicDistance(Plane(dim=2)).fit(latents(80, 2)).distance_report_ is None
+
+
 def test_populations_are_told_apart_and_not_by_how_the_graph_joins_them():
     random = np.random.default_rng(0)
     counts, centres = (400, 400, 400, 20), ((0, 0), (6, 0), (3, 9), (3, 6))

@@ -146,6 +146,18 @@ def test_volume_of_a_cap_and_of_a_hyperbolic_rectangle():
     assert volume(Plane(dim=4), np.zeros(4), np.full(4, 2.0), num=64).value == pytest.approx(16.0)
 
 
+def test_a_volume_in_many_dimensions_need_not_have_a_density_that_is_a_number():
+    small = FunctionMetric(lambda z: 1e-8 * torch.eye(100, dtype=z.dtype).expand(len(z), 100, 100), 100)
+    found = volume(small, np.zeros(100), np.full(100, 1e4), num=64)
+    assert found.value == pytest.approx(1.0, rel=1e-9) and found.standard_error < 1e-9
+    with pytest.raises(NumericalError, match="its natural logarithm is -921.034. Measure in another unit"):
+        volume(small, np.zeros(100), np.ones(100), num=64)
+    drawn = sample_volume(small, 20, np.zeros(100), np.ones(100), steps=2)
+    assert drawn.points.shape == (20, 100) and drawn.acceptance > 0.4
+    # nothing of it is a volume as well
+    assert volume(Sphere(), [0, 0], [1, 1], inside=lambda z: z[:, 0] > 5, num=16).value == 0.0
+
+
 def test_volume_samples_are_even_on_the_sphere():
     space, low, high = Sphere(), torch.tensor([-2.0, -2.0]), torch.tensor([2.0, 2.0])
     drawn = sample_volume(space, 2000, low, high, inside=lambda z: z.norm(dim=1) <= 2, steps=40)
@@ -435,6 +447,7 @@ def test_bad_input_is_named():
         (lambda: random_walk(Sphere(), z[:, :2], steps=1, time=0.0), "time"),
         (lambda: principal_geodesics(Sphere(3), z[:1]), "at least 2"),
         (lambda: principal_geodesics(Sphere(3), z, 4), "num"),
+        (lambda: principal_geodesics(Sphere(3), z, 2).points(z), "`scores` must have 2 columns, the number of dir"),
     ]:
         with pytest.raises(InvalidArgumentError, match=words):
             call()

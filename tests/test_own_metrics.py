@@ -5,11 +5,12 @@ import pytest
 import torch
 
 import posthoc_metric as pm
+from posthoc_metric.distances import MetricTable
 from posthoc_metric.errors import InvalidArgumentError, NumericalError, PosthocMetricError
 from posthoc_metric.geodesic import shoot
 from posthoc_metric.geometry import curvature, transport
 from posthoc_metric.metric import FunctionMetric, MetricParts, StructuredMetric
-from posthoc_metric.spaces import HalfPlane
+from posthoc_metric.spaces import HalfPlane, Plane
 
 
 def bowl(z):
@@ -203,6 +204,30 @@ def test_parts_of_a_negative_weight_are_caught_too():
         StructuredMetric(MetricParts(weight=Debt()), 2).norm(torch.zeros(1, 2), torch.ones(1, 2))
 
 
+@pytest.mark.parametrize("kind", [pm.FunctionMetric, lambda fn, dim: own(fn, dim)])
+def test_a_pair_that_the_solver_loses_leaves_the_others_alone(kind):
+    """Where a direction costs nothing it comes to points that are not finite."""
+    metric = kind(lambda z: torch.diag(torch.tensor([1.0, 0.0], dtype=z.dtype)).expand(len(z), 2, 2), 2)
+    found = metric.geodesic([[0.0, 0.0], [0.0, 0.0]], [[0.0, 5.0], [1.0, 1.0]])
+    assert len(found.status) == 2 and found.length[1] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("metric", [pm.FunctionMetric(bowl, 2), Plane(), HalfPlane(), MetricTable(Plane(), np.eye(2))])
+def test_what_the_solver_asks_at_no_number_is_answered(metric):
+    z = torch.tensor([[0.5, 0.5], [float("nan"), 1.0]], dtype=torch.float64)
+    found = metric.parts().field(z)
+    torch.testing.assert_close(found[:1], metric.tensor(z[:1]))
+    with pytest.raises(InvalidArgumentError, match="`z` must be finite"):
+        metric.tensor(z)
+
+
+@pytest.mark.parametrize("kind", [lambda: pm.FunctionMetric(bowl, 2), Plane])
+def test_a_tensor_that_is_overridden_is_what_is_solved(kind):
+    made = kind()
+    made.__class__ = type("Longer", (type(made),), {"tensor": lambda self, z: 4 * bowl(z) / bowl(z)[:, :1, :1]})
+    assert made.geodesic([[0.0, 0.0]], [[3.0, 4.0]]).length[0] == pytest.approx(10.0)
+
+
 def test_a_strongly_bent_function_gets_nodes_enough():
     """The pullback of ``z -> (z, A sin(W z + b))`` in six dimensions, given as a function: no chords tell how it bends.
 
@@ -233,3 +258,11 @@ def test_frames_of_a_decoder_that_is_a_plain_module():
     frames = metric.geodesic(torch.zeros(1, 2), torch.ones(1, 2)).decode(4)
     assert frames.shape == (1, 4, 3) and not frames.requires_grad
     torch.testing.assert_close(frames[0, [0, -1]], metric.decoder(torch.tensor([[0.0, 0.0], [1.0, 1.0]])).detach())
+
+
+def test_frames_of_a_decoder_that_gives_one_number_a_row():
+    metric = own(bowl)
+    metric.decoder = lambda z: z.sum(1)
+    frames = metric.geodesic(torch.zeros(2, 2), torch.ones(2, 2)).decode(4)
+    assert frames.shape == (2, 4, 1) and frames[0, -1, 0] == pytest.approx(2.0)
+    assert metric.geodesic(torch.zeros(0, 2), torch.ones(0, 2)).decode(4).shape == (0, 4, 1)

@@ -102,3 +102,13 @@ def test_dimensions_may_be_numpy_s():
 
 def test_a_line_is_a_half_plane_of_one_dimension():
     assert HalfPlane(1).distance(np.array([[1.0]]), np.array([[np.e]]))[0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("kind", [Plane, LinearDecoder])
+def test_a_matrix_is_nobody_else_s(kind):
+    for given in (np.eye(2), torch.eye(2, dtype=torch.float64)):
+        space = kind(given)
+        given[0, 0] = 9.0
+        assert float(space.norm(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]))) == 1.0
+        space.matrix[1, 1] = 5.0
+        assert given[1, 1] == 1.0

@@ -23,7 +23,7 @@ from ..geodesic.starts.graph import join_pieces
 from ..metric import Metric
 from ..parallel import Progress, cut, run_blocks
 from .edges import segment_lengths
-from .job import digest
+from .identity import digest
 from .shortest import ROW_BLOCK, rows
 from .store import open_results
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from torch import Tensor
 from .._arrays import ArrayLike, Restore, describe, to_points
 from .._warn import warn_caller
 from ..errors import ConvergenceWarning, InvalidArgumentError
-from ..geodesic.guard import guard
 from ..geodesic.options import solver_options
 from ..geodesic.starts.graph import subsample
 from ..metric import Metric
@@ -75,31 +73,6 @@ def make_nodes(metric: Metric, a: Tensor, b: Tensor | None, support: ArrayLike |
     which = which.reshape(-1)
     rows = which[: len(a)]
     return Nodes(torch.from_numpy(distinct).to(a.device), rows, rows if b is None else which[len(a) : asked])
-
-
-def fingerprint(metric: Metric, a: Tensor, b: Tensor | None, solver: dict[str, Any], **facts: Any) -> dict[str, Any]:
-    """What tells a computation from another: digests of the points, values of the metric, and options."""
-    probe = a[:: max(len(a) // 4, 1)][:4]
-    with torch.no_grad():
-        values = guard(metric.parts()).tensor(probe).double().flatten().tolist()
-    # where curves start from; what is given was not checked yet
-    support = solver.get("support")
-    known = None if support is None else to_points(support, "support", metric.dim)[0]
-    return {
-        "a": digest(a),
-        "b": None if b is None else digest(b),
-        # NaN is never equal to itself
-        "metric": [None if value != value else value for value in values],
-        "solver": {name: repr(value) for name, value in sorted(solver.items()) if name != "support"},
-        "support": None if known is None else digest(known),
-        **facts,
-    }
-
-
-def digest(points: Tensor) -> str:
-    """What tells an array of points from any other."""
-    array = np.ascontiguousarray(points.cpu().numpy())
-    return hashlib.sha256(str(array.shape).encode() + array.tobytes()).hexdigest()
 
 
 def below(store: str | Path | None, name: str) -> Path | None:

@@ -17,7 +17,8 @@ from ..parallel import Progress, cut, run_blocks
 from . import shortest
 from .forecast import MATRIX, forecasts
 from .graph import build_distance_graph, default_neighbours
-from .job import as_points, below, check_solver, fingerprint, make_nodes, warn
+from .identity import fingerprint
+from .job import as_points, below, check_solver, make_nodes, warn
 from .mapped import make_array
 from .pairs import AllPairs, Pairs, SomePairs, draw, sampled, solve, solved_shapes
 from .report import DistanceReport, ErrorEstimate, compare, largest_error, stages_of
@@ -110,7 +111,7 @@ def distances(
         method = "solver" if pairs.count <= MOST_SOLVED else "graph"
     if support is not None:
         solver = {**solver, "support": support}
-    plan = fingerprint(metric, start, end, solver, method=method)
+    plan = fingerprint(metric, start, end, solver, store, method=method)
     with forecasts(progress, MATRIX, n_jobs) as bars:
         job = _Job(metric, start, end, pairs, solver, n_jobs, store, plan, bars)
         if method == "solver":
@@ -206,8 +207,9 @@ def _on_graph(
         results.close()
     matrix = _empty(job)
     for low, high in cut(len(matrix), _TILE):
-        # a path and its reverse are summed in different orders
-        matrix[low:high] = found[low:high] if job.end is not None else np.minimum(found[low:high], found[:, low:high].T)
+        matrix[low:high] = found[low:high]
+    if job.end is None:
+        shortest.symmetric(matrix)
     error, factor, unconverged, largest = None, 1.0, 0, 0.0
     if sample and job.pairs.count:
         chosen = draw(job.pairs, sample, seed)

@@ -14,7 +14,8 @@ from ..parallel import cut, run_blocks
 from . import shortest
 from .forecast import NEAREST, forecasts
 from .graph import build_distance_graph
-from .job import as_points, below, check_solver, fingerprint, make_nodes, warn
+from .identity import fingerprint
+from .job import as_points, below, check_solver, make_nodes, warn
 from .pairs import SomePairs, draw, sampled, solve, solved_shapes
 from .report import DistanceReport, compare, largest_error, stages_of
 from .store import open_results
@@ -76,7 +77,7 @@ def neighbours(
         edges = check_count(graph_neighbours, "graph_neighbours", 1, "the edges of a node")
     if support is not None:
         solver = {**solver, "support": support}
-    plan = fingerprint(metric, latents, None, solver, k=k)
+    plan = fingerprint(metric, latents, None, solver, store, k=k)
     distinct, first = np.unique(nodes.rows, return_index=True)
     wanted = np.zeros(len(nodes.points), dtype=bool)
     wanted[distinct] = True

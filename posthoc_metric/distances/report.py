@@ -12,7 +12,7 @@ class ErrorEstimate:
     """Approximate distances against the solver's on a random sample of pairs; relative errors.
 
     Attributes:
-        pairs: solved pairs that the figures rest on.
+        pairs: solved pairs that the figures rest on, those of points that coincide too.
         median, p90, largest: of the size of the relative error, whichever way it errs.
         bias: median of the signed relative error, in which errors either way cancel; a value near zero says nothing of
             their size.  Paths on a graph are too long, but for the errors of edges, some tenths of a percent.
@@ -34,19 +34,22 @@ def compare(approximate: np.ndarray, lengths: np.ndarray, errors: np.ndarray) ->
     sound = np.isfinite(lengths) & np.isfinite(approximate) & (lengths > 0)
     # false where the error itself is NaN
     sound &= errors <= 1e-2 * lengths
-    if not sound.any():
+    # of points that coincide both are right, and tell nothing of the scale
+    same = (lengths == 0) & (approximate == 0)
+    if not (sound | same).any():
         nan = float("nan")
         return ErrorEstimate(0, nan, nan, nan, nan, nan, len(lengths))
-    relative = approximate[sound] / lengths[sound] - 1
+    ratio = approximate[sound] / lengths[sound]
+    relative = np.concatenate([ratio - 1, np.zeros(int(same.sum()))])
     size = np.abs(relative)
     return ErrorEstimate(
-        pairs=int(sound.sum()),
+        pairs=len(relative),
         median=float(np.median(size)),
         p90=float(np.quantile(size, 0.9)),
         largest=float(size.max()),
         bias=float(np.median(relative)),
-        scale=float(np.median(1 / (1 + relative))),
-        unsolved=int((~sound).sum()),
+        scale=float(np.median(1 / ratio)) if sound.any() else 1.0,
+        unsolved=len(lengths) - len(relative),
     )
 
 

@@ -6,9 +6,13 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import dijkstra
 
+from ..parallel import cut
+
 #: sources of one block, for full rows and for nearest nodes
 ROW_BLOCK = 64
 NEAREST_BLOCK = 256
+#: rows and columns of a matrix that are read and written at once
+_TILE = 256
 
 
 def rows(shared: tuple[csr_matrix, np.ndarray, np.ndarray | None], block: tuple[int, int]) -> np.ndarray:
@@ -16,6 +20,16 @@ def rows(shared: tuple[csr_matrix, np.ndarray, np.ndarray | None], block: tuple[
     lengths, sources, targets = shared
     found = dijkstra(lengths, directed=True, indices=sources[slice(*block)])
     return found if targets is None else found[:, targets]
+
+
+def symmetric(matrix: np.ndarray) -> np.ndarray:
+    """``matrix`` (n, n) with the smaller of two entries in place of both: a path and its reverse are summed apart."""
+    tiles = [slice(*block) for block in cut(len(matrix), _TILE)]
+    for number, some in enumerate(tiles):
+        for others in tiles[number:]:
+            smaller = np.minimum(matrix[some, others], matrix[others, some].T)
+            matrix[some, others], matrix[others, some] = smaller, smaller.T
+    return matrix
 
 
 def nearest(shared: tuple[csr_matrix, np.ndarray, int], block: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -23,6 +23,8 @@ from .mapped import cannot_write, damaged, make_array, open_array
 #: for every array a list of (index, values)
 Placements = Mapping[str, Iterable[tuple[Any, np.ndarray]]]
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]
+#: how far numbers of a plan may be apart, which threads and devices round differently
+_NEAR = 1e-5
 
 
 class Results:
@@ -149,6 +151,11 @@ class Store(Results):
 
     def _compare(self, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         different = sorted(key for key in {*known, *wanted} if not _same(known.get(key), wanted.get(key)))
+        if "rule" in different:
+            raise InvalidArgumentError(
+                f"`store` holds blocks in {str(self.folder)!r} that another version of this library wrote, whose plan "
+                "tells metrics apart by other values. Go on with that version, or delete this folder."
+            )
         if different:
             raise InvalidArgumentError(
                 f"`store` holds another computation in {str(self.folder)!r}: {', '.join(different)} differ. "
@@ -171,11 +178,14 @@ class Store(Results):
 
 
 def _same(known: Any, wanted: Any) -> bool:
-    """Equal, numbers to six digits: values of the metric are told apart from another's, not from another machine's."""
+    """Equal, numbers to five digits: values of the metric are told apart from another's, not from another machine's."""
     if isinstance(known, list) and isinstance(wanted, list):
         return len(known) == len(wanted) and all(_same(a, b) for a, b in zip(known, wanted, strict=True))
+    if isinstance(known, dict) and isinstance(wanted, dict):
+        return known.keys() == wanted.keys() and all(_same(known[key], wanted[key]) for key in known)
     if isinstance(known, float) and isinstance(wanted, float):
-        return known == wanted or abs(known - wanted) <= 1e-6 * max(abs(known), abs(wanted))
+        # of the smaller, as no number is near infinity
+        return known == wanted or abs(known - wanted) <= _NEAR * min(abs(known), abs(wanted))
     return known == wanted
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from .._arrays import ArrayLike, as_tensor, check_count, check_range, check_seed, to_points
 from .._warn import warn_caller
 from ..errors import ConvergenceWarning, InvalidArgumentError, NumericalError
+from ..matrix_field import CheckedField
 from ..metric import Metric
 from .splines import GHOSTS, Level, dilate, make_level
 
@@ -103,14 +104,23 @@ class MetricTable(Metric):
     def tensor(self, z: ArrayLike) -> Any:
         """``M(z)`` (B, d, d), interpolated inside the box."""
         points, restore = to_points(z, "z", self.dim)
-        where = points.to(self.low.device).double()
+        return restore(self._tensor(points).to(points.dtype))
+
+    def _field(self) -> CheckedField:
+        # a solver may come to where there is no number, which `tensor` refuses for all rows
+        return CheckedField(self._tensor, f"`tensor(z)` of {type(self).__name__}")
+
+    def _tensor(self, points: Tensor) -> Tensor:
+        where = points.detach().to(self.low.device).double()
         inside = ((where >= self.low) & (where <= self.high)).all(1)
         if bool(inside.all()):
-            return restore(_compose(self._parameters(where), self.dim).to(points.dtype))
-        out = where.new_empty(len(where), self.dim, self.dim)
+            return _compose(self._parameters(where), self.dim)
+        out = where.new_full((len(where), self.dim, self.dim), float("nan"))
         out[inside] = _compose(self._parameters(where[inside]), self.dim)
-        out[~inside] = as_tensor(self.exact.tensor(where[~inside])).to(out)
-        return restore(out.to(points.dtype))
+        outside = ~inside & torch.isfinite(where).all(1)
+        if bool(outside.any()):
+            out[outside] = as_tensor(self.exact.tensor(where[outside])).to(out)
+        return out
 
     def _parameters(self, z: Tensor) -> Tensor:
         total = z.new_zeros(len(z), self.dim * (self.dim + 1) // 2)

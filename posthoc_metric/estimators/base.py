@@ -17,7 +17,7 @@ from ..distances.job import make_nodes, warn
 from ..distances.matrix import METHODS, MOST_SOLVED, distances
 from ..distances.pairs import AllPairs, draw, sampled, solve
 from ..distances.report import DistanceReport, compare
-from ..distances.shortest import ROW_BLOCK, rows
+from ..distances.shortest import ROW_BLOCK, rows, symmetric
 from ..errors import InvalidArgumentError, NotFittedError
 from ..metric import Metric
 from ..parallel import cut, run_blocks
@@ -25,8 +25,6 @@ from ..repair import repair
 
 #: pairs that are solved to tell the error of a graph
 _SAMPLE = 64
-#: rows of a matrix that are worked on at once
-_TILE = 256
 _ADVICE = "Use method='solver', or a precomputed matrix of metric.distances(...), where `neighbours` can be raised."
 
 
@@ -182,16 +180,6 @@ class GeodesicEstimator(BaseEstimator):
             return np.asarray(distances(self.metric_, a, b, method="solver", n_jobs=self.n_jobs))
         assert reached is not None
         return self._graph.through(self.metric_, to_latents(a), reached).astype(a.dtype)
-
-
-def symmetric(matrix: np.ndarray) -> np.ndarray:
-    """``matrix`` (n, n) with the smaller of two entries in place of both: a path and its reverse are summed apart."""
-    tiles = [slice(*block) for block in cut(len(matrix), _TILE)]
-    for number, some in enumerate(tiles):
-        for others in tiles[number:]:
-            smaller = np.minimum(matrix[some, others], matrix[others, some].T)
-            matrix[some, others], matrix[others, some] = smaller, smaller.T
-    return matrix
 
 
 def to_latents(X: np.ndarray) -> torch.Tensor:

@@ -69,3 +69,16 @@ def check_clusters(value: Any, count: int) -> None:
         raise InvalidArgumentError(
             f"`n_clusters` must be at most n_samples={count}; got {value}. Ask for fewer clusters."
         )
+
+
+def draw_centre(nearest: np.ndarray, chosen: list[int], lost: np.ndarray, random: np.random.RandomState) -> int:
+    """The next of centres as in k-means++, in proportion to the squared distances (n,) to the nearest of those chosen.
+
+    While some are infinite it is one of these: in a part that no centre is in, nothing is at any distance of one.
+    Those that are ``lost`` (n,), at no distance of any other, are drawn last: a centre there serves nobody else.
+    """
+    rest = np.setdiff1d(np.arange(len(nearest)), chosen)
+    rest = rest[~lost[rest]] if not lost[rest].all() else rest
+    unreached = np.isinf(nearest[rest])
+    weight = unreached.astype(float) if unreached.any() else nearest[rest] ** 2
+    return int(random.choice(rest, p=weight / weight.sum() if weight.sum() > 0 else None))

@@ -8,7 +8,8 @@ import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
 from .._arrays import check_count
-from .base import GeodesicEstimator, symmetric
+from ..distances.shortest import symmetric
+from .base import GeodesicEstimator
 
 
 class GeodesicDistance(ClassNamePrefixFeaturesOutMixin, TransformerMixin, GeodesicEstimator):
@@ -98,7 +99,7 @@ class GeodesicDistance(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Geodes
         count = self.n_landmarks
         if count is not None:
             check_count(count, "n_landmarks", 1, "the number of landmarks (None for all points)")
-        self._prepare(X, len(X) * (len(X) if count is None else min(count, len(X))))
+        self._prepare(X, len(X) * (len(X) - 1) // 2 if count is None else len(X) * min(count, len(X)))
         if count is None:
             self.landmark_indices_ = np.arange(len(X))
         else:

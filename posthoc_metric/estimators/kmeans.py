@@ -18,7 +18,7 @@ from ..errors import ConvergenceWarning, InvalidArgumentError
 from ..geodesic import frechet_mean
 from ..parallel import run_blocks
 from .base import to_latents
-from .centred import CentredClusterer, check_clusters
+from .centred import CentredClusterer, check_clusters, draw_centre
 
 #: share of a distance by which solved ones may be off
 _SLACK = 2e-3
@@ -175,18 +175,22 @@ class GeodesicKMeans(CentredClusterer):
 
     def _initialise(self, X: np.ndarray, random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
         """k-means++, which asks only for the distances to the means chosen so far; these are handed back (N, k)."""
-        chosen, columns = [int(random.randint(len(X)))], []
+        chosen: list[int] = []
+        columns: list[np.ndarray] = []
+        nearest, lost = np.full(len(X), np.inf), np.zeros(len(X), dtype=bool)
+        drawn = int(random.randint(len(X)))
         while True:
-            columns.append(_table(self._among(X, np.array(chosen[-1:]))))
-            table = np.concatenate(columns, axis=1)
+            column = _table(self._among(X, np.array([drawn])))
+            reaches = bool(np.isfinite(np.delete(column, drawn)).any())
+            # one that is lost comes a second time where nothing else is left
+            if reaches or lost[drawn]:
+                chosen.append(drawn)
+                columns.append(column)
+                nearest = np.minimum(nearest, column[:, 0])
             if len(chosen) == self.n_clusters:
-                return np.array(chosen), table
-            squares = np.nan_to_num(table.min(1), posinf=0.0) ** 2
-            squares[chosen] = 0.0
-            rest = np.setdiff1d(np.arange(len(X)), chosen)
-            weight = squares[rest]
-            share = weight / weight.sum() if weight.sum() > 0 else None
-            chosen.append(int(random.choice(rest, p=share)))
+                return np.array(chosen), np.concatenate(columns, axis=1)
+            lost[drawn] = not reaches
+            drawn = draw_centre(nearest, chosen, lost, random)
 
     def _follow(self, X: np.ndarray, table: np.ndarray, before: list[_Mean], means: list[_Mean]) -> np.ndarray:
         """Distances (N, k) to the means, or what they are at least where that rules one out, given those before."""

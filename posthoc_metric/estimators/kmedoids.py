@@ -8,7 +8,7 @@ import numpy as np
 
 from .._arrays import check_count
 from ..parallel import cut
-from .centred import CentredClusterer, check_clusters
+from .centred import CentredClusterer, check_clusters, draw_centre
 
 #: rows of a table that are copied at once
 _ROWS = 256
@@ -121,20 +121,22 @@ class GeodesicKMedoids(CentredClusterer):
 
 
 def initialise(table: np.ndarray, count: int, random: np.random.RandomState) -> np.ndarray:
-    """k-means++ on a distance matrix: each next one drawn in proportion to the squared distance to those before."""
+    """k-means++ on a distance matrix."""
+    # each is at no distance of itself
+    lost = np.isfinite(table).sum(1) <= 1
     chosen = [int(random.randint(len(table)))]
-    for _ in range(count - 1):
-        squares = np.nan_to_num(table[:, chosen].min(1), posinf=0.0) ** 2
-        squares[chosen] = 0.0
-        rest = np.setdiff1d(np.arange(len(table)), chosen)
-        total = squares.sum()
-        chosen.append(int(random.choice(len(table), p=squares / total)) if total > 0 else int(random.choice(rest)))
+    if lost[chosen[0]]:
+        chosen = [draw_centre(np.ones(len(table)), [], lost, random)]
+    while len(chosen) < count:
+        chosen.append(draw_centre(table[:, chosen].min(1), chosen, lost, random))
     return np.array(chosen)
 
 
 def _alternate(table: np.ndarray, medoids: np.ndarray, most: int) -> tuple[np.ndarray, int]:
     for step in range(1, most + 1):
-        labels = table[:, medoids].argmin(1)
+        near = table[:, medoids]
+        # what no medoid reaches would make every sum of a cluster infinite
+        labels = np.where(np.isinf(near.min(1)), -1, near.argmin(1))
         # a medoid stays its own even where another coincides with it
         labels[medoids] = np.arange(len(medoids))
         moved = medoids.copy()

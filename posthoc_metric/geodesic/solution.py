@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,7 +165,8 @@ class Solution:
             weights = decoder.parameters() if isinstance(decoder, torch.nn.Module) else ()
             with torch.no_grad():
                 frames = decoder(flat.to(next(iter(weights), flat)))
-        return self._restore(self._cast(frames.reshape(len(self), num, *frames.shape[1:]).flatten(2)))
+        # one number a row may come without an axis of its own
+        return self._restore(self._cast(frames.reshape(len(self), num, math.prod(frames.shape[1:]))))
 
     def plot(self, ax: Any = None) -> Any:
         """The curves over the first two latent coordinates; curves that did not converge are dashed.

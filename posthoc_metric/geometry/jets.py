@@ -91,21 +91,13 @@ class Jet:
                 total += weight * _tensor(self.metric, there).view_as(total)
         return total / steps[:, :, None, None]
 
-    def along(self, u: Tensor, step: Tensor) -> Tensor:
-        """``∂_u M`` (B, d, d) for directions u (B, d) and steps (B,)."""
-        return self._line(u, step, _FIRST) / step[:, None, None]
-
     def twice_along(self, u: Tensor, step: Tensor) -> Tensor:
-        """``∂_u ∂_u M`` (B, d, d)."""
-        return self._line(u, step, _SECOND) / step[:, None, None].square()
-
-    def _line(self, u: Tensor, step: Tensor, rule: tuple[float, ...]) -> Tensor:
+        """``∂_u ∂_u M`` (B, d, d) for directions u (B, d) and steps (B,)."""
         total = torch.zeros_like(self.tensor)
-        for place, weight in zip(_AT, rule, strict=True):
-            if weight:
-                where = self.tensor if place == 0 else _tensor(self.metric, self.z + (place * step[:, None]) * u)
-                total = total + weight * where
-        return total
+        for place, weight in zip(_AT, _SECOND, strict=True):
+            where = self.tensor if place == 0 else _tensor(self.metric, self.z + (place * step[:, None]) * u)
+            total = total + weight * where
+        return total / step[:, None, None].square()
 
     def axis_reaches(self) -> Tensor:
         """:meth:`reaches` of the axes, (B, d), searched from far below; flat axes get the longest of the others.

@@ -44,7 +44,7 @@ class PrincipalGeodesics:
 
     def points(self, scores: ArrayLike) -> Any:
         """Latents (n, d) at the given coordinates (n, k): the exponential map at the mean."""
-        coordinates, restore = to_points(scores, "scores", len(self.directions))
+        coordinates, restore = to_points(scores, "scores", len(self.directions), what="number of directions")
         centre = as_tensor(self.mean).double()
         velocities = coordinates.to(centre) @ as_tensor(self.directions).double()
         return restore(exp(self._metric, centre.expand_as(velocities), velocities).to(coordinates.dtype))

@@ -128,10 +128,11 @@ def _settled(
     """Points and velocities (B, m, d) of curves that Newton's method has settled, where it has, at ``times`` (m,)."""
     with torch.no_grad():
         found = settle(metric, solution, options)
-    known = torch.isfinite(found.errors)
+    # curves are settled where the metric is
+    known = torch.isfinite(found.errors).to(places.device)
     if not bool(known.any()):
         return places, velocities
-    curves = found.curves[known]
+    curves = found.curves.to(places.device)[known]
     spline = interpolate(even(curves, curves.shape[1] - 1), curves)
     at, along = spline.at(times.to(curves).expand(len(curves), -1))
     places, velocities = places.clone(), velocities.clone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,23 +56,37 @@ def volume(
 
     Raises:
         InvalidArgumentError: corners of a wrong shape or order, a bad number or seed, or ``inside`` gives no mask.
-        NumericalError: the metric is not finite in the region.
+        NumericalError: the metric is not finite in the region, or the volume too large or too small for float64.
     """
     lower, sides = _box(metric, low, high)
     inside, seed = check_inside(inside), check_seed(seed)
     num = check_count(num, "num", 1, "the points of the rule")
     power = max(math.ceil(math.log2(num / _REPEATS)), 1)
-    means = []
+    logs = []
     for child in np.random.SeedSequence(seed).spawn(_REPEATS):
         unit = qmc.Sobol(metric.dim, rng=np.random.default_rng(child)).random_base2(power)
-        density = _density(metric, lower + torch.from_numpy(unit).to(lower) * sides, inside)
-        means.append(float(density.mean()))
-    box = float(sides.prod())
+        density = _log_density(metric, lower + torch.from_numpy(unit).to(lower) * sides, inside)
+        logs.append(float(density.logsumexp(0)) - power * math.log(2))
+    # in many dimensions neither the density nor the box need be numbers of float64 where the volume is
+    top = max(logs) if math.isfinite(max(logs)) else 0.0
+    shares = np.exp(np.array(logs) - top)
+    mean = float(shares.mean())
+    value = _from_log(top + math.log(mean) + float(sides.log().sum())) if mean > 0 else 0.0
     return Volume(
-        value=box * float(np.mean(means)),
-        standard_error=box * float(np.std(means, ddof=1)) / math.sqrt(_REPEATS),
+        value=value,
+        standard_error=value * float(np.std(shares, ddof=1)) / (mean or 1.0) / math.sqrt(_REPEATS),
         evaluations=_REPEATS * 2**power,
     )
+
+
+def _from_log(log: float) -> float:
+    """The volume of a logarithm, where float64 has its digits."""
+    if not math.log(sys.float_info.min) <= log <= math.log(sys.float_info.max):
+        raise NumericalError(
+            f"the volume must be a number of float64, from 1e-308 to 1e308; its natural logarithm is {log:.6g}. "
+            "Measure in another unit: a metric times c² has a volume times c to the power of the dimension."
+        )
+    return math.exp(log)
 
 
 @dataclass(frozen=True)
@@ -127,13 +142,20 @@ def sample_volume(
         return lower + drawn.to(lower) * sides
 
     pool = uniform(min(max(16 * count, _POOL[0]), _POOL[1]))
-    weight = _density(metric, pool, inside)
-    if not float(weight.sum()) > 0:
+    logs = _log_density(metric, pool, inside)
+    counts = torch.isfinite(logs)
+    if not bool(counts.any()):
+        if inside is None:
+            raise NumericalError(
+                "the metric must not be singular all over the box; it is at every point tried. Repair it first "
+                "(pm.repair)."
+            )
         raise InvalidArgumentError("`inside` must be true somewhere in the box, and the metric not singular there.")
+    weight = (logs - logs.max()).exp()
     z = pool[torch.multinomial(weight.cpu(), count, replacement=True, generator=generator).to(pool.device)]
     here = _State(metric, z, inside)
     # the usual optimal scale of a random walk (Roberts & Rosenthal 2001), in Riemannian length
-    reach = 2.38 / math.sqrt(metric.dim) * float(pool[weight > 0].std(0).mean()) * float(here.scale)
+    reach = 2.38 / math.sqrt(metric.dim) * float(pool[counts].std(0).mean()) * float(here.scale)
     accepted = 0
     for _ in range(steps):
         local = torch.rand(count, generator=generator, device="cpu", dtype=torch.float64).to(z) < 0.5
@@ -189,15 +211,16 @@ class _State:
         return self
 
 
-def _density(metric: Metric, z: Tensor, inside: Inside | None) -> Tensor:
+def _log_density(metric: Metric, z: Tensor, inside: Inside | None) -> Tensor:
+    """``½ log det M(z)`` (B,); minus infinity where the metric is singular or nothing counts."""
     counts = admitted(inside, z)
-    found = z.new_zeros(len(z))
+    found = z.new_full((len(z),), -torch.inf)
     for part in counts.nonzero().flatten().split(_CHUNK):
         try:
-            found[part] = as_tensor(metric.log_volume(z[part])).to(z).exp()
+            found[part] = as_tensor(metric.log_volume(z[part])).to(z)
         except NumericalError as error:
             raise NumericalError(f"{error} What of the box should not count is left out by `inside`.") from None
-    if not bool(torch.isfinite(found).all()):
+    if not bool((found < torch.inf).all()):
         raise NumericalError("the volume must be finite in the region; it is not. Leave that part out by `inside`.")
     return found
 
