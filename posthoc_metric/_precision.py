@@ -46,9 +46,11 @@ def rounds_as_single(function: Callable[[torch.Tensor], torch.Tensor], points: t
     a kink, of which there are few, they fall with the first.
     """
     some = points[:_ROUGH].double()
-    # a far neighbour does not set the scale
+    # a far neighbour does not set the scale, nor does how far all of them lie from the origin
+    around = (some - some.median(0).values).abs().amax(1).median() if len(some) else some.new_zeros(())
     size = some.abs().amax(1, keepdim=True)
-    step = _BESIDE * (some.abs() + torch.where(size > 0, size, float(size.max()) or 1.0)) if len(some) else some
+    size = torch.where(around > 0, size.minimum(2 * around), size)
+    step = _BESIDE * (some.abs().minimum(size) + torch.where(size > 0, size, float(size.max()) or 1.0))
     times = torch.tensor([0, 1, 2, 3, 8, 16, 24], dtype=torch.float64, device=some.device) / 8 + 1
     values = function((some + times[:, None, None] * step).flatten(0, 1)).double()
     values = values.unflatten(0, (7, len(some))).flatten(2)

@@ -15,6 +15,8 @@ from .surroundings import recording
 
 #: dimensions up to which second derivatives are asked for
 _MOST_CURVED = 8
+#: distance between points, over that from the origin, that is none but for rounding
+_LEAST = 1e-12
 #: lengths of the difference steps that derivatives are probed by, tried one after the other
 _PROBED = (1.0, 1e-3)
 
@@ -41,6 +43,7 @@ class FieldDerivative:
             single = rounds_in_single(lambda z: _checked(field(z), z), probe)
         # twice continuously differentiable fields: eps^(1/3) of the scale on which the field varies
         self.step = 5e-3 if single else 1e-5
+        self._least = 5e-6 if single else 1e-11
         v = _probing(some)
         self._few = some, v
         self._tolerance = 1e-2 if single else 1e-4
@@ -139,14 +142,17 @@ class FieldDerivative:
 
     def _difference(self, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         count, dim = z.shape
-        # where v is zero so is U v, and any step will do
-        step = self.step * torch.maximum(v.norm(dim=1), 1e-3 * z.abs().amax(1)).clamp_min(1e-12)
+        # where v is zero so is U v, and any step will do that is longer than roundings of z
+        step = torch.maximum(self.step * v.norm(dim=1), self._least * z.abs().amax(1)).clamp_min(1e-300)
         offsets = step[:, None] * torch.eye(dim, dtype=z.dtype, device=z.device)[:, None]
-        shifted = torch.cat([z[None], z + offsets, z - offsets]).reshape(-1, dim)
+        ahead, behind = z + offsets, z - offsets
+        # as they come out, far from the origin
+        length = (ahead - behind).abs().amax(2).clamp_min(1e-300)
+        shifted = torch.cat([z[None], ahead, behind]).reshape(-1, dim)
         with torch.no_grad():
             matrices = self.field(shifted).to(z.dtype).view(2 * dim + 1, count, dim, dim)
         pushed = (matrices @ v[..., None])[..., 0]
-        slope = (pushed[1 : dim + 1] - pushed[dim + 1 :]) / (2 * step)[:, None]
+        slope = (pushed[1 : dim + 1] - pushed[dim + 1 :]) / length[..., None]
         return matrices[0], slope.permute(1, 2, 0)
 
 
@@ -165,7 +171,8 @@ def _probing(probe: Tensor) -> Tensor:
     """Velocities (N, d) short enough to stay where the field varies, wherever the points (N, d) lie."""
     if len(probe) == 0:
         return probe
-    size = (probe - probe.median(0).values).norm(dim=1).median().clamp_min(1e-3 * probe.abs().median()) + 1e-12
+    size, far = (probe - probe.median(0).values).norm(dim=1).median(), probe.abs().median()
+    size = torch.where(size > _LEAST * far, size, 1e-3 * far) + 1e-300
     return torch.linspace(0.5, 1.0, probe.shape[1], dtype=probe.dtype, device=probe.device).expand_as(probe) * size
 
 

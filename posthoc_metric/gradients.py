@@ -26,6 +26,8 @@ from .smooth_map import SmoothMap, in_float64
 #: the least size of coordinates that a point alone is taken to tell, double and single precision: below it difference
 #: steps would be lost in the rounding of what they change
 _LEAST = 1e-3, 0.1
+#: spread along a coordinate, over the largest, that is none
+_SAME = 1e-12
 #: latents, at most, whose spread they follow
 _SPREAD = 2000
 
@@ -149,7 +151,7 @@ class _Slope:
         self.embedding = parts.embedding and (in_float64(parts.embedding) or parts.embedding)
         self.field = FieldDerivative(parts.field, z) if parts.field is not None and len(z) else None
         single = self.embedding is not None and computes_in_single(self.embedding, z)
-        self.size, self.step = _sizes(z, support, _LEAST[single]), DIFFERENCE_STEPS[single]
+        self.sizes, self.step = _sizes(z, support, _LEAST[single]), DIFFERENCE_STEPS[single]
         row_bytes = 0 if self.field is None else self.field.row_bytes
         row_bytes += 0 if self.embedding is None else 64 * self.embedding.output_dim
         self.rows = max(1, working_memory() // max(row_bytes, 1))
@@ -175,7 +177,9 @@ class _Slope:
 
     def _of_squares(self, rows: Tensor, v: Tensor) -> Tensor:
         """``∂_z (vᵀ (M - w I) v)`` (n, d) at some rows, along unit vectors v (n, d)."""
-        z, size, found = self.z[rows], self.size[rows], torch.zeros_like(v)
+        z, found = self.z[rows], torch.zeros_like(v)
+        # how far along v
+        size = 1 / (v / self.sizes[rows]).norm(dim=1, keepdim=True)
         if self.embedding is not None:
             found += _of_square(self.embedding, z, v, self.step * size)
         if self.field is not None:
@@ -185,12 +189,15 @@ class _Slope:
 
 
 def _sizes(z: Tensor, support: Tensor | None, least: float) -> Tensor:
-    """How far from each of z (B, d) a metric varies much, (B, 1)."""
+    """How far from each of z (B, d) along every coordinate a metric varies much, (B, d)."""
     if support is None:
-        return z.abs().amax(1, keepdim=True).clamp_min(least)
+        size = z.abs().amax(1, keepdim=True).clamp_min(least)
+        # a large coordinate tells a unit, or how far from the origin: between the two either is near enough
+        return torch.where(size > 1, size.sqrt(), size).expand_as(z)
     # of all of 200,000 it takes longer than the rest
-    spread = support[:: 1 + len(support) // _SPREAD].double().std(0, correction=0).mean().to(z)
-    return torch.where(spread > 0, spread, 1.0).expand(len(z), 1)
+    spread = support[:: 1 + len(support) // _SPREAD].double().std(0, correction=0).to(z)
+    most = spread.max()
+    return torch.where(spread > _SAME * most, spread, torch.where(most > 0, most, 1.0)).expand_as(z)
 
 
 def _of_square(embedding: SmoothMap, z: Tensor, v: Tensor, step: Tensor) -> Tensor:

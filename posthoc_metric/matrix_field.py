@@ -62,12 +62,21 @@ class CheckedField:
 
     def __call__(self, z: Tensor) -> Tensor:
         with own_precision():
-            matrices = to_matrices(self._field(z), z, self._name)
+            matrices = self._matrices(z)
         # once: it may cost as much as the field, and a transpose that was forgotten is missing at every point
         if not self._symmetric and len(z):
             check_symmetric(matrices.detach(), self._name)
             self._symmetric = True
         return matrices
+
+    def _matrices(self, z: Tensor) -> Tensor:
+        """NaN at points where the field's own linear algebra fails, as an inverse does at the edge of a domain."""
+        try:
+            return to_matrices(self._field(z), z, self._name)
+        except (torch.linalg.LinAlgError, np.linalg.LinAlgError):
+            if len(z) == 1:
+                return z.new_full((1, z.shape[1], z.shape[1]), torch.nan)
+            return torch.cat([self._matrices(half) for half in z.tensor_split(2)])
 
 
 def to_matrices(found: Any, points: Tensor, name: str) -> Tensor:

@@ -25,6 +25,7 @@ from .refinement.stationarity import admit_slopes
 from .refinement.straight_lines import bisected, measure_lines
 from .starts.make import cache_of, make_starts
 from .starts.start_curves import SPANS, StartCurves
+from .status import CODES, Status
 
 Options = RelaxationOptions | FixedPointOptions
 
@@ -100,8 +101,12 @@ def _relaxed_on(parts: MetricParts, options: RelaxationOptions, found: Refined, 
     """``found``, and the curves that still slope (B,) relaxed on by the model that says so, with as many spans or more.
 
     What was learnt of the energy has left out where they slope, and in many dimensions gradients alone learn too little
-    where the metric is nearly singular.
+    where the metric is nearly singular.  Of a field without chords all that are not sure are: few points of quadrature
+    may have come to lie where it is small.
     """
+    if parts.embedding is None and parts.weight is None:
+        unsure = found.facts.status == CODES[Status.UNRESOLVED]
+        slopes = slopes | (unsure & torch.isfinite(found.spline.nodes).flatten(1).all(1))
     rows = slopes.nonzero().flatten()
     if options.max_spans < MOST_COARSE:
         return found

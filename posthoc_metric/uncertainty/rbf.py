@@ -75,7 +75,7 @@ class RBF(UncertaintyModel):
     def held_out_scores(
         self, decoder: SmoothMap, latents: Tensor, data: Rows | None = None, *, seed: int = 0
     ) -> Tensor | None:
-        """By ten-fold cross-validation; copies of a latent that lie side by side, as a split leaves them, in one fold."""
+        """By ten-fold cross-validation; copies that lie side by side, as a split leaves them, in one fold."""
         new = (latents[1:] != latents[:-1]).any(1)
         fold = torch.cat([new.new_zeros(1), new]).cumsum(0) % _FOLDS
         scores = latents.new_empty(len(latents), dtype=torch.float64)

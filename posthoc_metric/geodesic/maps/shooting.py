@@ -58,7 +58,7 @@ class Shot:
 
 @dataclass
 class _State(Batch):
-    """Geodesics under way (P): which, time, next step, position, velocity, acceleration, and latent speed at first."""
+    """Geodesics under way (P): which, time, next step, position, velocity and acceleration."""
 
     row: Tensor
     time: Tensor
@@ -66,7 +66,6 @@ class _State(Batch):
     z: Tensor
     v: Tensor
     a: Tensor
-    scale: Tensor
 
 
 def shoot(metric: Metric, z: ArrayLike, v: ArrayLike, *, rtol: float = 1e-8, max_steps: int = 5000) -> Shot:
@@ -80,7 +79,7 @@ def shoot(metric: Metric, z: ArrayLike, v: ArrayLike, *, rtol: float = 1e-8, max
         metric: any metric.
         z: points (B, d).
         v: latent velocities (B, d); their Riemannian norm is the length that is run.
-        rtol: local error of a step, relative to the way run and to the velocity; with a decoder in single precision no
+        rtol: local error of a step, relative to the velocity there; with a decoder in single precision no
             less than 1e-6, to which its second derivatives are known; across kinks see above.
         max_steps: steps for each item.
 
@@ -175,9 +174,7 @@ def _integrated(
     speed = v.norm(dim=1)
     # a tenth of the time in which the acceleration would turn the velocity round
     guess = 0.1 * speed / first.norm(dim=1).clamp_min(1e-300)
-    state = _State(
-        torch.arange(count, device=z.device), torch.zeros_like(speed), guess.clamp(1e-6, 0.2), z, v, first, speed
-    )
+    state = _State(torch.arange(count, device=z.device), torch.zeros_like(speed), guess.clamp(1e-6, 0.2), z, v, first)
     lost = ~torch.isfinite(first).all(1)
     for row in lost.nonzero().flatten().tolist():
         status[row] = Status.NOT_FINITE
@@ -188,8 +185,10 @@ def _integrated(
         state.step = torch.minimum(state.step, 1 - state.time)
         new_z, new_v, new_a, error = _dormand_prince(acceleration, state)
         steps[state.row] += 1
-        ratio = (error / (rtol * state.scale.clamp_min(1e-300))).nan_to_num(nan=1e12, posinf=1e12)
-        ratio = torch.where(state.scale > 0, ratio, torch.zeros_like(ratio))
+        # coordinates may shrink or grow by orders of magnitude on the way, and velocities with them
+        size = state.v.norm(dim=1)
+        ratio = (error / (rtol * size.clamp_min(1e-300))).nan_to_num(nan=1e12, posinf=1e12)
+        ratio = torch.where(size > 0, ratio, torch.zeros_like(ratio))
         accept = ratio <= 1
         keep = accept[:, None]
         state.z, state.v = torch.where(keep, new_z, state.z), torch.where(keep, new_v, state.v)

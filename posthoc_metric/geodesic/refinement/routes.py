@@ -67,7 +67,7 @@ class Routes:
         self.parts = parts if self.many is None else self.many.parts
         probe = starts.nodes[:, ::16].flatten(0, 1)
         probe = probe[torch.isfinite(probe).all(1)][:512]
-        self.energy = CurveEnergy(self.parts, probe, options.memory_limit, secant=not plain)
+        self.energy = CurveEnergy(self.parts, probe, options.memory_limit, plain=plain)
         self.ends = self._ask_ends(starts)
 
     def _ask_ends(self, starts: StartCurves) -> Tensor | None:

@@ -55,9 +55,10 @@ def admit_slopes(
     if but is not None:
         suspect &= ~but
     rows = (suspect & torch.isfinite(facts.length) & (facts.length > 0)).nonzero().flatten()
-    if parts.embedding is None or dim > _MOST_DIM or len(rows) == 0:
+    if dim > _MOST_DIM or len(rows) == 0:
         return admitted
-    energy = CurveEnergy(parts, found.spline.nodes[rows, ::16].flatten(0, 1)[:512], options.memory_limit)
+    probe = found.spline.nodes[rows, ::16].flatten(0, 1)[:512]
+    energy = CurveEnergy(parts, probe, options.memory_limit, plain=True)
     for spans in facts.spans[rows].unique().tolist():
         some = rows[facts.spans[rows] == spans]
         for part in some.split(energy.at_once(spans + 1, dim)):

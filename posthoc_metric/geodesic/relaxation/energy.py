@@ -40,15 +40,16 @@ class CurveEnergy:
     """The discrete energy under one metric; ``probe`` (N, d) are points it will be used near.
 
     Where the Jacobians of a single curve would not fit into ``memory_limit`` bytes they are asked for a few nodes at
-    a time and reduced to their (d, d) products at once; the secant correction, which needs them whole, is left out, as
-    it is without ``secant``.
+    a time and reduced to their (d, d) products at once; the secant correction, which needs them whole, is left out.
+    So it is where the energy is to be ``plain``, and then fields are integrated by many points in few dimensions, too.
     """
 
-    def __init__(self, parts: MetricParts, probe: Tensor, memory_limit: int = 512 * 2**20, *, secant: bool = True):
+    def __init__(self, parts: MetricParts, probe: Tensor, memory_limit: int = 512 * 2**20, *, plain: bool = False):
         self.embedding = parts.embedding
         self.memory_limit = memory_limit
         # fewer values than latents leave directions out, of which steps in the metric's scale would teach nonsense
-        self.secant = secant and self.embedding is not None and self.embedding.output_dim >= self.embedding.latent_dim
+        many = self.embedding is not None and self.embedding.output_dim >= self.embedding.latent_dim
+        self.secant, self.plain = many and not plain, plain
         self.weight = parts.weight
         self.field = None if parts.field is None else FieldDerivative(parts.field, probe)
         self.dtype, self.precision = torch.float64, 0.0
@@ -78,8 +79,9 @@ class CurveEnergy:
 
     def dense(self, dim: int) -> bool:
         """Whether curves are integrated by many points of quadrature; see :func:`~.elements.places`."""
-        # a weight builds walls; a field varies smoothly, and costs more
-        return dim > _FEW or self.weight is not None
+        # a weight builds walls; a field varies smoothly, and costs more.  At nodes few points are the more exact there,
+        # but of a field that does not they come to lie where it is small
+        return dim > _FEW or self.weight is not None or self.plain
 
     def linearise(self, nodes: Tensor, frame: Frame, before: Linearisation | None = None) -> Linearisation:
         """Energy, gradient and models at ``nodes`` (P, n+1, d), of curves that were at ``before``."""

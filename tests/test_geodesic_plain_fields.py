@@ -1,0 +1,132 @@
+"""Metrics that are known as matrices alone, and vary by orders of magnitude, fail, or lie far from the origin."""
+
+import numpy as np
+import pytest
+import torch
+
+from posthoc_metric import Decoder, FunctionMetric, PullbackMetric, repair
+from posthoc_metric.geodesic import Status, geodesic, shoot
+from posthoc_metric.spaces import HalfPlane
+
+
+def pairs(count=30):
+    return 1.7 * torch.randn(2, count, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def cubed(z):
+    return torch.stack([z[..., 0] ** 3 + 0.01 * z[..., 0], z[..., 1]], -1)
+
+
+def of_cubed(z):
+    return torch.diag_embed(torch.stack([(3 * z[:, 0].square() + 0.01).square(), torch.ones_like(z[:, 1])], 1))
+
+
+def power(z, k):
+    """The pullback of ``w = z^(k+1) / (k+1)`` of a complex number, flat but for its cone point at the origin."""
+    return torch.eye(2, dtype=z.dtype) * z.square().sum(1)[:, None, None] ** k
+
+
+def over_a_cone(a, b, k):
+    first, second = torch.view_as_complex(a), torch.view_as_complex(b)
+    turn = (k + 1) * torch.angle(first / second).abs()
+    one, other = (w.abs() ** (k + 1) / (k + 1) for w in (first, second))
+    chord = (one**2 + other**2 - 2 * one * other * torch.cos(turn)).clamp_min(0).sqrt()
+    return torch.where(turn >= torch.pi, one + other, chord)
+
+
+@pytest.mark.parametrize("metric", ["cubed", "cone of 4π", "cone of 6π", "cone of 8π"])
+def test_curves_do_not_leap_over_what_few_points_miss(metric):
+    """Their energy between few points of quadrature can be far below any curve's."""
+    a, b = pairs()
+    if metric == "cubed":
+        solution, exact = geodesic(of_cubed, a, b), (cubed(a) - cubed(b)).norm(dim=1)
+    else:
+        k = ["cone of 4π", "cone of 6π", "cone of 8π"].index(metric) + 1
+        solution, exact = geodesic(lambda z: power(z, k), a, b), over_a_cone(a, b, k)
+    excess = solution.length / exact - 1
+    assert int(solution.converged.sum()) >= 29
+    assert float(excess[solution.converged].abs().max()) < 3e-3
+
+
+def test_what_still_slopes_is_not_called_converged():
+    """The residual that steps were judged by may come of a model that is too stiff."""
+    a, b = pairs()
+    solution = geodesic(lambda z: power(z, 2), a, b, spans=128, max_spans=128, max_steps=12)
+    wrong = (solution.length - over_a_cone(a, b, 2)).abs() > 3 * solution.length_error
+    assert not bool((wrong & solution.converged).any())
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+@pytest.mark.parametrize("far", [0.0, 1e5, 3e7, 1e8])
+def test_far_from_the_origin_lengths_are_as_near_it(kind, far):
+    corner = torch.tensor([far, 0.0], dtype=torch.float64)
+
+    def half_plane(z):
+        if kind == "torch":
+            return torch.eye(2, dtype=z.dtype) / (z - corner)[:, 1, None, None].square()
+        with np.errstate(all="ignore"):  # on the edge
+            return np.eye(2) / (z.detach().numpy() - corner.numpy())[:, 1, None, None] ** 2
+
+    a, b = torch.tensor([[[0.0, 1.0]], [[1.0, 1.0]]], dtype=torch.float64)
+    solution = geodesic(half_plane, corner + a, corner + b)
+    assert solution.status == (Status.CONVERGED,)
+    assert float(solution.length) == pytest.approx(float(HalfPlane().distance(a, b)), rel=3e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_coordinates_of_any_size(scale):
+    a, b = scale * torch.tensor([[[0.0, 1.0]], [[1.0, 1.0]]], dtype=torch.float64)
+    solution = geodesic(lambda z: torch.eye(2, dtype=z.dtype) / z[:, 1, None, None].square(), a, b)
+    assert float(solution.length) == pytest.approx(float(HalfPlane().distance(a / scale, b / scale)), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+def test_linear_algebra_that_fails_at_a_point_is_no_number_there(kind):
+    """As an inverse does at the edge of its domain, where starts are looked for too."""
+
+    def inverse(z):
+        matrices = torch.diag_embed(z)
+        return torch.linalg.inv(matrices) if kind == "torch" else np.linalg.inv(matrices.detach().numpy())
+
+    a, b = torch.tensor([[[0.5, 0.5], [0.0, 0.5]], [[2.0, 2.0], [1.0, 0.5]]], dtype=torch.float64)
+    solution = geodesic(inverse, a, b)
+    assert solution.status == (Status.CONVERGED, Status.NOT_FINITE)
+    assert float(solution.length[0]) == pytest.approx(2.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("way", [-16.0, 16.0])
+def test_a_shot_through_many_orders_of_magnitude_keeps_its_precision(way):
+    """Straight up the half-plane heights are exponentials of the length run."""
+    shot = shoot(HalfPlane(), [[0.0, 1.0]], [[0.0, way]], max_steps=400)
+    assert shot.status == (Status.CONVERGED,)
+    assert float(shot.points[0, 1]) == pytest.approx(np.exp(way), rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::posthoc_metric.errors.CalibrationWarning")
+@pytest.mark.parametrize("far", [0.0, 1e5])
+@pytest.mark.parametrize("repaired", [False, True])
+def test_gradients_where_axes_are_of_unequal_scale_or_far_from_the_origin(repaired, far):
+    scale, corner = torch.tensor([1e5, 1.0]).double() if far == 0 else torch.ones(2).double(), torch.tensor([far, 0.0])
+
+    def decode(z):
+        u = (z - corner.to(z)) / scale.to(z)
+        columns = [u[:, 0].sin(), u[:, 1].cos(), (u[:, 0] + 2 * u[:, 1]).sin(), u[:, 0] * u[:, 1]]
+        return torch.stack(columns, 1)
+
+    spread = torch.randn(300, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * scale + corner
+    decoder = Decoder(decode, latent_dim=2, probe=spread[:8])
+    metric = repair(decoder, spread) if repaired else PullbackMetric(decoder)
+    z = (torch.tensor([[0.3, 0.4], [1.5, -1.0]]).double() * scale + corner).requires_grad_()
+    (found,) = torch.autograd.grad(metric.log_volume(z).sum(), z)
+    z = z.detach()
+    steps = 1e-4 * torch.diag(scale)
+    known = torch.stack([(metric.log_volume(z + h) - metric.log_volume(z - h)) / (2 * h.sum()) for h in steps], 1)
+    assert float(((found - known) * scale).norm() / (known * scale).norm()) < 1e-4
+
+
+@pytest.mark.parametrize("far", [0.0, 1e5])
+def test_gradients_of_a_function_in_numpy_far_from_the_origin(far):
+    metric = FunctionMetric(lambda z: np.eye(2) * np.exp(2 * np.sin(np.asarray(z)[:, 1, None, None] - far)), 2)
+    z = torch.tensor([[0.0, far + 0.5], [1.0, far + 1.2]], dtype=torch.float64, requires_grad=True)
+    metric.log_volume(z).sum().backward()
+    assert z.grad[:, 1].tolist() == pytest.approx([2 * np.cos(0.5), 2 * np.cos(1.2)], rel=1e-4)
