@@ -90,8 +90,8 @@ def test_linear_algebra_that_fails_at_a_point_is_no_number_there(kind):
 
     a, b = torch.tensor([[[0.5, 0.5], [0.0, 0.5]], [[2.0, 2.0], [1.0, 0.5]]], dtype=torch.float64)
     solution = geodesic(inverse, a, b)
-    assert solution.status == (Status.CONVERGED, Status.NOT_FINITE)
-    assert float(solution.length[0]) == pytest.approx(2.0, rel=1e-5)
+    assert solution.converged.tolist() == [True, False]
+    assert float(solution.length[0]) == pytest.approx(2.0, rel=1e-5) and bool(solution.length[1].isnan())
 
 
 @pytest.mark.parametrize("way", [-16.0, 16.0])

@@ -246,11 +246,12 @@ def _is_structure(text: str) -> bool:
             nodes += node.values()
         elif isinstance(node, list):
             nodes += node
-        elif isinstance(node, str) and not _HARMLESS.fullmatch(node):
+        elif isinstance(node, str):
             try:
-                nodes.append(json.loads(node))
+                nodes.append(json.loads(node))  # whoever rebuilds it may read strings once more
             except (ValueError, RecursionError):
-                return False
+                if not _HARMLESS.fullmatch(node):
+                    return False
     return True
 
 

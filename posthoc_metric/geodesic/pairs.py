@@ -106,7 +106,7 @@ def _relaxed_on(parts: MetricParts, options: RelaxationOptions, found: Refined, 
     """
     if parts.embedding is None and parts.weight is None:
         unsure = found.facts.status == CODES[Status.UNRESOLVED]
-        slopes = slopes | (unsure & torch.isfinite(found.spline.nodes).flatten(1).all(1))
+        slopes = slopes | (unsure & torch.isfinite(found.facts.length))
     rows = slopes.nonzero().flatten()
     if options.max_spans < MOST_COARSE:
         return found

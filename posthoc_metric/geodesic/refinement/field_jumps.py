@@ -38,7 +38,8 @@ def admit_jumps(parts: MetricParts, found: Refined, rtol: float, memory_limit: i
     quarter of ``c²`` holds up to 55 degrees.
     """
     facts = found.facts
-    varied = (facts.status == _CONVERGED) & (facts.speed_variation > _STEADY) & (facts.length > 0)
+    told = (facts.status == _CONVERGED) | (facts.status == _UNRESOLVED)
+    varied = told & (facts.speed_variation > _STEADY) & (facts.length > 0)
     rows = varied.nonzero().flatten()
     if parts.field is None or len(rows) == 0:
         return
