@@ -80,7 +80,7 @@ def audit_panel(audit: Audit, ax: Axes | None = None) -> Axes:
     ax = tidy(new_axes(ax))
     rows = list(reversed(audit.criteria))
     reach = 4.0
-    labelled = next((y for y, row in enumerate(rows) if row.passed is not None and np.isfinite(row.before)), -1)
+    sides = [TRACES[name] for name in ("decoder", "repaired")]
     for y, row in enumerate(rows):
         ax.axhline(y, color="#efefef", linewidth=0.8, zorder=0)
         if row.passed is None:
@@ -94,17 +94,10 @@ def audit_panel(audit: Audit, ax: Axes | None = None) -> Axes:
                 "", (margins[1], y), (margins[0], y), arrowprops={"arrowstyle": "->", "color": FAINT, "lw": 1.4}
             )
         alike = abs(margins[1] - margins[0]) < 0.15  # one marker lies on the other, and both are to be seen
-        for margin, name in zip(margins, ("decoder", "repaired"), strict=True):
-            trace = TRACES[name]
-            ax.plot(
-                margin,
-                y,
-                trace.marker,
-                color=trace.colour,
-                markersize=14 if name == "decoder" and alike else 7,
-                markeredgecolor="white",
-                label=trace.label if y == labelled else None,
-            )
+        for margin, trace, size in zip(margins, sides, (14 if alike else 7, 7), strict=True):
+            ax.plot(margin, y, trace.marker, color=trace.colour, markersize=size, markeredgecolor="white")
+    for trace in sides:  # for the legend alone
+        ax.plot([], [], trace.marker, color=trace.colour, markersize=7, markeredgecolor="white", label=trace.label)
     ax.axvline(0, color=INK, linewidth=1)
     ax.set_yticks(range(len(rows)), [row.name for row in rows])
     ax.tick_params(axis="y", length=0, labelcolor=INK, labelsize=9)
