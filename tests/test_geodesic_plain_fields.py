@@ -56,6 +56,20 @@ def test_what_still_slopes_is_not_called_converged():
     assert not bool((wrong & solution.converged).any())
 
 
+def test_what_is_not_resolved_has_an_error():
+    """Of a ridge that is a hundredth of the way wide few nodes see nothing, and all measures of them agree."""
+
+    def ridge(z):
+        slope = 5e4 * z[:, 0] * torch.exp(-z[:, 0].square() / 2e-4)
+        return torch.diag_embed(torch.stack([1 + slope.square(), torch.ones_like(slope)], 1))
+
+    a = torch.tensor([[0.7474373220461772, 1.1482157647332807]], dtype=torch.float64)
+    b = torch.tensor([[-4.208069744643778, 2.111366830575258]], dtype=torch.float64)
+    solution = geodesic(ridge, a, b)
+    assert solution.status == (Status.UNRESOLVED,)
+    assert float(solution.length_error) >= 3e-4 * float(solution.length)
+
+
 @pytest.mark.parametrize("kind", ["torch", "numpy"])
 @pytest.mark.parametrize("far", [0.0, 1e5, 3e7, 1e8])
 def test_far_from_the_origin_lengths_are_as_near_it(kind, far):

@@ -77,6 +77,10 @@ def _relaxed(
         found = _relaxed_on(parts, options, found, admit_slopes(parts, found, options, but=crossed))
         found, _ = across_folds(parts, found, options, ~crossed)
         admit_jumps(parts, found, max(options.rtol, options.rough_rtol), options.memory_limit)
+        facts = found.facts
+        # where several measures agree without having settled, they say nothing of what all of them miss
+        least = torch.where(facts.status == CODES[Status.UNRESOLVED], options.rtol * facts.length, 0.0)
+        facts.length_error = torch.maximum(facts.length_error, least)
         blocks.append(found)
     return blocks[0] if len(blocks) == 1 else joined(blocks)
 
