@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..decoder.written import without_graphs
 
 #: places in a state dict that are tried with a module whose names lead to none
 _TRIES = 6
@@ -59,14 +60,7 @@ def left_over(module: nn.Module, tensors: dict[str, Tensor]) -> list[str] | None
 
 def copied(module: nn.Module) -> nn.Module:
     """A deep copy."""
-    # tensors that older weight norm computes and keeps beside its parameters have a graph, and copy only without it
-    computed: dict[int, Any] = {
-        id(value): value.detach().clone()
-        for part in module.modules()
-        for value in vars(part).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
-    return copy.deepcopy(module, computed)
+    return copy.deepcopy(module, without_graphs((module,)))
 
 
 def _numbers(module: nn.Module) -> list[Tensor]:

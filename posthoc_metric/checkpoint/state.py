@@ -115,8 +115,8 @@ def fill(
     if best.note:
         notes.append(best.note)
     else:
-        inner = states[best.key].bare().behind(bare(best.prefix))
-        beside = dict.fromkeys(name.split(".", 1)[0] for name in inner if name not in map(bare, wanted))
+        inner, own = states[best.key].bare().behind(bare(best.prefix)), set(map(bare, wanted))
+        beside = dict.fromkeys(name.split(".", 1)[0] for name in inner if name not in own)
         if beside:
             notes.append(f"not loaded, as the module has no place for it: {', '.join(beside)}")
     others = [str(fit) for fit in fits if fit is not best]

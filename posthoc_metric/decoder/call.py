@@ -15,6 +15,7 @@ from ..errors import DecoderError
 from .carried import over_copies, tensors_used_by
 from .conditions import arguments
 from .outputs import Output, pick
+from .written import modules_of, without_graphs
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,7 @@ class Call:
         Raises:
             Exception: whatever the model raises when it is copied or converted.
         """
-        # tensors that older weight norm keeps beside its parameters have a graph, and copy only without it
-        memo: dict[int, Any] = {
-            id(value): value.detach().clone()
-            for module in self._modules()
-            for value in vars(module).values()
-            if isinstance(value, Tensor) and not value.is_leaf
-        }
+        memo = without_graphs(self.roots)
         copy.deepcopy(self.roots, memo)
         for tensor in tensors_used_by(self.target, self.output, self.condition):
             memo.setdefault(id(tensor), tensor.detach().to(dtype))  # unless it is a module's parameter too
@@ -110,12 +105,9 @@ class Call:
                         vars(module)[name] = value.to(dtype)  # one that is no buffer is not converted otherwise
         return replace(twin, dtype=dtype)
 
-    def _modules(self) -> list[nn.Module]:
-        return list({id(module): module for root in self.roots for module in root.modules()}.values())
-
     def __deepcopy__(self, memo: dict[int, Any]) -> Call:
         roots = copy.deepcopy(self.roots, memo)
-        for module in replace(self, roots=roots)._modules():
+        for module in modules_of(roots):
             for name, value in list(vars(module).items()):
                 # over the module itself, as solvers of equations are given one; what torch keeps has a name of its own
                 if inspect.isfunction(value) or (isinstance(value, (dict, list, tuple)) and not name.startswith("_")):

@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 
 from ..surroundings import own_precision
 from .turns import BOOKS
-from .written import Written
+from .written import Written, modules_of
 
 
 class _Unchecked:
@@ -82,7 +82,7 @@ class EvalMode:
     """
 
     def __init__(self, roots: tuple[nn.Module, ...], written: tuple[Written, ...] = ()):
-        self._modules = list({id(module): module for root in roots for module in root.modules()}.values())
+        self._modules = modules_of(roots)
         self._written = written
 
     @contextmanager

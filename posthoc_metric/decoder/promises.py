@@ -13,6 +13,7 @@ from ..errors import DecoderError
 from .call import Call
 from .carried import tensors_used_by
 from .conditions import several_rows
+from .written import modules_of
 
 #: parameters beyond this are not copied to float64 for the check
 _COPY_BYTES = 2**30
@@ -101,8 +102,8 @@ def check_same_twice(call: Call, z: Tensor, value: Tensor) -> Tensor:
 
 def check_eval(call: Call, z: Tensor, value: Tensor, scale: Tensor) -> None:
     """Refuse a model whose own ``eval()`` changes its outputs by more than the flags of its modules do."""
-    modules = [module for root in call.roots for module in root.modules()]
-    if all(type(one).train is nn.Module.train and type(one).eval is nn.Module.eval for one in modules):
+    plain = nn.Module.train, nn.Module.eval
+    if all((type(one).train, type(one).eval) == plain for one in modules_of(call.roots)):
         return
     if _size(call) > _COPY_BYTES:
         return

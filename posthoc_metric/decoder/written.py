@@ -46,8 +46,26 @@ def written(
     return left
 
 
+def modules_of(roots: tuple[nn.Module, ...]) -> list[nn.Module]:
+    """Every module below ``roots``, once."""
+    return list({id(module): module for root in roots for module in root.modules()}.values())
+
+
+def without_graphs(roots: tuple[nn.Module, ...]) -> dict[int, Any]:
+    """A memo with which ``copy.deepcopy`` takes what modules have written to themselves while gradients were recorded.
+
+    Tensors that older weight norm keeps beside its parameters have a graph, and copy only without it.
+    """
+    return {
+        id(value): value.detach().clone()
+        for module in modules_of(roots)
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+
+
 def _tensors(roots: tuple[nn.Module, ...]) -> Iterator[Written]:
-    for module in {id(module): module for root in roots for module in root.modules()}.values():
+    for module in modules_of(roots):
         for name, value in (*vars(module).items(), *_buffers(module).items()):
             if isinstance(value, Tensor):
                 yield Written(module, name, value)
