@@ -1258,3 +1258,47 @@ def test_a_part_in_half_precision_is_refused():
         refusals.append(str(caught.value))
     # where it does not look stepped
     assert any("a part of its output in torch.float16" in words for words in refusals)
+
+
+class BackInSingle(HalfOfIt):
+    """As it is done behind a part in half precision, so that the dtype of the output does not tell."""
+
+    def forward(self, z):
+        return super().forward(z).float()
+
+
+class UnderAutocast(nn.Module):
+    def __init__(self, seed):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.net = nn.Sequential(nn.Linear(2, 16), nn.SiLU(), nn.Linear(16, 5))
+        self.scale = nn.Parameter(torch.ones(5))
+
+    def forward(self, z):
+        with torch.autocast("cpu", torch.float16):
+            return self.net(z) * self.scale
+
+
+class HalfBeside(HalfOfIt):
+    """What is not taken may be in half precision."""
+
+    def forward(self, z):
+        return self.body(z), super().forward(z)
+
+
+@pytest.mark.parametrize("model", [BackInSingle, UnderAutocast])
+def test_a_part_in_half_precision_is_refused_whatever_the_output_is_cast_to(model):
+    words = []
+    for seed in range(6):
+        with pytest.raises(DecoderError) as caught:
+            Decoder(model(seed), latent_dim=2)
+        words.append(str(caught.value))
+    assert any("a part of its output in torch.float16" in one for one in words)
+
+
+def test_half_precision_beside_the_output_is_let_be():
+    model = HalfBeside(0)
+    decoder = Decoder(model, latent_dim=2, output=0)
+    z = torch.randn(3, 2)
+    torch.testing.assert_close(decoder.jacobian(z), model.body.weight.detach().expand(3, -1, -1))

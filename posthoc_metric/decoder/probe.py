@@ -90,7 +90,8 @@ def _probed(call: Call, latent_dim: int, place: Place, unless: Callable[[Exam, T
     flatness = exam.flatness(value)
     if flatness and not unless(exam, value):
         raise DecoderError(flatness)
-    check_precision(value)
+    with torch.no_grad():
+        check_precision(call, value, exam.z, exam.v, place.unit)
     found = replace(_chosen(exam, output_shape, row_bytes), observer=observer)
     if flatness:
         # its latents live elsewhere: whoever knows where probes again

@@ -17,6 +17,8 @@ from .written import modules_of
 
 #: parameters beyond this are not copied to float64 for the check
 _COPY_BYTES = 2**30
+#: second differences over a short step that are this large, in the outputs, are roundings of half precision
+_COARSE = 3e-5
 #: what ``parameter.data = ...`` is to a mode
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 
@@ -56,13 +58,38 @@ def check_values(value: Tensor, *, drawn: bool) -> None:
         )
 
 
-def check_precision(value: Tensor) -> None:
-    """Refuse outputs (B, D) in half precision of a model whose weights are not, or not all of them."""
-    if value.dtype not in (torch.float32, torch.float64):
-        raise DecoderError(
-            f"the decoder computes a part of its output in {value.dtype}, too coarse for derivatives. Convert all of "
-            "it with .float() before wrapping it, or wrap the layer before that part (method=, output=)."
-        )
+def check_precision(call: Call, value: Tensor, z: Tensor, v: Tensor, unit: float) -> None:
+    """Refuse outputs (B, D) in half precision, or as coarse as that because a part of the model computes in it.
+
+    Args:
+        z, v: (n, d), latents and unit directions along which roundings are told from what is smooth.
+        unit: the scale of the latents.
+    """
+    dtype = value.dtype
+    if dtype in (torch.float32, torch.float64):
+        step = 3e-4 * unit + 3e-5 * float(z.abs().amax())
+        with _Halves() as seen:
+            before, here, after = (call(z + step * v), call(z), call(z - step * v))
+        bend = (before - 2 * here + after).square().mean().sqrt()
+        if seen.dtype is None or bool(bend <= _COARSE * here.square().mean().sqrt()):
+            return
+        dtype = seen.dtype
+    raise DecoderError(
+        f"the decoder computes a part of its output in {dtype}, too coarse for derivatives. Convert all of it with "
+        ".float() and take out autocast before wrapping it, or wrap the layer before that part (method=, output=)."
+    )
+
+
+class _Halves(TorchFunctionMode):
+    """Remembers the dtype of a result in half precision, if there is any."""
+
+    dtype: torch.dtype | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype in (torch.float16, torch.bfloat16):
+            self.dtype = result.dtype
+        return result
 
 
 def finite(result: Tensor, what: str) -> Tensor:
