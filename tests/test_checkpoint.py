@@ -620,6 +620,35 @@ def test_tied_weights_that_the_file_holds_once(tmp_path, z):
     assert_same(load_decoder(tmp_path / "m.safetensors", factory=Tied, latent_dim=2), module, z)
 
 
+def diffusers_folder(path, **files):
+    """As diffusers saves a model, by the dotted names of its files without their endings."""
+    from safetensors.torch import save_file
+
+    (path / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    for name, module in files.items():
+        save_file(module.state_dict(), path / f"diffusion_pytorch_model{name}.safetensors")
+
+
+def test_weights_of_a_folder_are_the_plain_ones_where_there_are_variants(tmp_path, z):
+    plain = half()
+    diffusers_folder(tmp_path, **{".fp16": half().half(), "": plain, ".non_ema": half()})
+    assert_same(load_decoder(tmp_path, factory=half), plain, z)
+
+
+def test_a_variant_in_another_format_gives_way_to_the_plain_weights(tmp_path, z):
+    plain = half()
+    diffusers_folder(tmp_path, **{".fp16": half().half()})
+    torch.save(plain.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
+    torch.save({"lr": 0.1}, tmp_path / "training_args.bin")
+    assert_same(load_decoder(tmp_path, factory=half), plain, z)
+
+
+def test_weights_that_are_split_over_several_files(tmp_path):
+    diffusers_folder(tmp_path, **{"-00001-of-00002": half(), "-00002-of-00002": half()})
+    with pytest.raises(CheckpointError, match="split over several files"):
+        load_decoder(tmp_path, factory=half)
+
+
 def test_what_is_left_in_the_file_is_reported(tmp_path):
     extra = {"encoder.weight": torch.zeros(2, 2), "quant.weight": torch.zeros(1)}
     torch.save({**half().state_dict(), **extra}, tmp_path / "decoder.pt")

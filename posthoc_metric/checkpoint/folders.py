@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,23 @@ Read = tuple[Any, dict[str, Any]]
 
 
 def weights(container: Container) -> Container:
-    """The file of weights inside a folder, for the caller who brings a ``factory``.
+    """The file of weights inside a folder; the plain one where there are variants, named as model.fp16.safetensors.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or the weights are split over several.
     """
-    for pattern in ("model.pt", "*.safetensors", "*.bin"):
-        for found in sorted(container.path.glob(pattern)):
-            return sniff(found)
-    raise CheckpointError(f"{container.path} looks like {container.looks_like} but holds no file of weights.")
+    found = [file for name in ("model.pt", "*.safetensors", "*.bin") for file in sorted(container.path.glob(name))]
+    if not found:
+        raise CheckpointError(f"{container.path} looks like {container.looks_like} but holds no file of weights.")
+    stem = found[0].name.partition(".")[0]
+    same = (file for file in found if file.name.partition(".")[0] == stem)
+    file = min(same, key=lambda file: file.name.count("."))
+    if re.search(r"-\d+-of-\d+\.", file.name):
+        raise CheckpointError(
+            f"{container.path} looks like {container.looks_like} whose weights are split over several files, such as "
+            f"{file.name}. Put all their tensors into one file, and pass that with factory=."
+        )
+    return sniff(file)
 
 
 def _description(path: Path) -> dict[str, Any]:
