@@ -649,6 +649,50 @@ def test_weights_that_are_split_over_several_files(tmp_path):
         load_decoder(tmp_path, factory=half)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("kind", [torch.int8, torch.complex64])
+def test_weights_that_stand_for_other_numbers_are_refused(tmp_path, kind, strict):
+    coded = {name: (50 * value).to(kind) if value.ndim == 2 else value for name, value in half().state_dict().items()}
+    torch.save({**coded, "0.scale": torch.tensor(0.02)}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=rf"2 of another kind \(0.weight is of {kind}"):
+        load_decoder(tmp_path / "m.pt", factory=half, strict=strict)
+
+
+class Scaled(nn.Module):
+    """Keeps a number that is no tensor in its state dict, as torch lets it."""
+
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.net, self.scale = half(), scale
+
+    def forward(self, z):
+        return self.scale * self.net(z)
+
+    def get_extra_state(self):
+        return {"scale": self.scale}
+
+    def set_extra_state(self, state):
+        self.scale = state["scale"]
+
+
+class InBytes(Scaled):
+    """The same as a tensor whose length depends on the number."""
+
+    def get_extra_state(self):
+        return torch.frombuffer(bytearray(str(self.scale).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state):
+        self.scale = float(bytes(state.tolist()))
+
+
+@pytest.mark.parametrize("make", [Scaled, InBytes])
+@pytest.mark.parametrize("prefix", ["", "model.decoder."])
+def test_what_a_class_keeps_beside_its_tensors_is_loaded(tmp_path, z, make, prefix):
+    module = make(3.125)
+    torch.save({prefix + name: value for name, value in module.state_dict().items()}, tmp_path / "m.pt")
+    assert_same(load_decoder(tmp_path / "m.pt", factory=make), module, z)
+
+
 def test_what_is_left_in_the_file_is_reported(tmp_path):
     extra = {"encoder.weight": torch.zeros(2, 2), "quant.weight": torch.zeros(1)}
     torch.save({**half().state_dict(), **extra}, tmp_path / "decoder.pt")

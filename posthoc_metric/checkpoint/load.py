@@ -183,6 +183,6 @@ def _content(container: Container, trust: bool) -> Any:
 
 def _sample(states: Mapping[str, Mapping[str, Any]]) -> str:
     name, state = max(states.items(), key=lambda item: len(item[1]))
-    shown = ", ".join(f"{entry} {tuple(tensor.shape)}" for entry, tensor in list(state.items())[:3])
+    shown = ", ".join(f"{entry} {tuple(getattr(value, 'shape', ()))}" for entry, value in list(state.items())[:3])
     where = f" under {name!r}" if name else ""
     return f"{len(state)} tensors{where} ({shown}{', ...' if len(state) > 3 else ''})"

@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 _WRAPPERS = re.compile(r"(^|(?<=\.))(module|_orig_mod)\.")
 
 
@@ -16,14 +14,19 @@ def bare(name: str) -> str:
     return _WRAPPERS.sub("", name)
 
 
-class State(dict[str, Tensor]):
-    """Tensors by name.
+def is_own(name: str) -> bool:
+    """Whether it is what a class keeps in a state dict beside tensors (``get_extra_state``): data of any kind."""
+    return name.rpartition(".")[2] == "_extra_state"
+
+
+class State(dict[str, Any]):
+    """Tensors by name, and data that are :func:`is_own`.
 
     Attributes:
         _metadata: by the name of a module, what version of its class saved it; torch reads it under this name.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], metadata: Any = None):
+    def __init__(self, tensors: Mapping[str, Any], metadata: Any = None):
         super().__init__(tensors)
         told = metadata if isinstance(metadata, Mapping) else {}
         self._metadata = {name: value for name, value in told.items() if isinstance(value, Mapping)}

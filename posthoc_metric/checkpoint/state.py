@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .as_torch import left_over, places
-from .named import State, bare
+from .named import State, bare, is_own
 
 _AVERAGED = re.compile(r"(^|[._])(averaged|shadow)([._]|$)|_ema|(?<![a-z])ema(?![a-z])")
 #: short words by themselves, which a sequence or a schema holds, too
@@ -50,7 +50,8 @@ def states_in(content: Any) -> dict[str, State]:
 def _states(content: Any, name: str, depth: int) -> Iterator[tuple[str, State]]:
     if not isinstance(content, Mapping) or depth < 0:
         return
-    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    named = {key: value for key, value in content.items() if isinstance(key, str)}
+    tensors = {key: value for key, value in named.items() if isinstance(value, Tensor) or is_own(key)}
     if tensors and len(tensors) >= len(content) / 2:
         yield name, State(tensors, getattr(content, "_metadata", None))
         return
@@ -103,7 +104,8 @@ def fill(
         raise CheckpointError(_why_not(wanted, states, prefix, strict, path))
     best = _choose(fits, path)
     tensors = best.tensors
-    precisions = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    found = [value.dtype for value in tensors.values() if isinstance(value, Tensor)]
+    precisions = {dtype for dtype in found if dtype.is_floating_point}
     if precisions == {torch.float64}:
         module.double()
     module.load_state_dict(tensors, strict=False)
@@ -144,6 +146,8 @@ def _by_loading(
         likely = [prefix] if prefix is not None else places(wanted, dict.fromkeys([*state, *map(bare, state)]))
         for found in likely:
             for tensors in _namings(state, found):
+                if any(_is_coded(tensors[n], wanted[n]) for n in tensors if n in wanted):
+                    continue
                 beside = left_over(module, tensors)
                 if beside is not None and not (strict and any(not _is_other_part(n) for n in beside)):
                     yield _Fit(name, found, tensors, _OWN_WAY)
@@ -189,8 +193,8 @@ def _fit(wanted: Mapping[str, Tensor], state: State, prefix: str, strict: bool) 
     for names in _namings(state, prefix):
         missing = _missing(wanted, names)
         extra = [n for n in names if strict and n not in wanted and not _is_other_part(n)]
-        shapes_agree = all(names[n].shape == _shape(wanted[n]) for n in wanted if n in names)
-        if not missing and not extra and shapes_agree:
+        unlike = any(_unlike(n, names[n], wanted[n]) for n in wanted if n in names)
+        if not missing and not extra and not unlike:
             return State({n: names[n] for n in wanted if n in names}, names._metadata)
     return None
 
@@ -218,9 +222,21 @@ def _namings(state: State, prefix: str) -> Iterator[State]:
         yield plain
 
 
-def _shape(tensor: Tensor) -> torch.Size | None:
-    """``None`` of a lazy layer's, which takes that of the first tensor it is given."""
-    return None if nn.parameter.is_lazy(tensor) else tensor.shape
+def _unlike(name: str, found: Any, own: Any) -> str:
+    """Why what the file has cannot take the place of the module's own, in words; empty where it can."""
+    if is_own(name):
+        return ""
+    # a lazy layer takes the shape of the first tensor it is given
+    if not nn.parameter.is_lazy(own) and found.shape != own.shape:
+        return f"{name} is {tuple(found.shape)} and the module's {tuple(own.shape)}"
+    return f"{name} is of {found.dtype} and the module's of {own.dtype}" if _is_coded(found, own) else ""
+
+
+def _is_coded(found: Any, own: Any) -> bool:
+    """Whether the file has numbers that stand for others: torch would load codes of 8 bits as if they were weights."""
+    if not isinstance(found, Tensor) or not isinstance(own, Tensor):
+        return False
+    return own.dtype.is_floating_point and (found.dtype in (torch.int8, torch.uint8) or found.is_complex())
 
 
 def _is_other_part(name: str) -> bool:
@@ -259,14 +275,11 @@ def _why_not(
     inner = nearest.tensors
     missing = _missing(wanted, inner)
     extra = [n for n in inner if n not in wanted]
-    shapes = [
-        f"{n} is {tuple(inner[n].shape)} and the module's {tuple(wanted[n].shape)}"
-        for n in wanted
-        if n in inner and _shape(wanted[n]) not in (None, inner[n].shape)
-    ]
+    shapes = [words for n in wanted if n in inner and (words := _unlike(n, inner[n], wanted[n]))]
+    sort = "kind" if any(" of torch." in words for words in shapes) else "shape"
     parts = [f"{len(missing)} missing ({', '.join(missing[:3])})" if missing else ""]
     parts.append(f"{len(extra)} unexpected ({', '.join(extra[:3])})" if extra else "")
-    parts.append(f"{len(shapes)} of another shape ({'; '.join(shapes[:2])})" if shapes else "")
+    parts.append(f"{len(shapes)} of another {sort} ({'; '.join(shapes[:2])})" if shapes else "")
     advice = "Check the class and factory_kwargs=, or name key= and prefix=."
     if extra and not missing and not shapes:
         advice = f"{advice[:-1]}, or pass strict=False to leave unexpected ones out."
@@ -280,7 +293,7 @@ def _why_not(
 
 def _likeness(wanted: Mapping[str, Tensor], inner: State) -> tuple[int, int, int]:
     named = [name for name in wanted if name in inner]
-    return sum(inner[name].shape == _shape(wanted[name]) for name in named), len(named), -len(inner)
+    return sum(not _unlike(name, inner[name], wanted[name]) for name in named), len(named), -len(inner)
 
 
 def _heads(state: State) -> list[str]:
