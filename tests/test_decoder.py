@@ -1287,7 +1287,12 @@ class HalfBeside(HalfOfIt):
         return self.body(z), super().forward(z)
 
 
-@pytest.mark.parametrize("model", [BackInSingle, UnderAutocast])
+class MappedInHalf(HalfOfIt):
+    def forward(self, z):
+        return torch.vmap(super().forward)(z).float()
+
+
+@pytest.mark.parametrize("model", [BackInSingle, UnderAutocast, MappedInHalf])
 def test_a_part_in_half_precision_is_refused_whatever_the_output_is_cast_to(model):
     words = []
     for seed in range(6):
@@ -1295,6 +1300,22 @@ def test_a_part_in_half_precision_is_refused_whatever_the_output_is_cast_to(mode
             Decoder(model(seed), latent_dim=2)
         words.append(str(caught.value))
     assert any("a part of its output in torch.float16" in one for one in words)
+
+
+class ConstantsInHalf(nn.Module):
+    """So steep that its second differences pass for roundings."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = net(2, 64)
+        self.register_buffer("weights", torch.ones(64, dtype=torch.float16))
+
+    def forward(self, z):
+        return torch.sin(300 * self.net(z)) * self.weights.clone()
+
+
+def test_constants_in_half_precision_are_let_be():
+    Decoder(ConstantsInHalf(), latent_dim=2)
 
 
 def test_half_precision_beside_the_output_is_let_be():

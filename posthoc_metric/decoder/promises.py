@@ -68,27 +68,41 @@ def check_precision(call: Call, value: Tensor, z: Tensor, v: Tensor, unit: float
     dtype = value.dtype
     if dtype in (torch.float32, torch.float64):
         step = 3e-4 * unit + 3e-5 * float(z.abs().amax())
-        with _Halves() as seen:
-            before, here, after = (call(z + step * v), call(z), call(z - step * v))
-        bend = (before - 2 * here + after).square().mean().sqrt()
-        if seen.dtype is None or bool(bend <= _COARSE * here.square().mean().sqrt()):
+        here = call(z)
+        with _Halves() as ahead:
+            there = call(z + step * v)
+        with _Halves() as behind:
+            bend = there - 2 * here + call(z - step * v)
+        # constants may have been in half precision
+        varying = [one for one, other in zip(ahead.found, behind.found, strict=False) if one != other]
+        if not varying or bool(bend.square().mean() <= _COARSE**2 * here.square().mean()):
             return
-        dtype = seen.dtype
+        dtype = varying[-1][0]
     raise DecoderError(
         f"the decoder computes a part of its output in {dtype}, too coarse for derivatives. Convert all of it with "
         ".float() and take out autocast before wrapping it, or wrap the layer before that part (method=, output=)."
     )
 
 
-class _Halves(TorchFunctionMode):
-    """Remembers the dtype of a result in half precision, if there is any."""
+def _total(result: Tensor) -> float:
+    """The sum; of what is under a vmap of the model's own NaN, which differs from every other."""
+    try:
+        return float(result.float().sum())
+    except RuntimeError:
+        return float("nan")
 
-    dtype: torch.dtype | None = None
+
+class _Halves(TorchFunctionMode):
+    """Remembers results in half precision, by their dtypes and sums."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[torch.dtype, float]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and result.dtype in (torch.float16, torch.bfloat16):
-            self.dtype = result.dtype
+            self.found.append((result.dtype, _total(result)))
         return result
 
 
