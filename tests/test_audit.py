@@ -11,12 +11,13 @@ from family import gan, mlp, vae
 
 import posthoc_metric as pm
 from posthoc_metric.diagnostics import share_off_data, shells
-from posthoc_metric.diagnostics.criteria import at_most, largest_fall
+from posthoc_metric.diagnostics.criteria import at_most
 from posthoc_metric.diagnostics.faithfulness import connected_pairs
 from posthoc_metric.diagnostics.smoothness import smoothness
 from posthoc_metric.repair import RepairedMetric
 from posthoc_metric.smooth_map import condition_numbers
 from posthoc_metric.support import Support
+from posthoc_metric.uncertainty.volumes import largest_fall
 
 
 def wrap(member):

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..smooth_map import condition_numbers
+from ..uncertainty.volumes import largest_fall
 from .faithfulness import FAR, Faithfulness
 from .shells import ShellRow, log_volumes, quantile
 
@@ -163,12 +164,3 @@ def faithfulness_criteria(found: Faithfulness | None) -> tuple[Criterion, ...]:
         at_most(*far, {"decoder": before.far, "repaired": after.far}, FAITHFULNESS_NEAR_ZERO),
         at_most(*edge, {"decoder": before.off_data, "repaired": after.off_data}, bound),
     )
-
-
-def largest_fall(medians: Sequence[float]) -> float:
-    """How far a sequence ever falls below an earlier value of its own."""
-    peak, fall = -math.inf, 0.0
-    for value in medians:
-        peak = max(peak, value)
-        fall = max(fall, peak - value if math.isfinite(peak) else 0.0)
-    return fall

@@ -29,6 +29,7 @@ from .gate import Gate
 from .measurement import AUDITED, VOID_OFFSETS, Measured
 from .sample import MEDIANS, TAILS, Sample, likely, look
 from .scales import about_scales
+from .volumes import largest_fall
 
 #: where the rise may end, widest first: a wide rise is a smooth metric, a narrow one hugs the data
 _RISE_ENDS = (0.5, 0.35, 0.25, 0.15, 0.1)
@@ -231,8 +232,4 @@ def _shortfall(gate: Gate, sample: Sample) -> float:
     wanted = [(on_data, likely(0.5, len(on_data.scores), audited, MEDIANS))]
     wanted += [(there, likely(0.5, len(there.scores), AUDITED, -MEDIANS)) for there in sample.in_void]
     medians = [there.volumes(gate.weight(there.scores)[0]).quantile(share) for there, share in wanted]
-    fall, peak = 0.0, -math.inf
-    for value in map(float, medians):
-        peak = max(peak, value)
-        fall = max(fall, peak - value)
-    return fall - 0.04
+    return largest_fall([float(median) for median in medians]) - 0.04

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -62,3 +65,9 @@ def shaped_volumes(grams: Tensor, floor: Tensor, shapes: Tensor, scale: float) -
     white = vectors * values.rsqrt()[:, None]
     shares = torch.linalg.eigvalsh(white.mT @ shapes @ white).clamp(0, 1)
     return Volumes(1 - shares, shares / scale, 0.5 * values.log().mean(1))
+
+
+def largest_fall(medians: Sequence[float]) -> float:
+    """How far a sequence ever falls below an earlier value of its own."""
+    peaks = accumulate(medians, max)
+    return max(peak - value if math.isfinite(peak) else 0.0 for peak, value in zip(peaks, medians, strict=True))
