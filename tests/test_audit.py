@@ -258,3 +258,28 @@ def test_smoothness_is_not_judged_by_a_baseline_that_had_no_residuals_to_fit(shi
     for real in (noise, noise * one):
         line = criterion(pm.repair(decoder, latents, data + spread * real).audit(pairs=0), "smoothness")
         assert line.passed is not None and line.bound == line.published
+
+
+def audit_of_noisy(unit):
+    """With the same noise everywhere, of a decoder of ten dimensions."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net = mlp([10, 64, 64, 30], torch.nn.Tanh).double()
+    generator = torch.Generator().manual_seed(16)
+    latents = torch.randn(800, 10, generator=generator, dtype=torch.float64)
+    decoder = pm.Decoder(lambda z: unit * net(z), latent_dim=10)
+    outputs = decoder(latents)
+    noise = torch.randn(outputs.shape, generator=generator, dtype=torch.float64)
+    return pm.repair(decoder, latents, outputs + 0.2 * outputs.std() * noise).audit(pairs=0)
+
+
+def test_the_peak_of_the_published_wall_is_no_matter_of_units_and_of_where_shells_lie():
+    """It may be thinner than they are apart, and the repair, smoother than it, would be told that it is not."""
+    found = audit_of_noisy(1.0)
+    line = criterion(found, "smoothness")
+    assert max(row.metrics["rbf-published"].smoothness_q95 for row in found.shells) < line.after
+    assert line.after < line.published == line.bound
+    assert found.passed, str(found)
+    again = criterion(audit_of_noisy(1e4), "smoothness")
+    assert again.after == pytest.approx(line.after, rel=1e-6)
+    assert again.published == pytest.approx(line.published, rel=0.01)

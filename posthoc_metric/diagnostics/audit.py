@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from .._arrays import check_count, check_seed, describe
+from .._rows import some_rows
 from ..errors import InvalidArgumentError
 from ..smooth_map import condition_numbers, gram, resolved_eigenvalues
 from ..uncertainty import PublishedRBF
 from ..uncertainty.measurement import AUDITED
-from .criteria import Criterion, faithfulness_criteria, fidelity, shell_criteria
+from .criteria import Criterion, faithfulness_criteria, fidelity, roughest, shell_criteria
 from .faithfulness import Faithfulness, faithfulness
-from .shells import Field, Shell, ShellRow, shells, statistics
+from .shells import Field, Shell, ShellRow, quantile, shells, statistics
 from .smoothness import directions, smoothness
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ _TOLD = 1e4
 _DECODER_STEPS = (1e-2, 1e-4)
 #: the addition is in double precision and without kinks
 _ADDED_STEP = 5e-4
+#: offsets between the shells at which the published baseline's wall may stand: in d = 10 it is thinner than they are
+#: apart
+_WALLS = tuple(1.25**power for power in range(1, 14))
+_VARIANCE_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ def audit(
     elif repaired.data is None:
         reason = "the published baseline needs the training data"
     else:
-        published = PublishedRBF().fit(repaired.decoder, repaired.geometry.training, repaired.data, seed=seed)
+        published = _baseline(repaired, seed)
         added["rbf-published"] = lambda z: gram(published.noise, z)
         # its peak then bounds nothing: it comes from the least residual that its fit allows
         reason = (
@@ -131,10 +136,39 @@ def audit(
     bound = repaired.knobs.max_condition_number
     found = (
         *fidelity(_enough_on_data(repaired, on_data, added, bound), bound),
-        *shell_criteria(rows, inflation=repaired.knobs.inflation, condition=bound, no_baseline=reason),
+        *shell_criteria(
+            rows,
+            inflation=repaired.knobs.inflation,
+            condition=bound,
+            no_baseline=reason,
+            walls=_walls(repaired, rows, added, count, seed=seed),
+        ),
         *faithfulness_criteria(followed),
     )
     return Audit(found, tuple(rows), followed, repaired.geometry.radius)
+
+
+def _baseline(repaired: RepairedMetric, seed: int) -> PublishedRBF:
+    """The published repair; the precision that it keeps in the void is for data of unit variance, whatever theirs."""
+    assert repaired.data is not None
+    sample = repaired.data[some_rows(len(repaired.data), _VARIANCE_ROWS, seed)].double()
+    variance = float(sample.var(0, correction=0).mean())
+    published = PublishedRBF(floor=PublishedRBF().floor / max(variance, 1e-290))
+    return published.fit(repaired.decoder, repaired.geometry.training, repaired.data, seed=seed)
+
+
+def _walls(
+    repaired: RepairedMetric, rows: list[ShellRow], added: dict[str, Field], count: int, *, seed: int
+) -> list[float]:
+    """Smoothness of the published repair between the shells, if they have missed a peak that matters."""
+    if "rbf-published" not in added or roughest(rows, "repaired") <= roughest(rows, "rbf-published"):
+        return []
+    found = []
+    for offset in _WALLS:
+        wall = Shell("wall", offset, repaired.geometry.shell(offset, count, seed=seed))
+        _, rough = _measure(repaired, wall, {name: added[name] for name in ("decoder", "rbf-published")}, seed=seed)
+        found.append(quantile(rough["rbf-published"], 0.95))
+    return found
 
 
 def _added(repaired: RepairedMetric) -> Field:

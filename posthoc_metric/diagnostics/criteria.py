@@ -103,7 +103,7 @@ def fidelity(eigenvalues: dict[str, Tensor], bound: float) -> tuple[Criterion, .
 
 
 def shell_criteria(
-    rows: Sequence[ShellRow], *, inflation: float, condition: float, no_baseline: str
+    rows: Sequence[ShellRow], *, inflation: float, condition: float, no_baseline: str, walls: Sequence[float]
 ) -> tuple[Criterion, ...]:
     """Inflation, persistence, conditioning and smoothness, from the statistics on the shells.
 
@@ -112,6 +112,7 @@ def shell_criteria(
         inflation: what the repair was asked for.
         condition: the largest condition number near the data that it was asked for.
         no_baseline: why the published repair was not measured; empty where it was.
+        walls: smoothness of the published repair between the shells, where they may miss its peak.
     """
     metrics = list(rows[0].metrics)
     near = [row.metrics for row in rows if not row.shell.is_void]
@@ -120,7 +121,9 @@ def shell_criteria(
     costliest = rows[0].metrics["decoder"].largest_eigenvalue_q95
     least = {name: min(found[name].smallest_eigenvalue_q05 for found in void) / costliest for name in metrics}
     fall = {name: largest_fall([found[name].log_volume_q50 for found in outward]) for name in metrics}
-    peak = {name: max(row.metrics[name].smoothness_q95 for row in rows) for name in metrics}
+    peak = {name: roughest(rows, name) for name in metrics}
+    if walls:
+        peak["rbf-published"] = max(peak["rbf-published"], *walls)
     worst = [
         {name: max(found[name].condition_number_q95 for found in chosen) for name in metrics} for chosen in (near, void)
     ]
@@ -164,3 +167,8 @@ def faithfulness_criteria(found: Faithfulness | None) -> tuple[Criterion, ...]:
         at_most(*far, {"decoder": before.far, "repaired": after.far}, FAITHFULNESS_NEAR_ZERO),
         at_most(*edge, {"decoder": before.off_data, "repaired": after.off_data}, bound),
     )
+
+
+def roughest(rows: Sequence[ShellRow], name: str) -> float:
+    """The peak of a metric's smoothness over the shells."""
+    return max(row.metrics[name].smoothness_q95 for row in rows)
