@@ -47,7 +47,8 @@ def geodesic(
     **Which options when**
 
     - Few pairs, whatever the cost: ``rtol=1e-6, tol=1e-4, max_spans=1024``, and ``rough_rtol=1e-6`` to match.
-    - Many rough distances: ``rtol=1e-2, rough_rtol=1e-2, spans=8``; every ``length_error`` still holds.
+    - Many rough distances: ``rtol=1e-2, rough_rtol=1e-2, spans=8``.  Nearly all are good to a hundredth, but one in
+      ten is off by more than its ``length_error``: few nodes miss shorter ways beside a curve.
     - ReLU decoders: the defaults.  Their lengths are good to ``rough_rtol`` (1e-3); a tighter one multiplies the work,
       because at kinks the error only halves when the nodes double.
     - No data near the pairs, or d > 3: give ``support``; without it only the straight line is tried.
@@ -97,7 +98,9 @@ def geodesic(
     - ``UNRESOLVED`` with such a ``residual`` where the decoder is smooth and in float64: directions that hardly matter,
       into which curves stray; ``repair`` with a smaller ``max_condition_number``, such as 100.
     - ``DIVERGED``: only the fixed-point solver; use ``solver="relaxation"``.
-    - ``NOT_FINITE``: the decoder has no value at an end; the other pairs of the batch are not touched.
+    - ``NOT_FINITE``: the decoder has no value at an end, or somewhere on every curve that was tried; ``support``
+      along a way around the hole gives another, but a curve that the hole's edge stops stays so.  The other pairs of
+      the batch are not touched.
     - A length that is longer than one you know: another valley; give ``support``, or more of it, and compare
       ``solution.start``.
     - ``speed_variation`` near or above 1 with ``CONVERGED``: a ridge of the metric takes a small share of the curve;
@@ -113,7 +116,8 @@ def geodesic(
         n_jobs: processes that the pairs are dealt out to, as in joblib (-1: all cores; ``None``: what
             ``joblib.parallel_config`` says).  By default all are solved in this one, with the threads that torch has;
             the metric must be picklable for more, and ``Decoder.counting`` does not see what they evaluate.
-        **options: fields of :class:`RelaxationOptions` or :class:`FixedPointOptions`.
+        **options: fields of :class:`RelaxationOptions` or :class:`FixedPointOptions`, whose help says what they are
+            (``from posthoc_metric.geodesic import RelaxationOptions``).
 
     Returns:
         A :class:`Solution` in the kind, dtype and device of ``start``.
