@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._arrays import describe, name_rows
+from ._arrays import bad_rows, describe, name_rows
 from .errors import InvalidArgumentError
 from .surroundings import own_precision
 
@@ -50,6 +50,8 @@ def square(field: Callable[[Tensor], Tensor], z: Tensor, v: Tensor) -> Tensor:
 class CheckedField:
     """A user's field as the solver asks for it: matrices in the dtype of the points, whatever kind is returned.
 
+    A solver may come to where there is no number: the field is not asked there, and other rows do not learn of it.
+
     Args:
         field: (B, d) -> (B, d, d) tensors, arrays or nested lists.
         name: what messages call it.
@@ -61,6 +63,12 @@ class CheckedField:
         self._symmetric = False
 
     def __call__(self, z: Tensor) -> Tensor:
+        bad = bad_rows(z.detach())
+        if bad is not None:
+            if bool(bad.all()):
+                return z.new_full((*z.shape, z.shape[1]), torch.nan)
+            # of fewer rows products would be summed in another order
+            return self(torch.where(bad[:, None], z[~bad][:1], z)).masked_fill(bad[:, None, None], torch.nan)
         with own_precision():
             matrices = self._matrices(z)
         # once: it may cost as much as the field, and a transpose that was forgotten is missing at every point

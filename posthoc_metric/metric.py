@@ -272,7 +272,7 @@ class FunctionMetric(Metric):
     def _field(self) -> CheckedField:
         if type(self).tensor is not FunctionMetric.tensor:
             return super()._field()
-        # a solver may come to where there is no number, which `tensor` refuses for all rows
+        # which `tensor` looks through at every call
         return CheckedField(self.fn, "`fn`")
 
 

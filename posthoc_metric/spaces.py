@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ._arrays import ArrayLike, check_count, check_range, describe, to_points, to_tensor
 from .errors import InvalidArgumentError
-from .matrix_field import CheckedField
 from .metric import Metric, MetricParts, StructuredMetric
 
 
@@ -26,12 +25,6 @@ class ClosedFormMetric(Metric):
             return self._tensor(z)
         points, restore = to_points(z, "z", self.dim)
         return restore(self._tensor(points))
-
-    def _field(self) -> CheckedField:
-        if type(self).tensor is not ClosedFormMetric.tensor:
-            return super()._field()
-        # a solver may come to where there is no number, which `tensor` refuses for all rows
-        return CheckedField(self._tensor, f"`tensor(z)` of {type(self).__name__}")
 
     def distance(self, a: ArrayLike, b: ArrayLike) -> Any:
         """Geodesic distance between the rows of ``a`` and ``b``, (B,)."""

@@ -8,7 +8,7 @@ import posthoc_metric as pm
 from posthoc_metric.distances import MetricTable
 from posthoc_metric.errors import InvalidArgumentError, NumericalError, PosthocMetricError
 from posthoc_metric.geodesic import shoot
-from posthoc_metric.geometry import curvature, transport
+from posthoc_metric.geometry import curvature, random_walk, transport
 from posthoc_metric.metric import FunctionMetric, MetricParts, StructuredMetric
 from posthoc_metric.spaces import HalfPlane, Plane
 
@@ -212,13 +212,28 @@ def test_a_pair_that_the_solver_loses_leaves_the_others_alone(kind):
     assert len(found.status) == 2 and found.length[1] == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("metric", [pm.FunctionMetric(bowl, 2), Plane(), HalfPlane(), MetricTable(Plane(), np.eye(2))])
+WRAPPED = own(pm.FunctionMetric(bowl, 2).tensor)
+
+
+@pytest.mark.parametrize(
+    "metric", [pm.FunctionMetric(bowl, 2), WRAPPED, Plane(), HalfPlane(), MetricTable(Plane(), np.eye(2))]
+)
 def test_what_the_solver_asks_at_no_number_is_answered(metric):
-    z = torch.tensor([[0.5, 0.5], [float("nan"), 1.0]], dtype=torch.float64)
+    z = torch.tensor([[float("nan"), 1.0], [0.5, 0.5]], dtype=torch.float64)
     found = metric.parts().field(z)
-    torch.testing.assert_close(found[:1], metric.tensor(z[:1]))
+    assert bool(found[0].isnan().all()) and bool(metric.parts().field(z[:1]).isnan().all())
+    torch.testing.assert_close(found[1:], metric.tensor(z[1:]))
     with pytest.raises(InvalidArgumentError, match="`z` must be finite"):
         metric.tensor(z)
+
+
+def test_a_walk_stays_where_a_metric_that_wraps_another_has_values():
+    """Steps of vectors that are turned at its edge come to points that are no numbers."""
+    flat = Plane()
+    hole = pm.FunctionMetric(lambda z: torch.where((z.abs() < 0.2).all(1)[:, None, None], torch.nan, flat.tensor(z)), 2)
+    start = torch.tensor([[0.0, 0.6], [0.3, 0.1]])
+    paths = [random_walk(metric, start, steps=20, time=1.0) for metric in (hole, own(hole.tensor))]
+    torch.testing.assert_close(*paths)
 
 
 @pytest.mark.parametrize("kind", [lambda: pm.FunctionMetric(bowl, 2), Plane])

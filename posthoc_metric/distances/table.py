@@ -12,7 +12,6 @@ from torch import Tensor
 from .._arrays import ArrayLike, as_tensor, check_count, check_range, check_seed, to_points
 from .._warn import warn_caller
 from ..errors import ConvergenceWarning, InvalidArgumentError, NumericalError
-from ..matrix_field import CheckedField
 from ..metric import Metric
 from .splines import GHOSTS, Level, dilate, make_level
 
@@ -105,10 +104,6 @@ class MetricTable(Metric):
         """``M(z)`` (B, d, d), interpolated inside the box."""
         points, restore = to_points(z, "z", self.dim)
         return restore(self._tensor(points).to(points.dtype))
-
-    def _field(self) -> CheckedField:
-        # a solver may come to where there is no number, which `tensor` refuses for all rows
-        return CheckedField(self._tensor, f"`tensor(z)` of {type(self).__name__}")
 
     def _tensor(self, points: Tensor) -> Tensor:
         where = points.detach().to(self.low.device).double()
