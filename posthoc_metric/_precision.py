@@ -46,8 +46,10 @@ def rounds_as_single(function: Callable[[torch.Tensor], torch.Tensor], points: t
     a kink, of which there are few, they fall with the first.
     """
     some = points[:_ROUGH].double()
+    if not len(some):
+        return False
     # a far neighbour does not set the scale, nor does how far all of them lie from the origin
-    around = (some - some.median(0).values).abs().amax(1).median() if len(some) else some.new_zeros(())
+    around = (some - some.median(0).values).abs().amax(1).median()
     size = some.abs().amax(1, keepdim=True)
     size = torch.where(around > 0, size.minimum(2 * around), size)
     step = _BESIDE * (some.abs().minimum(size) + torch.where(size > 0, size, float(size.max()) or 1.0))

@@ -281,3 +281,8 @@ def test_frames_of_a_decoder_that_gives_one_number_a_row():
     frames = metric.geodesic(torch.zeros(2, 2), torch.ones(2, 2)).decode(4)
     assert frames.shape == (2, 4, 1) and frames[0, -1, 0] == pytest.approx(2.0)
     assert metric.geodesic(torch.zeros(0, 2), torch.ones(0, 2)).decode(4).shape == (0, 4, 1)
+
+
+@pytest.mark.parametrize("ask", [pm.Metric.exp, pm.Metric.log, lambda m, z, v: random_walk(m, z, steps=2, time=1.0)])
+def test_of_no_points_there_is_nothing_to_find(ask):
+    assert len(ask(own(bowl), torch.zeros(0, 2), torch.zeros(0, 2))) == 0
