@@ -158,6 +158,13 @@ def test_a_volume_in_many_dimensions_need_not_have_a_density_that_is_a_number():
     assert volume(Sphere(), [0, 0], [1, 1], inside=lambda z: z[:, 0] > 5, num=16).value == 0.0
 
 
+def test_a_volume_that_was_missed_is_not_known_to_be_none():
+    # of the box the unit ball in 20 dimensions is a share of 2e-8
+    ball = volume(Plane(dim=20), [-1.0] * 20, [1.0] * 20, inside=lambda z: z.norm(dim=1) < 1, num=2**10)
+    assert ball.value == 0 and ball.standard_error == math.inf
+    assert volume(LinearDecoder([[1.0, 1.0]]), [0, 0], [1, 1], num=16).standard_error == 0
+
+
 def test_volume_samples_are_even_on_the_sphere():
     space, low, high = Sphere(), torch.tensor([-2.0, -2.0]), torch.tensor([2.0, 2.0])
     drawn = sample_volume(space, 2000, low, high, inside=lambda z: z.norm(dim=1) <= 2, steps=40)

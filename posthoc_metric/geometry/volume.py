@@ -31,7 +31,8 @@ class Volume:
 
     Attributes:
         value: the volume, in the unit of length to the power d.
-        standard_error: of ``value``, from independent repetitions.
+        standard_error: of ``value``, from independent repetitions; infinite where no point was inside, which a
+            small region and none have in common.
         evaluations: points at which the metric was asked.
     """
 
@@ -72,11 +73,10 @@ def volume(
     shares = np.exp(np.array(logs) - top)
     mean = float(shares.mean())
     value = _from_log(top + math.log(mean) + float(sides.log().sum())) if mean > 0 else 0.0
-    return Volume(
-        value=value,
-        standard_error=value * float(np.std(shares, ddof=1)) / (mean or 1.0) / math.sqrt(_REPEATS),
-        evaluations=_REPEATS * 2**power,
-    )
+    error = value * float(np.std(shares, ddof=1)) / (mean or 1.0) / math.sqrt(_REPEATS)
+    # repetitions that all miss a region agree
+    missed = inside is not None and mean == 0
+    return Volume(value=value, standard_error=math.inf if missed else error, evaluations=_REPEATS * 2**power)
 
 
 def _from_log(log: float) -> float:
