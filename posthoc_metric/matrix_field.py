@@ -80,7 +80,8 @@ class CheckedField:
     def _matrices(self, z: Tensor) -> Tensor:
         """NaN at points where the field's own linear algebra fails, as an inverse does at the edge of a domain."""
         try:
-            return to_matrices(self._field(z), z, self._name)
+            # it may write into what it is given
+            return to_matrices(self._field(z.clone()), z, self._name)
         except (torch.linalg.LinAlgError, np.linalg.LinAlgError):
             if len(z) == 1:
                 return z.new_full((1, z.shape[1], z.shape[1]), torch.nan)

@@ -263,9 +263,9 @@ class FunctionMetric(Metric):
     def tensor(self, z: ArrayLike) -> Any:
         # to_points detaches; a solver that differentiates through `fn` passes a tensor that requires grad
         if isinstance(z, Tensor) and z.requires_grad:
-            return to_matrices(self.fn(z), z, "`fn`")
+            return to_matrices(self.fn(z.clone()), z, "`fn`")
         points, restore = to_points(z, "z", self.dim)
-        found = to_matrices(self.fn(points), points, "`fn`")
+        found = to_matrices(self.fn(points.clone()), points, "`fn`")
         check_symmetric(found, "`fn`")
         return restore(found)
 

@@ -286,3 +286,20 @@ def test_frames_of_a_decoder_that_gives_one_number_a_row():
 @pytest.mark.parametrize("ask", [pm.Metric.exp, pm.Metric.log, lambda m, z, v: random_walk(m, z, steps=2, time=1.0)])
 def test_of_no_points_there_is_nothing_to_find(ask):
     assert len(ask(own(bowl), torch.zeros(0, 2), torch.zeros(0, 2))) == 0
+
+
+@pytest.mark.parametrize("write", [lambda z: z.mul_(2), lambda z: np.multiply(z.numpy(), 2, out=z.numpy())])
+def test_a_function_that_writes_into_its_latents_changes_nobody_elses(write):
+    def written(z):
+        write(z)
+        return bowl(z)
+
+    metric, twice = pm.FunctionMetric(written, 2), pm.FunctionMetric(lambda z: bowl(2 * z), 2)
+    z, end = torch.tensor([[0.5, 1.0], [1.0, 0.0]]).double(), torch.tensor([[-0.5, 1.0], [0.0, 1.0]]).double()
+    before = z.clone()
+    torch.testing.assert_close(metric.tensor(z), twice.tensor(z))
+    torch.testing.assert_close(curvature(metric, z), curvature(twice, z))
+    torch.testing.assert_close(metric.geodesic(z, end).length, twice.geodesic(z, end).length, rtol=1e-4, atol=0)
+    assert torch.equal(z, before)
+    (slope,) = torch.autograd.grad(metric.log_volume(z.requires_grad_()).sum(), z)
+    torch.testing.assert_close(slope, 8 * before / (1 + 4 * before.square().sum(1, keepdim=True)))
