@@ -217,6 +217,22 @@ def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "Stopped.\n")
 
 
+def test_ctrl_c_within_torch_as_it_is_imported_does_not_abort(tmp_path):
+    """C++ that meets Python's exception where it cannot pass it on ends the process with a dump."""
+    caught = "os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(5)\nexcept KeyboardInterrupt:\n    os.abort()\n"
+    (tmp_path / "torch.py").write_text(f"import os, signal, time\ntry:\n    {caught}")
+    entry = Path(__file__).parent.parent / "posthoc_metric_command.py"
+    heard = "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{heard}; runpy.run_path(sys.argv[1], run_name='__main__')", entry],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{entry.parent}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Stopped.\n")
+
+
 def test_the_demo_tells_its_folder_as_it_is(capsys, monkeypatch):
     monkeypatch.setattr(demo_module, "show_audit", lambda audit: None)
     side = {"converged": 1, "off_data_mean": 0.0}
@@ -408,6 +424,13 @@ class TestMistakes:
         said = "`--image-shape` must be (h, w) or (h, w, 3) with 64 entries"
         assert said in mistake(*common, "--image-shape", "28x28")
         assert "must read like 28x28" in mistake(*common, "--image-shape", "big")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("seed", ["-1", "9" * 30])
+    def test_a_seed_of_the_report_is_one_of_the_repair(self, place, tmp_path, seed):
+        """torch's own error for a large one ended the command with a stack trace."""
+        common = ("report", place / "out", *absolute(place), "--out", tmp_path / "r")
+        assert "`seed` must be an integer from 0 to 2**32 - 1" in mistake(*common, "--seed", seed)
         assert list(tmp_path.iterdir()) == []
 
     def test_wrong_knobs(self, place, tmp_path):

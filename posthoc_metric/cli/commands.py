@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from .._arrays import check_seed
 from ..arrays_io import read_named
 from ..errors import InvalidArgumentError
 from ..output import check_folder, staged_folder, to_json, write_file
@@ -259,6 +260,7 @@ def report(
     It is one self-contained page, audit.json, geodesics.npz and figures.
     """
     shape = None if image_shape is None else sides(image_shape, "--image-shape", "28x28 or 64x64x3")
+    seed = check_seed(seed)
     check_folder(out)
     with stages(5) as bar:
         bar.next("opening the decoder and the metric")
