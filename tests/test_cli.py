@@ -26,7 +26,7 @@ from posthoc_metric.cli import commands as commands_module
 from posthoc_metric.cli import demo as demo_module
 from posthoc_metric.cli.main import COMMANDS, app
 from posthoc_metric.cli.shared import packed, points_of
-from posthoc_metric.cli.terminal import as_options, clear_errors
+from posthoc_metric.cli.terminal import as_options, clear_errors, show_table
 from posthoc_metric.distances.forecast import MATRIX
 from posthoc_metric.errors import CheckpointError, InvalidArgumentError, MissingExtraError
 from posthoc_metric.examples import digits, digits_vae
@@ -242,6 +242,17 @@ def test_the_demo_tells_its_folder_as_it_is(capsys, monkeypatch):
     }
     demo_module._summarise(facts, SimpleNamespace(passed=True), Path("a[/b]"), 1.0)
     assert "Open a[/b]/report.html to see it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tty", [True, False])
+def test_tables_lose_nothing_where_they_are_wide(capsys, monkeypatch, tty):
+    """Coordinates and lengths were cut to the terminal's width, and in files to a width of 80."""
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: tty)
+    point = ",".join(f"{i / 7:.4f}" for i in range(40))
+    show_table(("from", "to", "length", "± at most", "status"), [(point, "3", "12.345", "0.00123", "CONVERGED")])
+    said = capsys.readouterr().out
+    assert "…" not in said and (tty or point in said)
 
 
 def test_results_are_packed_from_any_device():

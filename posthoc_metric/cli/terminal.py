@@ -21,6 +21,8 @@ from ..output import jsonable, to_json
 from ..report.page import readable
 
 MISTAKE, NEGATIVE, INTERRUPTED = 2, 1, 130
+#: columns of a file or a pipe, to which no table is cut
+_WIDE = 1_000_000
 VERDICTS = {True: "[green]pass[/]", False: "[red]FAIL[/]", None: "[dim]not judged[/]"}
 #: options by the arguments they stand for
 _OPTIONS = {
@@ -61,7 +63,8 @@ _ARGUMENT = re.compile(
 
 
 def results() -> Console:
-    return Console(highlight=False, emoji=False, soft_wrap=not sys.stdout.isatty())
+    shown = sys.stdout.isatty()
+    return Console(highlight=False, emoji=False, soft_wrap=not shown, width=None if shown else _WIDE)
 
 
 def say(text: str) -> None:
@@ -184,7 +187,7 @@ def show_audit(audit: Audit) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("criterion")
     for name in ("decoder alone", "repaired", "bound"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     table.add_column("verdict")
     for row in audit.criteria:
         sign = "≤ " if row.relation == "at most" else "≥ "
@@ -197,7 +200,7 @@ def show_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None
     """A plain table."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in header:
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     results().print(table)
