@@ -1,5 +1,6 @@
 """Graphs between populations of unequal size, where distances are Euclidean, and warnings of their error."""
 
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -70,6 +71,16 @@ def test_a_point_that_joins_is_measured_as_the_nodes_are():
     np.testing.assert_array_equal(
         graph.through(space, others[3:4], reached)[0], graph.through(space, others, reached)[3]
     )
+
+
+def test_a_matrix_is_held_once():
+    z = np.random.default_rng(0).standard_normal((1500, 2))
+    tracemalloc.start()
+    try:
+        found = distances(Plane(dim=2), z, method="graph", neighbours=5, sample=0)
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * found.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 def report(median, p90, calibrated=1.0):

@@ -205,9 +205,12 @@ def _on_graph(
         found = results.arrays["distances"]
     finally:
         results.close()
-    matrix = _empty(job)
-    for low, high in cut(len(matrix), _TILE):
-        matrix[low:high] = found[low:high]
+    matrix = found
+    if job.store is not None:
+        # blocks of a store stay as they were found, for the next run
+        matrix = _empty(job)
+        for low, high in cut(len(matrix), _TILE):
+            matrix[low:high] = found[low:high]
     if job.end is None:
         shortest.symmetric(matrix)
     error, factor, unconverged, largest = None, 1.0, 0, 0.0
