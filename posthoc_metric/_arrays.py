@@ -17,7 +17,8 @@ from torch.autograd import forward_ad
 
 from .errors import InvalidArgumentError
 
-ArrayLike = Union[torch.Tensor, np.ndarray, list, tuple]
+# parameters are said, or a strict type checker finds every call of the library partly unknown
+ArrayLike = Union[torch.Tensor, np.ndarray, list[Any], tuple[Any, ...]]
 Restore = Callable[[torch.Tensor], Any]
 #: dtypes that arithmetic is possible in
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

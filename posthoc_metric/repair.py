@@ -96,11 +96,13 @@ class RepairedMetric(StructuredMetric):
             f"condition number at most {self.knobs.max_condition_number:g}"
         )
 
-    def added(self, z: Tensor) -> Tensor:
-        """What the repair adds to ``J_fᵀJ_f`` at z (B, d) float64: (B, d, d)."""
+    def added(self, z: ArrayLike) -> Any:
+        """What the repair adds to ``J_fᵀJ_f`` at z (B, d): (B, d, d)."""
+        points, restore = to_points(z, "z", self.dim)
         parts = self.parts()
         noise = self.model.noise if isinstance(self.model, PublishedRBF) else None
-        return MetricParts(embedding=noise, weight=parts.weight, field=parts.field).tensor(z)
+        found = MetricParts(embedding=noise, weight=parts.weight, field=parts.field).tensor(points.double())
+        return restore(found.to(points.dtype))
 
     def offset(self, z: ArrayLike) -> Any:
         """How far z (B, d) lies from the data, (B,): zero or below on them, one at a data radius beyond."""

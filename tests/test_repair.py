@@ -330,3 +330,13 @@ def test_it_says_on_one_line_what_it_is(repaired, small):
     )
     published = pm.repair(wrap(small), small.latents, small.data, uncertainty="rbf-published")
     assert "rbf-published on 1797 latents" in repr(published) and "inflation" not in repr(published)
+
+
+def test_what_is_added_is_told_of_any_kind_of_latents(repaired):
+    z = repaired.geometry.latents[:3] + 5.0
+    added = repaired.added(z.numpy())
+    assert isinstance(added, np.ndarray) and added.shape == (3, 2, 2)
+    plain = repaired.tensor(z) - repaired.decoder_metric.tensor(z)
+    torch.testing.assert_close(torch.from_numpy(added), plain, rtol=1e-6, atol=1e-9)
+    with pytest.raises(InvalidArgumentError, match="`z`"):
+        repaired.added(z[:, :1])

@@ -7,6 +7,7 @@ import inspect
 import io
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -115,7 +116,7 @@ def _open(
 ) -> Decoder:
     given: dict[str, Any] = {"key": key, "prefix": prefix, "method": method, "latent_dim": latent_dim}
     if output is not None:
-        given["output"] = int(output) if output.lstrip("-").isdigit() else output
+        given["output"] = int(output) if re.fullmatch(r"-?[0-9]{1,9}", output) else output
     if fisher:
         given["output"] = functools.partial(_told_apart, given.get("output"))
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}

@@ -61,7 +61,7 @@ class RelaxationOptions:
         object.__setattr__(self, "starts", tuple(starts))
         if self.max_spans < self.spans:
             raise InvalidArgumentError(
-                f"`max_spans` must be at least `spans` ({self.spans}); got {self.max_spans}. Lower `spans` too."
+                f"`max_spans` must be at least `spans`, {self.spans}; got {self.max_spans}. Raise it or lower `spans`."
             )
 
 
