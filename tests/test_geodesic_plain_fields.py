@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import trapezoid
+from scipy.optimize import brentq
 
 from posthoc_metric import Decoder, FunctionMetric, PullbackMetric, repair
 from posthoc_metric.geodesic import Status, geodesic, shoot
@@ -68,6 +70,42 @@ def test_what_is_not_resolved_has_an_error():
     solution = geodesic(ridge, a, b)
     assert solution.status == (Status.UNRESOLVED,)
     assert float(solution.length_error) >= 3e-4 * float(solution.length)
+
+
+def refracted(profile, start, end):
+    """Length of the ray that crosses the ground of index ``sqrt(profile(x))`` from (x0, y0) to (x1, y1), by Snell."""
+    (x0, y0), (x1, y1) = start, end
+    # the trapezoidal rule is nearly exact for a bell that is cut into so many pieces
+    x = np.linspace(x0, x1, 400_001)
+    index = np.sqrt(profile(x))
+
+    def miss(p):
+        return trapezoid(p / np.sqrt(index**2 - p**2), x) - abs(y1 - y0)
+
+    p = brentq(miss, 0.0, 1 - 1e-12)
+    return trapezoid(index**2 / np.sqrt(index**2 - p**2), x)
+
+
+@pytest.mark.parametrize("height", [1e2, 1e4])
+def test_walls_that_stand_between_the_points_of_a_quadrature(height):
+    """On flat ground, a 600th of the way wide: 16 spans agree with every other rule that misses it, too."""
+    exp = {torch.Tensor: torch.exp, np.ndarray: np.exp}
+
+    def profile(x):
+        return 1 + height * exp[type(x)](-(((x - 0.548) / 0.004) ** 2))
+
+    def walled(z):
+        return profile(z[:, 0])[:, None, None] * torch.eye(2, dtype=z.dtype)
+
+    generator = torch.Generator().manual_seed(0)
+    out, beside = (torch.rand(6, generator=generator, dtype=torch.float64) for _ in range(2))
+    up = torch.randn(2, 6, generator=generator, dtype=torch.float64)
+    a, b = torch.stack([-2 - 0.3 * out, up[0]], 1), torch.stack([2 + 0.3 * beside, up[1]], 1)
+    solution = geodesic(walled, a, b)
+    exact = [refracted(profile, *pair) for pair in zip(a.numpy(), b.numpy(), strict=True)]
+    off = (solution.length - torch.tensor(exact)).abs()
+    assert bool((off <= 2 * solution.length_error.clamp_min(1.5e-4 * solution.length)).all())
+    assert int(solution.converged.sum()) >= 4
 
 
 @pytest.mark.parametrize("kind", ["torch", "numpy"])

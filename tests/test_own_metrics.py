@@ -303,3 +303,13 @@ def test_a_function_that_writes_into_its_latents_changes_nobody_elses(write):
     assert torch.equal(z, before)
     (slope,) = torch.autograd.grad(metric.log_volume(z.requires_grad_()).sum(), z)
     torch.testing.assert_close(slope, 8 * before / (1 + 4 * before.square().sum(1, keepdim=True)))
+
+
+def test_a_function_whose_matrices_depend_on_the_rest_of_the_batch_is_refused():
+    """As where the axis of a mean was forgotten: every length would be that of another metric."""
+
+    def coupled(z):
+        return torch.eye(2, dtype=z.dtype).repeat(len(z), 1, 1) * (1 + z.mean().square())
+
+    with pytest.raises(InvalidArgumentError, match="a matrix of its own"):
+        pm.geodesic(coupled, [[0.0, 1.0]], [[1.0, 2.0]])

@@ -15,6 +15,7 @@ from .curves.placement import even
 from .fixed_point import solve_fixed_point
 from .guard import guard
 from .options import FixedPointOptions, RelaxationOptions
+from .refinement.between_points import admit_unseen
 from .refinement.field_jumps import admit_jumps
 from .refinement.folds import across_folds, leaping
 from .refinement.precision import finer, too_close
@@ -71,7 +72,7 @@ def _relaxed(
             blocks.append(measure_lines(parts, first, last, options))
             continue
         starts = make_starts(metric, parts, first, last, latents, options.starts)
-        found = Refiner(parts, starts, len(first), options).run()
+        found = admit_unseen(parts, Refiner(parts, starts, len(first), options).run(), options)
         found, crossed = across_folds(parts, found, options, leaping(parts, found.spline, found.facts.spans))
         found = _along_lines(parts, first, last, options, found)
         found = _relaxed_on(parts, options, found, admit_slopes(parts, found, options, but=crossed))
@@ -98,7 +99,8 @@ def _along_lines(parts: MetricParts, start: Tensor, end: Tensor, options: Relaxa
     lines = bisected(parts, start[rows], end[rows], options)
     # fewer nodes than the bisection had would jump over what it saw
     spans = max(options.spans, min(_LINE_SPANS, options.max_spans))
-    return the_surer(found, rows, Refiner(parts, lines, len(rows), replace(options, spans=spans)).run())
+    again = Refiner(parts, lines, len(rows), replace(options, spans=spans)).run()
+    return the_surer(found, rows, admit_unseen(parts, again, options))
 
 
 def _relaxed_on(parts: MetricParts, options: RelaxationOptions, found: Refined, slopes: Tensor) -> Refined:
@@ -129,7 +131,7 @@ def _once_more(parts: MetricParts, found: Refined, options: RelaxationOptions) -
     nodes[:, 0], nodes[:, -1] = spline.nodes[:, 0], spline.nodes[:, -1]
     pair = torch.arange(len(nodes), device=nodes.device)
     starts = StartCurves(pair, found.kind, times, nodes, found.facts.length, torch.zeros_like(pair))
-    again = Refiner(parts, starts, len(pair), options, plain=True).run()
+    again = admit_unseen(parts, Refiner(parts, starts, len(pair), options, plain=True).run(), options)
     admit_slopes(parts, again, options, every=True)
     return again
 
