@@ -214,6 +214,43 @@ def test_generators_that_want_images_of_one_pixel():
     assert "(B, 4, 1, 1)" in Decoder(generator).describe()
 
 
+class Plain(nn.Module):
+    """The autoencoder that PyTorch's own examples have: one class, and layers by number."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2, self.fc3, self.fc4 = (
+            nn.Linear(30, 12),
+            nn.Linear(12, 3),
+            nn.Linear(3, 12),
+            nn.Linear(12, 30),
+        )
+
+    def encode(self, x):
+        return self.fc2(self.fc1(x).relu())
+
+    def decode(self, z):
+        return self.fc4(self.fc3(z).relu()).sigmoid()
+
+
+class Widened(Plain):
+    """With a layer between the latents and what is called the decoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder = nn.Sequential(nn.ConvTranspose1d(4, 2, 4, 2, 1), nn.Tanh(), nn.Flatten())
+
+    def decode(self, z):
+        return self.decoder(self.fc3(z).view(-1, 4, 3))
+
+
+@pytest.mark.parametrize("model", [Plain, Widened])
+def test_the_width_of_decode_is_that_of_the_layer_on_which_it_runs(model):
+    decoder = Decoder(model())
+    assert decoder.latent_dim == 3
+    assert f"calls {model.__name__}.decode" in decoder.describe()
+
+
 class VolumeAutoencoder(nn.Module):
     """As MONAI's VarAutoEncoder: `decode` takes feature maps, and `decode_forward` the latents."""
 

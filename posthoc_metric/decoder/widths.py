@@ -46,7 +46,10 @@ def candidates(model: Any, parts: list[Part], dim: int | None, shape: tuple[int,
     if shape is not None:
         yield math.prod(shape), shape, "`latent_shape`"
         return
-    suggested = list(dict.fromkeys(width for part in parts for width in _candidates(model, part)))
+    suggested: list[Width] = []
+    for width in (width for part in parts for width in _candidates(model, part)):
+        if all(width[:2] != other[:2] for other in suggested):
+            suggested.append(width)
     if dim is not None:
         yield dim, None, "`latent_dim`"
         yield from (width for width in suggested if width[0] == dim and width[1] is not None)
@@ -74,29 +77,39 @@ def _candidates(model: Any, part: Part) -> Iterator[Width]:
     for root in part.roots:
         if isinstance(root, torch.fx.GraphModule):
             yield from _traced_widths(root)
-        if root is not part.target and part.name.endswith((".decode", ".sample", ".generate")):
-            # the first layer of a whole autoencoder is its encoder's
-            inner = getattr(unwrapped(root), "decoder", None)
-            if not isinstance(inner, nn.Module):
-                continue
-            root = inner
+        if root is part.target or not part.name.endswith((".decode", ".sample", ".generate")):
+            yield from _first_layer(root)
+            continue
+        # the first layer of a whole autoencoder is its encoder's; only the decoder's runs on latents
+        inner = getattr(unwrapped(root), "decoder", None)
+        if isinstance(inner, nn.Module):
+            yield from _first_layer(inner)
         for module in root.modules():
-            if getattr(module, "original_name", "") == "Linear":  # a scripted one
-                yield dict(module.named_parameters())["weight"].shape[1], None, "first linear layer"
-                break
-            if isinstance(module, _LINEAR):
-                width = module.in1_features if isinstance(module, nn.Bilinear) else module.in_features
-                # a lazy layer that was filled and not called yet says 0
-                yield width or module.weight.shape[1], None, "first linear layer"
-                break
-            if isinstance(module, TRANSPOSED):
-                ones = (1,) * len(module.kernel_size)
-                channels = module.in_channels or module.weight.shape[0]
-                yield channels, (channels, *ones), "first transposed convolution"
-                break
-            if isinstance(module, nn.RNNBase):
-                yield module.input_size, None, "first recurrent layer"
-                break
+            if isinstance(module, nn.Linear):
+                yield _linear(module), None, "first linear layer that takes as many"
+
+
+def _first_layer(root: nn.Module) -> Iterator[Width]:
+    for module in root.modules():
+        if getattr(module, "original_name", "") == "Linear":  # a scripted one
+            yield dict(module.named_parameters())["weight"].shape[1], None, "first linear layer"
+            return
+        if isinstance(module, _LINEAR):
+            yield _linear(module), None, "first linear layer"
+            return
+        if isinstance(module, TRANSPOSED):
+            ones = (1,) * len(module.kernel_size)
+            channels = module.in_channels or module.weight.shape[0]
+            yield channels, (channels, *ones), "first transposed convolution"
+            return
+        if isinstance(module, nn.RNNBase):
+            yield module.input_size, None, "first recurrent layer"
+            return
+
+
+def _linear(module: nn.Linear | nn.Bilinear) -> int:
+    """The width that it takes; a lazy layer that was filled and not called yet says 0 of it."""
+    return (module.in1_features if isinstance(module, nn.Bilinear) else module.in_features) or module.weight.shape[1]
 
 
 def _attribute(holder: Any, name: str) -> Any:
