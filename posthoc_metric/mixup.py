@@ -95,7 +95,7 @@ class GeodesicMixup:
             x = coordinates.to(getattr(self.decoder, "dtype", torch.float64))
         if not isinstance(x, Tensor) or x.ndim < 2 or prod(x.shape[1:]) != self.decoder.output_dim:
             raise InvalidArgumentError(
-                f"`x` must be a batch whose rows hold {self.decoder.output_dim} numbers, as the decoder's output does; "
+                f"`x` must be a tensor whose rows hold {self.decoder.output_dim} numbers, as the decoder gives them; "
                 f"got {describe(x)}. Transform the batch before anything that changes its size."
             )
         if not x.is_floating_point():

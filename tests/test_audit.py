@@ -283,3 +283,13 @@ def test_the_peak_of_the_published_wall_is_no_matter_of_units_and_of_where_shell
     again = criterion(audit_of_noisy(1e4), "smoothness")
     assert again.after == pytest.approx(line.after, rel=1e-6)
     assert again.published == pytest.approx(line.published, rel=0.01)
+
+
+@pytest.mark.filterwarnings("ignore::posthoc_metric.errors.CalibrationWarning")
+def test_data_that_are_all_alike_leave_the_audit_without_its_baseline():
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(120, 2, generator=generator, dtype=torch.float64)
+    decoder = pm.Decoder(mlp([2, 16, 5], torch.nn.Tanh).double(), latent_dim=2)
+    found = pm.repair(decoder, latents, torch.ones(120, 5)).audit(pairs=0, points=20)
+    line = criterion(found, "smoothness")
+    assert line.passed is None and "differ from row to row" in line.reason

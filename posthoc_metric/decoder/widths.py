@@ -47,9 +47,9 @@ def candidates(model: Any, parts: list[Part], dim: int | None, shape: tuple[int,
         yield math.prod(shape), shape, "`latent_shape`"
         return
     suggested: list[Width] = []
-    for width in (width for part in parts for width in _candidates(model, part)):
-        if all(width[:2] != other[:2] for other in suggested):
-            suggested.append(width)
+    for found in (found for part in parts for found in _candidates(model, part)):
+        if all(found[:2] != other[:2] for other in suggested):
+            suggested.append(found)
     if dim is not None:
         yield dim, None, "`latent_dim`"
         yield from (width for width in suggested if width[0] == dim and width[1] is not None)

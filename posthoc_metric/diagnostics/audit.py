@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._arrays import check_count, check_seed, describe
 from .._rows import some_rows
-from ..errors import InvalidArgumentError
+from ..errors import FitError, InvalidArgumentError
 from ..smooth_map import condition_numbers, gram, resolved_eigenvalues
 from ..uncertainty import PublishedRBF
 from ..uncertainty.measurement import AUDITED
@@ -120,12 +120,15 @@ def audit(
     elif repaired.data is None:
         reason = "the published baseline needs the training data"
     else:
-        published = _baseline(repaired, seed)
-        added["rbf-published"] = lambda z: gram(published.noise, z)
-        # its peak then bounds nothing: it comes from the least residual that its fit allows
-        reason = (
-            "the published baseline has no residuals to fit: the data are the decoder's own" if published.exact else ""
-        )
+        try:
+            published = _baseline(repaired, seed)
+        except FitError as error:
+            reason = f"the published baseline has no fit: {error}"
+        else:
+            added["rbf-published"] = lambda z: gram(published.noise, z)
+            # its peak then bounds nothing: it comes from the least residual that its fit allows
+            exact = "the published baseline has no residuals to fit: the data are the decoder's own"
+            reason = exact if published.exact else ""
     rows: list[ShellRow] = []
     on_data: dict[str, Tensor] = {}
     for shell in shells(repaired.geometry, count, seed=seed):

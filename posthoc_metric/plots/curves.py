@@ -61,13 +61,13 @@ def draw_frames(axes: Sequence[Axes], images: Any, *, label: str, off_data: Sequ
 
     Args:
         axes: T axes, one at least.
-        images: (T, h, w) or (T, h, w, 3), in [0, 1].
+        images: (T, h, w) or (T, h, w, 3), in [0, 1]; what lies outside is cut.
         off_data: whether each is off the data (T,); none is if not given.
 
     Raises:
         InvalidArgumentError: arrays of other shapes.
     """
-    shown = numbers(images, "images")
+    shown = numbers(images, "images").clip(0, 1)
     if not (shown.ndim == 3 or (shown.ndim == 4 and shown.shape[3] == 3)) or not shown.size:
         raise InvalidArgumentError(
             f"`images` must be (T, h, w) or (T, h, w, 3), and one at least; got {describe(images)}."
