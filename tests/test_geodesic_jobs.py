@@ -74,7 +74,7 @@ def test_joblibs_own_configuration_counts_where_it_is_asked_for():
 
 def test_what_cannot_be_sent_is_named():
     lines = (line for line in range(3))
-    metric = FunctionMetric(lambda z: next(lines) * torch.eye(2) + torch.eye(2).expand(len(z), -1, -1), 2)
+    metric = FunctionMetric(lambda z: (lines is not None) * torch.eye(2).expand(len(z), -1, -1), 2)
     with pytest.raises(InvalidArgumentError, match="picklable"):
         pm.geodesic(metric, *pairs(2), n_jobs=2)
     with pytest.raises(InvalidArgumentError, match="n_jobs"):
