@@ -68,9 +68,11 @@ def check_precision(call: Call, value: Tensor, z: Tensor, v: Tensor, unit: float
     dtype = value.dtype
     if dtype in (torch.float32, torch.float64):
         step = 3e-4 * unit + 3e-5 * float(z.abs().amax())
-        here = call(z)
         with _Halves() as ahead:
             there = call(z + step * v)
+        if not ahead.found:
+            return
+        here = call(z)
         with _Halves() as behind:
             bend = there - 2 * here + call(z - step * v)
         # constants may have been in half precision

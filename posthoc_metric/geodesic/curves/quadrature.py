@@ -102,7 +102,7 @@ def _by_simpson(
     parts: MetricParts, spline: Spline, rule: Rule, at_nodes: Tensor | None, inside: Tensor | None
 ) -> Measured:
     """With an embedding's squared speeds at the nodes (P, n+1) and in the middle of the spans (P, n), if known."""
-    squares = _squared_speeds(parts, spline.nodes, spline.slopes, at_nodes)
+    squares = squared_speeds(parts, spline.nodes, spline.slopes, at_nodes)
     middle = _inside(parts, spline, (0.5,), inside)
     low, high = rule.fractions[1], rule.fractions[3]
     quarter, three = ((1 - u) * squares[:, :-1] + u * squares[:, 1:] for u in (low, high))
@@ -208,12 +208,12 @@ def chorded(parts: MetricParts, spline: Spline, known: Measured) -> Measured:
 def _inside(parts: MetricParts, spline: Spline, at: tuple[float, ...], known: Tensor | None = None) -> Tensor:
     points, velocities = spline.inside(spline.nodes.new_tensor(at))
     count, spans, number, dim = points.shape
-    flat = _squared_speeds(parts, points.reshape(count, -1, dim), velocities.reshape(count, -1, dim), known)
+    flat = squared_speeds(parts, points.reshape(count, -1, dim), velocities.reshape(count, -1, dim), known)
     return flat.view(count, spans, number)
 
 
-def _squared_speeds(parts: MetricParts, points: Tensor, velocities: Tensor, known: Tensor | None) -> Tensor:
-    """(P, m, d), (P, m, d) -> (P, m); ``known`` are the embedding's, if they are.
+def squared_speeds(parts: MetricParts, points: Tensor, velocities: Tensor, known: Tensor | None = None) -> Tensor:
+    """At points and velocities, each (P, m, d): (P, m); ``known`` are the embedding's, if they are.
 
     NaN for curves that are not finite, which the metric is not asked about.
     """

@@ -13,8 +13,8 @@ from ...machine import AT_ONCE
 from ...metric import MetricParts
 from ..curves.placement import even, invert
 from ..curves.polygons import run_along
-from ..curves.quadrature import FIVE
-from ..curves.rows import alike, few_rows, unpadded
+from ..curves.quadrature import FIVE, squared_speeds
+from ..curves.rows import few_rows
 from ..curves.spline import Spline
 from ..options import RelaxationOptions
 from ..status import CODES, Status
@@ -64,7 +64,7 @@ def _looked(parts: MetricParts, spline: Spline) -> Tensor:
     run = run_along(spline.nodes.diff(dim=1).norm(dim=2))
     times = invert(spline.knots, run, even(run, _LOOKS))
     times[:, 0], times[:, -1] = 0.0, 1.0
-    speeds = _speeds(parts, *spline.at(times))
+    speeds = squared_speeds(parts, *spline.at(times)).clamp_min(0).sqrt()
     return ((speeds[:, 1:] + speeds[:, :-1]) / 2 * times.diff(dim=1)).sum(1)
 
 
@@ -82,7 +82,8 @@ def _missed(parts: MetricParts, spline: Spline, memory_limit: int) -> tuple[Tens
         for some in rows.split(_block(len(weights), spline, memory_limit)):
             p, s = pair[some], span[some]
             alone = Spline(*(torch.stack([part[p, s], part[p, s + 1]], dim=1) for part in _parts(spline)))
-            speeds = _speeds(parts, *(part[:, 0] for part in alone.inside(fractions)))
+            points, velocities = (part[:, 0] for part in alone.inside(fractions))
+            speeds = squared_speeds(parts, points, velocities).clamp_min(0).sqrt()
             missed.index_add_(0, p, (speeds * weights).sum(1) * alone.knots.diff(dim=1)[:, 0])
             asked.index_add_(0, p, torch.full_like(p, len(weights)))
     return missed.abs().nan_to_num(nan=float("inf")), asked
@@ -95,12 +96,6 @@ def _block(points: int, spline: Spline, memory_limit: int) -> int:
 
 def _parts(spline: Spline) -> tuple[Tensor, Tensor, Tensor]:
     return spline.knots, spline.nodes, spline.slopes
-
-
-def _speeds(parts: MetricParts, points: Tensor, velocities: Tensor) -> Tensor:
-    """Riemannian speeds (P, m) at points and velocities (P, m, d)."""
-    along = alike(velocities, apart=True)
-    return unpadded(parts.inner(alike(points, apart=True), along, along), points, apart=True).clamp_min(0).sqrt()
 
 
 def _parted(pieces: int, like: Tensor) -> tuple[Tensor, Tensor]:
