@@ -11,6 +11,7 @@ from scipy.integrate import simpson
 from posthoc_metric import Decoder, PullbackMetric, repair
 from posthoc_metric.geodesic import Status, exp, frechet_mean, geodesic, log, logarithm
 from posthoc_metric.metric import FunctionMetric
+from posthoc_metric.spaces import HalfPlane
 
 
 def column(*values):
@@ -234,6 +235,22 @@ def test_the_mean_is_where_lengths_are_on_average_kinks_or_none():
     far = frechet_mean(metric, z, start=[float(z.max())])
     assert far.converged and 1 <= far.steps < 30
     torch.testing.assert_close(far.point, found.point, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("start", [None, [1e3]])
+def test_a_mean_stays_where_there_is_a_metric(start):
+    """Steps as long as the slope said led from 1000 to -8210, where there is none, with a variance of zero."""
+    z = torch.tensor([[1e-6], [1.0], [1e3]], dtype=torch.float64)
+    found = frechet_mean(HalfPlane(1), z, start=start)
+    assert found.converged and float(found.point) == pytest.approx(0.1, rel=1e-3)
+    assert found.variance == pytest.approx(float(z.log().var(correction=0)), rel=1e-4)
+
+
+@pytest.mark.parametrize("weights", [None, [0.0, 1.0, 1.0]])
+def test_a_point_that_cannot_be_reached_does_not_move_the_mean(weights):
+    found = frechet_mean(HalfPlane(1), torch.tensor([[-5.0], [1.0], [4.0]]).double(), weights=weights)
+    assert not found.converged and math.isnan(float(found.distances[0]))
+    assert float(found.point) == pytest.approx(2.0, rel=1e-3)
 
 
 def test_the_logarithm_takes_no_shots(monkeypatch):

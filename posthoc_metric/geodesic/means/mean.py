@@ -198,16 +198,12 @@ def _on_a_line(
     dtype: torch.dtype,
     near: Tensor | None,
 ) -> FrechetMean:
-    """In one dimension, of points (N, 1): where lengths from the first of them are on average, kinks or none."""
+    """In one dimension, of points (N, 1): where lengths from any of them are on average, kinks or none."""
     if near is None:
-        first, last = z.amin(0, keepdim=True), z.amax(0, keepdim=True)
-        run = geodesic(metric, first.expand_as(z), z, **options).double_length
-        whole = geodesic(metric, first, last, **options)
-        part = share @ run / whole.double_length.clamp_min(1e-300)
-        spline, clock = whole.curve
-        here = spline.at(clock.at(part.nan_to_num(nan=0.5).clamp(0, 1)[:, None]))[0][0, 0]
-    else:
-        here = near
+        # what has no metric has no lengths either
+        lies = torch.isfinite(guard(metric.parts()).tensor(z)).flatten(1).all(1) & (share > 0)
+        near = z[(z - share @ z).norm(dim=1).masked_fill(~lies, inf).argmin()]
+    here = near
     for number in range(max_steps + 1):
         solution = geodesic(metric, here.expand_as(z), z, **options)
         lengths = solution.double_length
@@ -217,10 +213,11 @@ def _on_a_line(
         norm = abs(ahead) / variance**0.5 if variance > 0 else 0.0
         if norm <= tol or number == max_steps:
             break
-        speed = float(metric.parts().tensor(here[None])[0, 0, 0]) ** 0.5
-        if not speed > 0:
-            break
-        here = here + ahead / speed
+        # an average of lengths lies on the longest curve that leads there: no step leaves where there is a metric
+        most = (signed * (1 if ahead > 0 else -1)).argmax()
+        part = abs(ahead) / float(share[known].sum()) / lengths[most]
+        spline, clock = solution.curve[0].take(most[None]), solution.curve[1].take(most[None])
+        here = spline.at(clock.at(part.view(1, 1)))[0][0, 0]
     sure = norm <= tol and all(status is Status.CONVERGED for status in solution.status)
     point, distances = restore(here.to(dtype)), restore(lengths.to(dtype))
     return FrechetMean(point, distances, variance, norm, 0.0, False, number, solution.status, sure)
