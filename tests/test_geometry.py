@@ -181,6 +181,20 @@ def test_volume_samples_are_even_on_the_sphere():
     assert isinstance(in_numpy, np.ndarray) and in_numpy.dtype == np.float64
 
 
+@pytest.mark.parametrize("dim, radius", [(3, 20.0), (7, 2.0)])
+def test_volume_samples_are_even_where_the_box_is_far_wider_than_the_volume(dim, radius):
+    """Steps as wide as the box were refused: of 1,000 points 795 were copies, and radii 13 standard errors off."""
+    drawn = sample_volume(
+        Sphere(dim), 1000, [-radius] * dim, [radius] * dim, inside=lambda z: z.norm(dim=1) < radius
+    ).points
+    r = np.linspace(0, radius, 20_001)
+    density = r ** (dim - 1) / (1 + r**2) ** dim
+    moments = [np.trapezoid(r**power * density, r) / np.trapezoid(density, r) for power in (1, 2)]
+    deviation = math.sqrt((moments[1] - moments[0] ** 2) / 1000)
+    assert abs(np.linalg.norm(drawn, axis=1).mean() - moments[0]) < 4 * deviation
+    assert len(np.unique(drawn, axis=0)) > 990
+
+
 def test_more_points_of_a_volume_than_a_sixteenth_of_what_torch_draws_from():
     drawn = sample_volume(Plane(), 1_050_000, [0.0, 0.0], [1.0, 2.0], steps=1).points
     assert drawn.shape == (1_050_000, 2)

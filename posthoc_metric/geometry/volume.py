@@ -23,6 +23,8 @@ _REPEATS = 8
 _CHUNK = 65_536
 #: points of the box that chains are begun from, at least and at most; torch draws from no more than 16 million
 _POOL = 4096, 2**20
+#: the longest local step of a chain over the shortest: where tails are heavy one size does not fit all
+_SIZES = 4.0
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,9 @@ def sample_volume(
     """Draw points with density ``sqrt(det M)`` on a box, or on the part of it where ``inside`` is true.
 
     Every point is the end of a chain of its own, started by importance resampling from random points of the box.
-    A step proposes ``z + h M(z)^(-1/2) ξ``, half of the time, or else a uniform point of the box, and is accepted by
-    Metropolis & Hastings' rule, which leaves the density exactly invariant (Girolami & Calderhead 2011).
+    A step proposes ``z + h M(z)^(-1/2) ξ`` with a random h, half of the time, or else a uniform point of the box, and
+    is accepted by Metropolis & Hastings' rule, which leaves the density exactly invariant (Girolami & Calderhead 2011).
+    In many dimensions hardly any point of a wide box may count: give a narrow one, or more steps.
 
     Args:
         metric: any positive definite metric.
@@ -154,15 +157,19 @@ def sample_volume(
     weight = (logs - logs.max()).exp()
     z = pool[torch.multinomial(weight.cpu(), count, replacement=True, generator=generator).to(pool.device)]
     here = _State(metric, z, inside)
-    # the usual optimal scale of a random walk (Roberts & Rosenthal 2001), in Riemannian length
-    reach = 2.38 / math.sqrt(metric.dim) * float(pool[counts].std(0).mean()) * float(here.scale)
+    # the usual optimal scale of a random walk (Roberts & Rosenthal 2001), in Riemannian length: of where the volume
+    # lies, as the box may be far wider
+    share = weight / weight.sum()
+    spread = float((share @ (pool - share @ pool).square()).sqrt().mean()) or float(sides.mean())
+    reach = 2.38 / math.sqrt(metric.dim) * spread * float(here.scale)
     accepted = 0
     for _ in range(steps):
         local = torch.rand(count, generator=generator, device="cpu", dtype=torch.float64).to(z) < 0.5
         noise = torch.randn(count, metric.dim, generator=generator, device="cpu", dtype=torch.float64).to(z)
-        move = reach * torch.linalg.solve_triangular(here.factor.mT, noise[..., None], upper=True)[..., 0]
+        size = reach * _SIZES ** -torch.rand(count, 1, generator=generator, device="cpu", dtype=torch.float64).to(z)
+        move = size * torch.linalg.solve_triangular(here.factor.mT, noise[..., None], upper=True)[..., 0]
         there = _State(metric, torch.where(local[:, None], here.z + move, uniform(count)), inside, lower, sides)
-        forward, back = ((there.z - here.z) / reach, (here.z - there.z) / reach)
+        forward, back = ((there.z - here.z) / size, (here.z - there.z) / size)
         log_ratio = there.log_density - here.log_density
         # density of the local proposal: sqrt(det M) exp(-½ Δᵀ M Δ / h²); the uniform one is symmetric
         log_ratio = log_ratio + torch.where(local, there.log_proposal(back) - here.log_proposal(forward), 0.0)
