@@ -220,7 +220,7 @@ SHAPES = {"x": ((10, 3), np.float64)}
 def test_a_torn_line_of_the_ledger_is_a_block_that_is_not_done(tmp_path):
     store = Store(tmp_path, {"what": 1.5}, SHAPES)
     for block in (0, 3):
-        store.write(block, {"x": [(slice(block, block + 1), np.full((1, 3), block + 1.0))]})
+        store.write(block, slice(block, block + 1), {"x": np.full((1, 3), block + 1.0)})
     store.close()
     ledger = tmp_path / "done.txt"
     whole = ledger.read_bytes()
@@ -228,7 +228,7 @@ def test_a_torn_line_of_the_ledger_is_a_block_that_is_not_done(tmp_path):
         ledger.write_bytes(whole + torn)
         again = Store(tmp_path, {"what": 1.5 + 1e-12}, SHAPES)
         assert again.done == {0, 3} and (again.arrays["x"][3] == 4).all()
-        again.write(7, {"x": [(slice(7, 8), np.ones((1, 3)))]})
+        again.write(7, slice(7, 8), {"x": np.ones((1, 3))})
         again.close()
         again = Store(tmp_path, {"what": 1.5}, SHAPES)
         assert again.done == {0, 3, 7}

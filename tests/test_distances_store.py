@@ -116,10 +116,10 @@ class TestFullDisk:
     @pytest.mark.parametrize("what", ["fsync", "flush"])
     def test_no_room_for_a_block(self, tmp_path, monkeypatch, what):
         store = Store(tmp_path, {}, SHAPES)
-        store.write(0, {"x": [(0, np.ones(3))]})
+        store.write(0, 0, {"x": np.ones(3)})
         monkeypatch.setattr(*((os, "fsync", full) if what == "fsync" else (np.memmap, "flush", full)))
         with pytest.raises(OutputError, match="`store` cannot be written.*No space left"):
-            store.write(1, {"x": [(1, np.ones(3))]})
+            store.write(1, 1, {"x": np.ones(3)})
         assert store.done == {0}
         store.close()
 
@@ -211,7 +211,7 @@ class TestDamage:
 
     def test_a_store_without_a_plan_can_be_used_once_it_is_deleted(self, tmp_path):
         store = Store(tmp_path, {}, SHAPES)
-        store.write(0, {"x": [(0, np.ones(3))]})
+        store.write(0, 0, {"x": np.ones(3)})
         store.close()
         (tmp_path / "plan.json").unlink()
         for _ in range(2):

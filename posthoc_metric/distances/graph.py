@@ -24,8 +24,9 @@ from ..metric import Metric
 from ..parallel import Progress, cut, run_blocks
 from .edges import segment_lengths
 from .identity import digest
+from .job import below
 from .shortest import ROW_BLOCK, rows
-from .store import open_results
+from .store import computed
 
 #: rows of the neighbour search, and edges measured, in one block
 _SEARCH_BLOCK = 4096
@@ -126,23 +127,11 @@ def build_distance_graph(
     blocks = cut(len(edges), _EDGE_BLOCK)
     # edges that a version before chords has stored are not to be mixed with these
     facts = {**plan, "edges": len(edges), "measured": "chords"}
-    results = open_results(None if store is None else store / "edges", facts, {"lengths": ((len(edges),), float)})
-    try:
-        found = run_blocks(
-            _measure,
-            (metric, points, edges, unit),
-            blocks,
-            n_jobs=n_jobs,
-            done=results.done,
-            progress=progress,
-            stage="edges",
-        )
-        for index, lengths in found:
-            results.write(index, {"lengths": [(slice(*blocks[index]), lengths)]})
-        lengths = np.array(results.arrays["lengths"])
-    finally:
-        results.close()
-    half = _sparse(edges[:, 0], edges[:, 1], lengths, (len(array), len(array)))
+    found = computed(
+        _measure, (metric, points, edges, unit), blocks, {"lengths": ((len(edges),), float)},
+        folder=below(store, "edges"), plan=facts, n_jobs=n_jobs, progress=progress, stage="edges",
+    )  # fmt: skip
+    half = _sparse(edges[:, 0], edges[:, 1], np.array(found["lengths"]), (len(array), len(array)))
     return DistanceGraph(points, (half + half.T).tocsr(), search, k, unit, regions)
 
 
@@ -171,19 +160,11 @@ def _edges(
     progress: Progress | None,
 ) -> np.ndarray:
     """Pairs (E, 2) of nodes, each once, that join every node to its k nearest."""
-    blocks = cut(len(array), _SEARCH_BLOCK)
-    results = open_results(
-        None if store is None else store / "neighbours", plan, {"indices": ((len(array), k), np.int32)}
-    )
-    try:
-        found = run_blocks(
-            _search, (search, array, k), blocks, n_jobs=n_jobs, done=results.done, progress=progress, stage="neighbours"
-        )
-        for index, indices in found:
-            results.write(index, {"indices": [(slice(*blocks[index]), indices)]})
-        columns = np.array(results.arrays["indices"]).reshape(-1)
-    finally:
-        results.close()
+    found = computed(
+        _search, (search, array, k), cut(len(array), _SEARCH_BLOCK), {"indices": ((len(array), k), np.int32)},
+        folder=below(store, "neighbours"), plan=plan, n_jobs=n_jobs, progress=progress, stage="neighbours",
+    )  # fmt: skip
+    columns = np.array(found["indices"]).reshape(-1)
     owners = np.repeat(np.arange(len(array), dtype=np.int32), k)
     low, high = np.minimum(owners, columns), np.maximum(owners, columns)
     keys = np.unique(low.astype(np.int64) * len(array) + high)

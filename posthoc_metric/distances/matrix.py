@@ -13,16 +13,16 @@ from torch import Tensor
 from .._arrays import ArrayLike, check_count, check_seed
 from ..errors import InvalidArgumentError
 from ..metric import Metric, check_metric
-from ..parallel import Progress, cut, run_blocks
+from ..parallel import Progress, cut
 from . import shortest
 from .forecast import MATRIX, forecasts
 from .graph import build_distance_graph, default_neighbours
 from .identity import fingerprint
 from .job import as_points, below, check_solver, make_nodes, warn
 from .mapped import make_array
-from .pairs import AllPairs, Pairs, SomePairs, draw, sampled, solve, solved_shapes
+from .pairs import AllPairs, Pairs, Solved, SomePairs, draw, sampled, solve
 from .report import DistanceReport, ErrorEstimate, compare, largest_error, stages_of
-from .store import Results, open_results
+from .store import computed
 
 METHODS = ("auto", "solver", "graph")
 #: pairs up to which "auto" solves each of them
@@ -143,23 +143,17 @@ class _Job:
     def shape(self) -> tuple[int, int]:
         return len(self.start), len(self.start if self.end is None else self.end)
 
-    def open(self, name: str, shapes: Any, **facts: Any) -> Results:
-        return open_results(below(self.store, name), {**self.plan, **facts}, shapes)
-
-    def solve(self, pairs: Pairs, name: str, **facts: Any) -> Any:
+    def solve(self, pairs: Pairs, name: str, **facts: Any) -> Solved:
         """The solver over ``pairs``, kept in the store under ``name``."""
-        results = self.open(name, solved_shapes(pairs.count), pairs=pairs.count, **facts)
-        try:
-            # a table measures edges; what is solved beside it is solved in the metric itself
-            metric = getattr(self.metric, "exact", self.metric) if name != "pairs" else self.metric
-            other = self.start if self.end is None else self.end
-            solver = sampled(self.solver) if name == "sample" else self.solver
-            return solve(
-                metric, self.start, other, pairs, solver,
-                results=results, n_jobs=self.n_jobs, progress=self.bars, stage=name,
-            )  # fmt: skip
-        finally:
-            results.close()
+        # a table measures edges; what is solved beside it is solved in the metric itself
+        metric = getattr(self.metric, "exact", self.metric) if name != "pairs" else self.metric
+        other = self.start if self.end is None else self.end
+        solver = sampled(self.solver) if name == "sample" else self.solver
+        plan = {**self.plan, "pairs": pairs.count, **facts}
+        return solve(
+            metric, self.start, other, pairs, solver,
+            folder=below(self.store, name), plan=plan, n_jobs=self.n_jobs, progress=self.bars, stage=name,
+        )  # fmt: skip
 
 
 def _solved(job: _Job) -> tuple[np.ndarray, DistanceReport]:
@@ -194,18 +188,17 @@ def _on_graph(
         plan=job.plan,
         progress=job.bars,
     )
-    blocks = cut(len(job.start), shortest.ROW_BLOCK)
-    results = job.open("rows", {"distances": (job.shape, np.float64)}, neighbours=graph.k)
-    try:
-        shared = (graph.lengths, nodes.rows, nodes.columns)
-        for index, rows in run_blocks(
-            shortest.rows, shared, blocks, n_jobs=job.n_jobs, done=results.done, progress=job.bars, stage="paths"
-        ):
-            results.write(index, {"distances": [(slice(*blocks[index]), rows)]})
-        found = results.arrays["distances"]
-    finally:
-        results.close()
-    matrix = found
+    matrix = found = computed(
+        shortest.rows,
+        (graph.lengths, nodes.rows, nodes.columns),
+        cut(len(job.start), shortest.ROW_BLOCK),
+        {"distances": (job.shape, np.float64)},
+        folder=below(job.store, "rows"),
+        plan={**job.plan, "neighbours": graph.k},
+        n_jobs=job.n_jobs,
+        progress=job.bars,
+        stage="paths",
+    )["distances"]
     if job.store is not None:
         # blocks of a store stay as they were found, for the next run
         matrix = _empty(job)

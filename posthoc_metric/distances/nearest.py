@@ -10,15 +10,15 @@ from scipy.sparse import csr_matrix
 
 from .._arrays import ArrayLike, check_count, check_seed
 from ..metric import Metric, check_metric
-from ..parallel import cut, run_blocks
+from ..parallel import cut
 from . import shortest
 from .forecast import NEAREST, forecasts
 from .graph import build_distance_graph
 from .identity import fingerprint
 from .job import as_points, below, check_solver, make_nodes, warn
-from .pairs import SomePairs, draw, sampled, solve, solved_shapes
+from .pairs import SomePairs, draw, sampled, solve
 from .report import DistanceReport, compare, largest_error, stages_of
-from .store import open_results
+from .store import computed
 
 #: neighbours in the graph for each neighbour that is asked for, and the fewest
 _PER_NEIGHBOUR = 2
@@ -81,28 +81,23 @@ def neighbours(
     distinct, first = np.unique(nodes.rows, return_index=True)
     wanted = np.zeros(len(nodes.points), dtype=bool)
     wanted[distinct] = True
-    blocks = cut(len(distinct), shortest.NEAREST_BLOCK)
     with forecasts(progress, NEAREST, n_jobs) as bars:
         graph = build_distance_graph(
             metric, nodes.points, edges, n_jobs=n_jobs, store=below(store, "graph"), plan=plan, progress=bars
         )
-        shapes = {"nodes": ((len(distinct), k), np.int64), "distances": ((len(distinct), k), np.float64)}
-        results = open_results(below(store, "nearest"), {**plan, "neighbours": graph.k}, shapes)
-        try:
-            for index, (found, reached) in run_blocks(
-                shortest.nearest,
-                (graph.lengths, wanted, k),
-                blocks,
-                n_jobs=n_jobs,
-                done=results.done,
-                progress=bars,
-                stage="nearest",
-            ):
-                where = slice(*blocks[index])
-                results.write(index, {"nodes": [(where, found)], "distances": [(where, reached)]})
-            near, lengths = np.array(results.arrays["nodes"]), np.array(results.arrays["distances"])
-        finally:
-            results.close()
+        plan = {**plan, "neighbours": graph.k}
+        found = computed(
+            shortest.nearest,
+            (graph.lengths, wanted, k),
+            cut(len(distinct), shortest.NEAREST_BLOCK),
+            {"nodes": ((len(distinct), k), np.int64), "distances": ((len(distinct), k), np.float64)},
+            folder=below(store, "nearest"),
+            plan=plan,
+            n_jobs=n_jobs,
+            progress=bars,
+            stage="nearest",
+        )
+        near, lengths = np.array(found["nodes"]), np.array(found["distances"])
         matrix = _to_points(near, lengths, nodes.rows, distinct, first, k)
         rows = np.repeat(np.arange(count), np.diff(matrix.indptr))
         entries = SomePairs(rows, matrix.indices.astype(np.int64))
@@ -115,16 +110,10 @@ def neighbours(
             solved = solve(exact, latents, latents, chosen, options, n_jobs=n_jobs, progress=bars, stage="sample")
             error = compare(matrix.data[drawn], solved.lengths, solved.errors)
         if refine:
-            results = open_results(
-                below(store, "refined"), {**plan, "neighbours": graph.k}, solved_shapes(entries.count)
-            )
-            try:
-                solved = solve(
-                    exact, latents, latents, entries, solver,
-                    results=results, n_jobs=n_jobs, progress=bars, stage="refined",
-                )  # fmt: skip
-            finally:
-                results.close()
+            solved = solve(
+                exact, latents, latents, entries, solver,
+                folder=below(store, "refined"), plan=plan, n_jobs=n_jobs, progress=bars, stage="refined",
+            )  # fmt: skip
             matrix.data[:] = solved.lengths
             unconverged, largest = solved.unconverged, largest_error(solved.lengths, solved.errors)
             order = np.lexsort((matrix.data, rows))

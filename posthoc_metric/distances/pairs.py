@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,8 @@ from ..geodesic import Status, geodesic
 from ..geodesic.options import beneath
 from ..geodesic.status import CODES
 from ..metric import Metric
-from ..parallel import Progress, cut, run_blocks
-from .store import Results
+from ..parallel import Progress, cut
+from .store import computed
 
 #: pairs of one block
 _BLOCK = 64
@@ -76,34 +78,34 @@ def solve(
     pairs: Pairs,
     solver: dict[str, Any],
     *,
-    results: Results | None = None,
+    folder: Path | None = None,
+    plan: Mapping[str, Any] | None = None,
     n_jobs: int | None = None,
     progress: Progress | None = None,
     stage: str = "solver",
 ) -> Solved:
-    """Geodesic lengths of ``pairs`` of rows of ``a`` and ``b``, kept in the ``lengths`` array of ``results``."""
-    results = results or Results(solved_shapes(pairs.count))
-    blocks = cut(pairs.count, _BLOCK)
-    shared = (metric, a, b, pairs, solver)
-    for index, (lengths, errors, codes) in run_blocks(
-        _solve, shared, blocks, n_jobs=n_jobs, done=results.done, progress=progress, stage=stage
-    ):
-        where = slice(*blocks[index])
-        results.write(index, {"lengths": [(where, lengths)], "errors": [(where, errors)], "codes": [(where, codes)]})
-    lengths = np.array(results.arrays["lengths"])
-    loose = np.isfinite(lengths) & (results.arrays["codes"] != CODES[Status.CONVERGED])
-    return Solved(lengths, np.array(results.arrays["errors"]), int(loose.sum()))
+    """Geodesic lengths of ``pairs`` of rows of ``a`` and ``b``; kept in ``folder``, if any, with ``plan``."""
+    count = (pairs.count,)
+    found = computed(
+        _solve,
+        (metric, a, b, pairs, solver),
+        cut(pairs.count, _BLOCK),
+        {"lengths": (count, np.float64), "errors": (count, np.float64), "codes": (count, np.int8)},
+        folder=folder,
+        plan=plan or {},
+        n_jobs=n_jobs,
+        progress=progress,
+        stage=stage,
+    )
+    lengths = np.array(found["lengths"])
+    loose = np.isfinite(lengths) & (found["codes"] != CODES[Status.CONVERGED])
+    return Solved(lengths, np.array(found["errors"]), int(loose.sum()))
 
 
 def sampled(solver: dict[str, Any]) -> dict[str, Any]:
     """Options of a sample that is to tell errors of a hundredth: lengths across kinks need be no better than half of
     that, which takes a fifth of the time."""
     return beneath(solver, {"rough_rtol": 5e-3})
-
-
-def solved_shapes(count: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """The arrays that :func:`solve` fills."""
-    return {"lengths": ((count,), np.float64), "errors": ((count,), np.float64), "codes": ((count,), np.int8)}
 
 
 def _solve(shared: Any, block: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidArgumentError, OutputError, PosthocMetricError
+from ..parallel import Progress, run_blocks
 from .mapped import cannot_write, damaged, make_array, open_array
 
-#: for every array a list of (index, values)
-Placements = Mapping[str, Iterable[tuple[Any, np.ndarray]]]
 Shapes = Mapping[str, tuple[tuple[int, ...], Any]]
 #: how far numbers of a plan may be apart, which threads and devices round differently
 _NEAR = 1e-5
@@ -34,11 +33,10 @@ class Results:
         self.arrays: dict[str, np.ndarray] = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
         self.done: set[int] = set()
 
-    def write(self, block: int, placements: Placements) -> None:
-        """Put a finished block's values where they belong."""
-        for name, parts in placements.items():
-            for index, values in parts:
-                self.arrays[name][index] = values
+    def write(self, block: int, where: Any, values: Mapping[str, np.ndarray]) -> None:
+        """Put a finished block's values where they belong in each array."""
+        for name, found in values.items():
+            self.arrays[name][where] = found
 
     def close(self) -> None:
         """Nothing more will be written."""
@@ -82,12 +80,12 @@ class Store(Results):
             self.close()
             raise cannot_write(self.folder, error) from None
 
-    def write(self, block: int, placements: Placements) -> None:
-        super().write(block, placements)
+    def write(self, block: int, where: Any, values: Mapping[str, np.ndarray]) -> None:
+        super().write(block, where, values)
         content = f"{block}"
         line = f"{content} {zlib.crc32(content.encode()):08x}\n".encode()
         try:
-            for name in placements:
+            for name in values:
                 self.arrays[name].flush()  # type: ignore[attr-defined]
             with open(self._ledger, "ab") as ledger:
                 ledger.write(line)
@@ -189,6 +187,29 @@ def _same(known: Any, wanted: Any) -> bool:
     return known == wanted
 
 
-def open_results(folder: str | Path | None, plan: Mapping[str, Any], shapes: Shapes) -> Results:
-    """A :class:`Store` in ``folder``, or memory where there is none."""
-    return Results(shapes) if folder is None else Store(folder, plan, shapes)
+def computed(
+    task: Callable[[Any, tuple[int, int]], Any],
+    shared: Any,
+    blocks: Sequence[tuple[int, int]],
+    shapes: Shapes,
+    *,
+    folder: Path | None,
+    plan: Mapping[str, Any],
+    n_jobs: int | None,
+    progress: Progress | None,
+    stage: str,
+) -> dict[str, np.ndarray]:
+    """Arrays of these shapes, whose rows ``low`` to ``high`` are what ``task(shared, (low, high))`` gives for each.
+
+    They are a :class:`Store` in ``folder``, which is gone on with, or in memory where there is none.
+    """
+    results = Results(shapes) if folder is None else Store(folder, plan, shapes)
+    try:
+        for index, found in run_blocks(
+            task, shared, blocks, n_jobs=n_jobs, done=results.done, progress=progress, stage=stage
+        ):
+            values = found if isinstance(found, tuple) else (found,)
+            results.write(index, slice(*blocks[index]), dict(zip(shapes, values, strict=True)))
+        return results.arrays
+    finally:
+        results.close()
