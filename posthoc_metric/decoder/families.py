@@ -7,19 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.distributions import (
-    Bernoulli,
-    Binomial,
-    Categorical,
-    Distribution,
-    Exponential,
-    Gamma,
-    Geometric,
-    Multinomial,
-    NegativeBinomial,
-    OneHotCategorical,
-    Poisson,
-)
 
 #: rounding of probabilities that add up to one in single precision
 _ROUNDING = 1e-3
@@ -91,6 +78,7 @@ def _square(y: Tensor, c: Tensor) -> Tensor:
 
 _COUNTS = "counts, whole numbers from 0"
 _SCALED = " Counts scaled to a common total are means: `observe=lambda x: pm.fisher_rao({})`."
+#: by the names of torch's distributions
 FAMILIES: dict[str, Family] = {
     "Bernoulli": Family("numbers from 0 to 1", _none, lambda x, c: (x >= 0) & (x <= 1), _arc, _on_arc),
     "Binomial": Family(
@@ -125,16 +113,4 @@ FAMILIES: dict[str, Family] = {
         lambda x, c: c.sqrt() * (c / x).log(),
         lambda y, c: c * (-y / c.sqrt()).exp(),
     ),
-}
-KINDS: dict[type[Distribution], str] = {
-    Bernoulli: "Bernoulli",
-    Binomial: "Binomial",
-    Categorical: "Categorical",
-    OneHotCategorical: "Categorical",
-    Multinomial: "Multinomial",
-    Poisson: "Poisson",
-    NegativeBinomial: "NegativeBinomial",
-    Geometric: "Geometric",
-    Exponential: "Exponential",
-    Gamma: "Gamma",
 }

@@ -106,6 +106,12 @@ def fisher_rao(distribution: Any) -> Tensor:
     return found
 
 
+def family_of(distribution: Distribution) -> str:
+    """The name in :data:`~posthoc_metric.decoder.families.FAMILIES` of a distribution that has coordinates."""
+    found = next((kind.__name__ for kind in _COORDINATES if isinstance(distribution, kind)), "NegativeBinomial")
+    return found.removeprefix("OneHot")
+
+
 def _coordinates(distribution: Distribution) -> Tensor:
     for kind, coordinates in _COORDINATES.items():
         if isinstance(distribution, kind):

@@ -13,7 +13,8 @@ from torch.distributions import Distribution
 
 from .._arrays import as_tensor, describe
 from ..errors import DecoderError, InvalidArgumentError
-from .families import ADDED, FAMILIES, KINDS
+from .families import ADDED, FAMILIES
+from .fisher_rao import family_of
 
 _CLASSES_FIRST = " The axis of classes seems to come first: move it to the end, as by numpy.moveaxis({}, 1, -1)."
 _INSTEAD = (
@@ -41,10 +42,16 @@ def observer_of(decoder: Any) -> Observer | None:
 
 def means(decoder: Any, outputs: Tensor) -> Tensor:
     """Outputs (n, D) of a smooth map, or the means of the distributions of which they are coordinates."""
+    observed = observation_of(decoder)
+    return outputs if observed is None else observed.mean(outputs)
+
+
+def observation_of(decoder: Any) -> Observation | None:
+    """How observations of what a smooth map decodes would come to its output, if it gives coordinates."""
     observer = observer_of(decoder)
     if isinstance(observer, Given):
         observer = observer.instead_of
-    return observer.mean(outputs) if isinstance(observer, Observation) else outputs
+    return observer if isinstance(observer, Observation) else None
 
 
 @dataclass(frozen=True)
@@ -210,7 +217,7 @@ def observation(calls: list[tuple[Distribution, Tensor]], output: Tensor) -> Obs
         # a model of fixed batches is called with more rows than are wanted, or with one after another
         rows = min(coordinates.shape[0], len(flat)) if coordinates.ndim else 0
         if rows and torch.equal(coordinates[:rows].reshape(rows, -1), flat[-rows:].to(coordinates)):
-            family = next((name for kind, name in KINDS.items() if isinstance(distribution, kind)), "NegativeBinomial")
+            family = family_of(distribution)
             constant = as_tensor(FAMILIES[family].constant(distribution)).detach().double()
             if family == "Multinomial":
                 constant = constant.unsqueeze(-1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._arrays import as_tensor
-from ..decoder.observation import Given, Observation, observer_of
+from ..decoder.observation import observation_of
 from ..diagnostics import share_off_data
 
 if TYPE_CHECKING:
@@ -107,10 +107,8 @@ def sampled(solution: Solution, num: int) -> Tensor:
 
 def fisher_rao_family(decoder: Any) -> str | None:
     """The distributions of which a decoder's output are Fisher-Rao coordinates; ``None`` where it is of none."""
-    observer = observer_of(decoder)
-    if isinstance(observer, Given):
-        observer = observer.instead_of
-    return observer.family if isinstance(observer, Observation) else None
+    observed = observation_of(decoder)
+    return None if observed is None else observed.family
 
 
 def straight_lines(start: Any, end: Any, num: int = SAMPLES) -> Tensor:
