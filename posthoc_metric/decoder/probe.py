@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -47,19 +46,19 @@ def probe(call: Call, latent_dim: int, latents: Tensor | None = None) -> Found:
             other rows of the batch, are piecewise constant, or have derivatives that are not finite.
     """
     if latents is not None:
-        return _probed(call, latent_dim, given(call, latents), _must_vary)[0]
+        return _probed(call, latent_dim, given(call, latents))[0]
     place = standard(call, latent_dim)
     with torch.no_grad():
         check_values(call(place.few), drawn=True)
     unit = own_unit(call, latent_dim)
     if unit is None:
-        return _probed(call, latent_dim, place, _may_be_flat)[0]
-    found, exam = _probed(call, latent_dim, standard(call, latent_dim, unit), _must_vary)
+        return _probed(call, latent_dim, place, flat_too=True)[0]
+    found, exam = _probed(call, latent_dim, standard(call, latent_dim, unit))
     if exam.too_coarse and found.route.forward == "differences":
         # single precision loses the slopes of a saturated unit, but not around zero
         for smaller in smaller_units(unit):
             with suppress(DecoderError):
-                nearer = _probed(call, latent_dim, standard(call, latent_dim, smaller), _must_vary)[0]
+                nearer = _probed(call, latent_dim, standard(call, latent_dim, smaller))[0]
                 if nearer.route.forward != "differences":
                     found = nearer
                     break
@@ -69,8 +68,8 @@ def probe(call: Call, latent_dim: int, latents: Tensor | None = None) -> Found:
     return replace(found, notes=(*found.notes, note))
 
 
-def _probed(call: Call, latent_dim: int, place: Place, unless: Callable[[Exam, Tensor], bool]) -> tuple[Found, Exam]:
-    """What is found at ``place``; a decoder that is flat there is refused ``unless`` that says otherwise."""
+def _probed(call: Call, latent_dim: int, place: Place, *, flat_too: bool = False) -> tuple[Found, Exam]:
+    """What is found at ``place``; flat outputs are refused, unless ``flat_too`` and they :func:`_may_be_flat`."""
     z = place.few
     with torch.no_grad():
         with ModulesLeftAlone(call):
@@ -88,7 +87,7 @@ def _probed(call: Call, latent_dim: int, place: Place, unless: Callable[[Exam, T
     v = v / v.norm(dim=1, keepdim=True)
     exam = Exam(call, precise, z.repeat(2, 1), v, place)
     flatness = exam.flatness(value)
-    if flatness and not unless(exam, value):
+    if flatness and not (flat_too and _may_be_flat(exam, value)):
         raise DecoderError(flatness)
     with torch.no_grad():
         check_precision(call, value, exam.z, exam.v, place.unit)
@@ -107,10 +106,6 @@ def doubled(found: Found) -> Found | None:
     with torch.no_grad():
         precise = in_float64(found.call, z, found.call(z), unit)
     return None if precise is None else replace(found, call=precise, smooth=precise, row_bytes=2 * found.row_bytes)
-
-
-def _must_vary(exam: Exam, value: Tensor) -> bool:
-    return False
 
 
 def _may_be_flat(exam: Exam, value: Tensor) -> bool:
