@@ -200,9 +200,10 @@ def cholesky(matrix: Tensor) -> tuple[Tensor, float]:
 
 
 def largest_length_scale(accepted: Callable[[float], bool], low: float, high: float) -> float:
-    """The largest length scale in ``[low, high]`` that is accepted, by bisection in the logarithm; ``low`` if none."""
-    if accepted(high):
-        return high
+    """The largest length scale from ``low`` to ``high``, itself too long, that is accepted; ``low`` if none.
+
+    By bisection in the logarithm.
+    """
     for _ in range(_HALVINGS):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if accepted(middle) else (low, middle)
