@@ -10,6 +10,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -50,68 +51,49 @@ POINT = (
     "column -1 is a coordinate, and 3.0 is where 3 is a row."
 )
 
-_PANEL = "The decoder"
+_option = functools.partial(typer.Option, rich_help_panel="The decoder")
 
 
 def _open(
-    checkpoint: Annotated[Path, typer.Option(metavar="FILE", help="The trained decoder.", rich_help_panel=_PANEL)],
+    checkpoint: Annotated[Path, _option(metavar="FILE", help="The trained decoder.")],
     factory: Annotated[
         str | None,
-        typer.Option(
-            metavar="MODULE:CLASS",
-            help="What builds the model that the weights go into; imported because you name it.",
-            rich_help_panel=_PANEL,
+        _option(
+            metavar="MODULE:CLASS", help="What builds the model that the weights go into; imported because you name it."
         ),
     ] = None,
     factory_args: Annotated[
-        str | None,
-        typer.Option(metavar="JSON", help='Keywords for the factory, as {"width": 64}.', rich_help_panel=_PANEL),
+        str | None, _option(metavar="JSON", help='Keywords for the factory, as {"width": 64}.')
     ] = None,
-    key: Annotated[
-        str | None, typer.Option(help="Where in the file the weights are, if not found alone.", rich_help_panel=_PANEL)
-    ] = None,
-    prefix: Annotated[
-        str | None, typer.Option(help="Prefix of the decoder's weights, if not found alone.", rich_help_panel=_PANEL)
-    ] = None,
-    method: Annotated[
-        str | None, typer.Option(help="Which method of the model decodes, such as decode.", rich_help_panel=_PANEL)
-    ] = None,
+    key: Annotated[str | None, _option(help="Where in the file the weights are, if not found alone.")] = None,
+    prefix: Annotated[str | None, _option(help="Prefix of the decoder's weights, if not found alone.")] = None,
+    method: Annotated[str | None, _option(help="Which method of the model decodes, such as decode.")] = None,
     output: Annotated[
-        str | None,
-        typer.Option(help="Which part of what it returns: a tuple's index, a key or a name.", rich_help_panel=_PANEL),
+        str | None, _option(help="Which part of what it returns: a tuple's index, a key or a name.")
     ] = None,
     fisher: Annotated[
         bool,
-        typer.Option(
+        _option(
             "--fisher-rao",
             help="Measure how well the distributions that it returns can be told apart; --data are observations then.",
-            rich_help_panel=_PANEL,
         ),
     ] = False,
     condition: Annotated[
         str | None,
-        typer.Option(
+        _option(
             metavar="JSON",
             help='What it needs beside latents: a label as 3, a vector as [0.5, 1], or keywords as {"library": [9.2]}.',
-            rich_help_panel=_PANEL,
         ),
     ] = None,
-    latent_dim: Annotated[
-        int | None, typer.Option(min=1, help="Latent dimension, if not found alone.", rich_help_panel=_PANEL)
-    ] = None,
+    latent_dim: Annotated[int | None, _option(min=1, help="Latent dimension, if not found alone.")] = None,
     latent_shape: Annotated[
         str | None,
-        typer.Option(
-            metavar="SHAPE",
-            help="Axes of one latent, if it has several, as 4x8x8; files of latents hold them flat.",
-            rich_help_panel=_PANEL,
+        _option(
+            metavar="SHAPE", help="Axes of one latent, if it has several, as 4x8x8; files of latents hold them flat."
         ),
     ] = None,
     trust: Annotated[
-        bool,
-        typer.Option(
-            "--trust", help="Allow files that run code when they are read: only your own.", rich_help_panel=_PANEL
-        ),
+        bool, _option("--trust", help="Allow files that run code when they are read: only your own.")
     ] = False,
 ) -> Decoder:
     given: dict[str, Any] = {"key": key, "prefix": prefix, "method": method, "latent_dim": latent_dim}
@@ -121,7 +103,7 @@ def _open(
         given["output"] = functools.partial(_told_apart, given.get("output"))
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if factory_args is not None:
-        options["factory_kwargs"] = _json_object(factory_args)
+        options["factory_kwargs"] = _json(factory_args, "factory-args", 'a JSON object such as {"width": 64}', dict)
     if latent_shape is not None:
         options["latent_shape"] = sides(latent_shape, "--latent-shape", "4x8x8")
     if condition is not None:
@@ -279,20 +261,9 @@ def _array(value: Any) -> np.ndarray:
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
-def _json(text: str, name: str, wanted: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise _no_json(text, name, wanted) from None
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    wanted = 'a JSON object such as {"width": 64}'
-    value = _json(text, "factory-args", wanted)
-    if not isinstance(value, dict):
-        raise _no_json(text, "factory-args", wanted)
-    return value
-
-
-def _no_json(text: str, name: str, wanted: str) -> InvalidArgumentError:
-    return InvalidArgumentError(f"`{name}` must be {wanted}; got {text!r}. Put it in single quotes.")
+def _json(text: str, name: str, wanted: str, kind: type = object) -> Any:
+    with suppress(ValueError):
+        value = json.loads(text)
+        if isinstance(value, kind):
+            return value
+    raise InvalidArgumentError(f"`{name}` must be {wanted}; got {text!r}. Put it in single quotes.")
