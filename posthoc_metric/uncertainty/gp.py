@@ -205,8 +205,6 @@ class GaussianProcess(UncertaintyModel):
     def from_state(cls, settings: dict[str, Any], state: dict[str, Tensor]) -> GaussianProcess:
         """The fitted model that :meth:`settings` and :meth:`state` describe, bit for bit."""
         model = cls(**settings)
-        # a file's tensors lie at odd addresses, where matrix products round differently; copies do not
-        state = {name: tensor.clone() for name, tensor in state.items()}
         model._origin, model._radius = state["origin"], state["radius"]
         model._sites, model._factor = state["sites"], state["factor"]
         model._length_scale, noise, variance, evidence, low, high, model.jitter, exact = state["numbers"].tolist()

@@ -195,9 +195,7 @@ class PublishedRBF:
     def from_state(cls, settings: dict[str, Any], state: dict[str, Tensor]) -> PublishedRBF:
         """The model that :meth:`settings` and :meth:`state` describe."""
         model = cls(**settings)
-        # a file's tensors lie at odd addresses, where matrix products round differently; copies do not
-        centres, bandwidths, weights = (state[name].clone() for name in ("centres", "bandwidths", "weights"))
-        model._noise = RBFNoise(centres, bandwidths, weights, model.floor)
+        model._noise = RBFNoise(state["centres"], state["bandwidths"], state["weights"], model.floor)
         model.fitted = True
         return model
 
