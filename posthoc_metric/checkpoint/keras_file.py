@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import CheckpointError, MissingExtraError, UnsafeFileError
+from ..errors import MissingExtraError, UnsafeFileError
 from .extras import need
 from .sniff import Container
 
@@ -66,10 +66,7 @@ def _description(container: Container) -> Any:
         with zipfile.ZipFile(container.path) as archive:
             return json.loads(archive.read("config.json"))
     except Exception as error:  # zipfile and its decompressors report damage in many ways
-        raise CheckpointError(
-            f"{container.path} looks like {container.looks_like} but its description cannot be read ({error}). "
-            "Save it again."
-        ) from None
+        raise container.damaged(error) from None
 
 
 def _reasons(node: Any, container: Container) -> Iterator[str]:

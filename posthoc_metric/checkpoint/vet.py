@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointError, UnsafeFileError
+from ..errors import UnsafeFileError
 from .sniff import Container
 
 #: functions of TorchScript that reach outside the process
@@ -194,9 +194,7 @@ def _vetted_graph(container: Container, data: bytes) -> bytes:
     try:
         graph = json.loads(data)
     except ValueError as error:
-        raise CheckpointError(
-            f"{container.path} looks like {container.looks_like}, but its graph is no JSON ({error}). Save it again."
-        ) from None
+        raise container.damaged(error) from None
     for reason in _graph_reasons(graph, ""):
         raise _unsafe(container, reason)
     return json.dumps(_without_comments(graph)).encode()
@@ -278,10 +276,7 @@ def _members(container: Container) -> dict[str, bytes]:
         with zipfile.ZipFile(container.path) as archive:
             return {info.filename: archive.read(info) for info in archive.infolist() if not info.is_dir()}
     except Exception as error:  # zipfile and its decompressors report damage in many ways
-        raise CheckpointError(
-            f"{container.path} looks like {container.looks_like} that was cut short or damaged ({error}). "
-            "Save or download it again."
-        ) from None
+        raise container.damaged(error) from None
 
 
 def _archive(members: dict[str, bytes]) -> io.BytesIO:
