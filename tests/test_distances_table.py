@@ -6,7 +6,7 @@ import torch
 from test_spaces import points, upper
 
 from posthoc_metric.distances import MetricTable, distances
-from posthoc_metric.distances.splines import make_level
+from posthoc_metric.distances.splines import make_level, places
 from posthoc_metric.errors import ConvergenceWarning, InvalidArgumentError, NumericalError
 from posthoc_metric.geodesic import geodesic
 from posthoc_metric.metric import FunctionMetric
@@ -26,12 +26,11 @@ def test_the_table_is_the_metric_to_what_it_says(space, z):
 
 def test_splines_are_exact_for_cubics_and_go_on_beyond_the_box():
     low, step, shape = torch.tensor([-1.0, 2.0]).double(), torch.tensor([0.25, 0.5]).double(), (13, 11)
-    level = make_level(low, step, shape, torch.zeros(13 * 11, 1).double())
 
     def cubic(z):
         return (z[:, 0] ** 3 - z[:, 0] * z[:, 1] ** 2 + 2 * z[:, 1] + 1)[:, None]
 
-    level = make_level(low, step, shape, cubic(level.nodes(torch.arange(13 * 11))))
+    level = make_level(low, step, shape, cubic(places(low, step, shape, torch.arange(13 * 11))))
     z = low + torch.rand(200, 2, generator=torch.Generator().manual_seed(0)).double() * torch.tensor([2.0, 3.0])
     for where in (z, z + step * torch.tensor([[0.9, -0.4]])):
         found = torch.zeros(200, 1).double()

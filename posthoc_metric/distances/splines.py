@@ -46,10 +46,11 @@ class Level:
             values = self.coefficients[base[part, None] + offsets]
             total[part] += torch.einsum("bk,bkp->bp", weights, values)
 
-    def nodes(self, index: Tensor) -> Tensor:
-        """Latents (n, d) of the nodes with flat ``index`` (n,)."""
-        grid = torch.stack(torch.unravel_index(index, self.shape), 1)
-        return self.low + (grid - GHOSTS) * self.step
+
+def places(low: Tensor, step: Tensor, shape: tuple[int, ...], index: Tensor) -> Tensor:
+    """Latents (n, d) of the nodes of a grid with flat ``index`` (n,)."""
+    grid = torch.stack(torch.unravel_index(index, shape), 1)
+    return low + (grid - GHOSTS) * step
 
 
 def make_level(low: Tensor, step: Tensor, shape: tuple[int, ...], values: Tensor) -> Level:

@@ -13,7 +13,7 @@ from .._arrays import ArrayLike, as_tensor, check_count, check_range, check_seed
 from .._warn import warn_caller
 from ..errors import ConvergenceWarning, InvalidArgumentError, NumericalError
 from ..metric import Metric
-from .splines import GHOSTS, Level, dilate, make_level
+from .splines import GHOSTS, Level, dilate, make_level, places
 
 _MOST_DIM = 3
 _COARSEST = 16
@@ -86,7 +86,7 @@ class MetricTable(Metric):
         self.evaluations = 0
         self.levels: tuple[Level, ...] = ()
         with torch.no_grad():
-            self.levels = self._build(max_levels)
+            self._build(max_levels)
             self.error = self._check(seed)
         if self.error.p99 > self.rtol:
             warn_caller(
@@ -123,37 +123,31 @@ class MetricTable(Metric):
             level.add_to(total, z)
         return total
 
-    def _build(self, max_levels: int) -> tuple[Level, ...]:
-        levels: list[Level] = []
-        self.levels = ()
+    def _build(self, max_levels: int) -> None:
+        """Add level after level, where the ones before miss the metric."""
         sides = self.high - self.low
         cells = (_COARSEST * sides / sides.max()).ceil().long().clamp_min(1)
         wanted: Tensor | None = None
         for _ in range(max_levels):
             shape = tuple(int(n) + 1 + 2 * GHOSTS for n in cells)
             step = sides / cells
-            if levels and math.prod(shape) > _MOST_NODES:
+            if self.levels and math.prod(shape) > _MOST_NODES:
                 break
             if wanted is None:
                 wanted = torch.ones(shape, dtype=torch.bool, device=step.device)
             index = wanted.reshape(-1).nonzero().flatten()
             values = step.new_zeros(wanted.numel(), self.dim * (self.dim + 1) // 2)
-            empty = Level(self.low, step, shape, values, wanted.new_zeros(0))
-            nodes = empty.nodes(index)
+            nodes = places(self.low, step, shape, index)
             matrices = self._evaluate(nodes)
-            parameters = _decompose(matrices)
             before = self._parameters(nodes)
-            values[index] = parameters - before
-            levels.append(make_level(self.low, step, shape, values))
-            self.levels = tuple(levels)
-            error = _length_error(matrices, _compose(before, self.dim)) if len(levels) > 1 else None
+            values[index] = _decompose(matrices) - before
             missed = wanted.clone()
-            if error is not None:
-                missed.view(-1)[index] = error > self.rtol
+            if self.levels:
+                missed.view(-1)[index] = _length_error(matrices, _compose(before, self.dim)) > self.rtol
+            self.levels += (make_level(self.low, step, shape, values),)
             if not bool(missed.any()):
                 break
             wanted, cells = _halve(dilate(missed, -1, 1), shape), 2 * cells
-        return tuple(levels)
 
     def _evaluate(self, nodes: Tensor) -> Tensor:
         self.evaluations += len(nodes)
