@@ -17,7 +17,22 @@ from .errors import InvalidArgumentError
 from .metric import Metric, MetricParts, StructuredMetric
 
 
-class ClosedFormMetric(Metric):
+class _Measured(Metric):
+    """With a closed-form distance, which subclasses write as :meth:`_distance`."""
+
+    def distance(self, a: ArrayLike, b: ArrayLike) -> Any:
+        """Geodesic distance between the rows of ``a`` and ``b``, (B,)."""
+        left, restore = to_points(a, "a", self.dim)
+        right, _ = to_points(b, "b", self.dim)
+        if len(left) != len(right):
+            raise InvalidArgumentError(f"`b` must have as many rows as `a` ({len(left)}); got {describe(b)}.")
+        return restore(self._distance(left.double(), right.double()).to(left.dtype))
+
+    def _distance(self, a: Tensor, b: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class ClosedFormMetric(_Measured):
     """A metric ``tensor(z)`` with a closed-form distance; subclasses write :meth:`_tensor` and :meth:`_distance`."""
 
     def tensor(self, z: ArrayLike) -> Any:
@@ -26,30 +41,16 @@ class ClosedFormMetric(Metric):
         points, restore = to_points(z, "z", self.dim)
         return restore(self._tensor(points))
 
-    def distance(self, a: ArrayLike, b: ArrayLike) -> Any:
-        """Geodesic distance between the rows of ``a`` and ``b``, (B,)."""
-        return _rowwise(self._distance, a, b, self.dim)
-
     def _tensor(self, z: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _distance(self, a: Tensor, b: Tensor) -> Tensor:
-        raise NotImplementedError
 
-
-class EmbeddedMetric(StructuredMetric):
+class EmbeddedMetric(StructuredMetric, _Measured):
     """The pullback of an embedding that is isometric to a space with a closed-form distance."""
 
     def __init__(self, embedding: Embedding):
         super().__init__(MetricParts(embedding=embedding), embedding.latent_dim)
         self.embedding = embedding
-
-    def distance(self, a: ArrayLike, b: ArrayLike) -> Any:
-        """Geodesic distance between the rows of ``a`` and ``b``, (B,)."""
-        return _rowwise(self._distance, a, b, self.dim)
-
-    def _distance(self, a: Tensor, b: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 class Embedding:
@@ -233,14 +234,6 @@ class Torus(StructuredMetric):
     def clairaut(self, z: Tensor, v: Tensor) -> Tensor:
         """Clairaut's constant ``(R + r cos z_2)² v_1``, conserved along geodesics; (B, 2), (B, 2) -> (B,)."""
         return (self.embedding.radius + self.embedding.tube * z[:, 1].cos()).square() * v[:, 0]
-
-
-def _rowwise(function: Any, a: ArrayLike, b: ArrayLike, dim: int) -> Any:
-    left, restore = to_points(a, "a", dim)
-    right, _ = to_points(b, "b", dim)
-    if len(left) != len(right):
-        raise InvalidArgumentError(f"`b` must have as many rows as `a` ({len(left)}); got {describe(b)}.")
-    return restore(function(left.double(), right.double()).to(left.dtype))
 
 
 def _dimension(value: Any) -> int:
