@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import Classifier, Images, Study, Table, arguments, image_vae, mean_spread
+from common import Classifier, Images, Study, Table, arguments, image_vae, mean_spread, step_down
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
@@ -105,10 +105,7 @@ def train(images: Images, transform: Transform, steps: int, seed: int) -> Classi
         for _ in range(steps):
             rows = torch.randint(len(images), (min(64, len(images)),))
             x, y = transform(images.pixels[rows], images.labels[rows])
-            loss = cross_entropy(model(x), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            step_down(optimizer, cross_entropy(model(x), y))
             schedule.step()
     return model.eval()
 

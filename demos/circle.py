@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Fit, Study, Table, arguments, fit_autoencoder, mean_spread, mlp
+from common import Fit, Study, Table, arguments, fit_autoencoder, mean_spread, metrics_of, mlp, step_down
 from matplotlib.figure import Figure
 from scipy.spatial.distance import cdist
 from torch import Tensor, nn
@@ -119,9 +119,7 @@ def train(study: Study, x: Tensor, size: Size, seed: int, *, own_latents: bool) 
         for rows in fit.batches(len(x)):
             log_deviation = model.log_deviation(latents[rows])
             loss = (log_deviation + 0.5 * (residual[rows] / log_deviation.exp()).square()).sum(-1).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            step_down(optimizer, loss)
             schedule.step()
 
     both = study.cached(
@@ -145,17 +143,12 @@ def metrics(study: Study, trained: tuple, x: Tensor, names: tuple[str, ...], see
     decoder = pm.Decoder(mean, latent_dim=2)
     found: dict[str, Any] = {}
     for name in names:
-        if name in ("decoder", "vae"):
-            found[name] = pm.PullbackMetric(decoder if name == "decoder" else pm.Decoder(both, latent_dim=2))
+        if name == "vae":
+            found[name] = pm.PullbackMetric(pm.Decoder(both, latent_dim=2))
             found[name].support = latents.double()
         else:
-            found[name] = study.repair(decoder, latents, x, uncertainty=name, seed=seed)
+            found |= metrics_of(study, decoder, latents, x, [name], seed=seed)
     return found
-
-
-def follow(metric: Any, latents: Tensor, first: Tensor, second: Tensor) -> tuple[np.ndarray, Any]:
-    solution = metric.geodesic(latents[first].double(), latents[second].double(), rtol=1e-3)
-    return solution.length.numpy(), solution
 
 
 def hausdorff(curves: Tensor, arcs: list[Tensor]) -> float:
@@ -200,7 +193,8 @@ def measure(
     found: dict[str, list[float]] = {}
     shown: dict[str, tuple[Any, Any]] = {}
     for name, metric in metrics(study, trained, x, size.names, seed).items():
-        lengths, solution = follow(metric, trained[2], first, second)
+        solution = metric.geodesic(trained[2][first].double(), trained[2][second].double(), rtol=1e-3)
+        lengths = solution.length.numpy()
         good = np.isfinite(lengths)
         decoded = solution.decode(_SAMPLES)[..., : size.data_dim]
         found[name] = [

@@ -7,7 +7,7 @@ from .metrics import LABELS, METRICS, metrics_of
 from .models import VAE, mlp
 from .study import Study, arguments
 from .tables import Table, mean_spread
-from .training import Fit, fit_autoencoder, fit_gan, fit_vae, image_vae
+from .training import Fit, fit_autoencoder, fit_gan, fit_vae, image_vae, step_down
 
 __all__ = [
     "LABELS",
@@ -29,4 +29,5 @@ __all__ = [
     "mean_spread",
     "metrics_of",
     "mlp",
+    "step_down",
 ]

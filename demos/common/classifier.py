@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from .data import Images
-from .training import Fit
+from .training import Fit, step_down
 
 if TYPE_CHECKING:
     from .study import Study
@@ -51,10 +51,7 @@ def fit_classifier(model: Classifier, x: Tensor, targets: Tensor, fit: Fit) -> N
     """Minimise the cross entropy to labels (N,) or to soft labels (N, classes)."""
     optimizer, schedule = fit.optimizer(model, len(x))
     for rows in fit.batches(len(x)):
-        loss = cross_entropy(model(x[rows]), targets[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        step_down(optimizer, cross_entropy(model(x[rows]), targets[rows]))
         schedule.step()
 
 

@@ -66,7 +66,7 @@ def fit_vae(
             likelihood = 0.5 * (output - x).square().sum(-1) / noise**2
         from_prior = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1)
         weight = divergence * min(1.0, (step + 1) / (warm_up * steps))
-        _step(optimizer, (likelihood + weight * from_prior).mean())
+        step_down(optimizer, (likelihood + weight * from_prior).mean())
         schedule.step()
 
 
@@ -75,7 +75,7 @@ def fit_autoencoder(encoder: nn.Module, decoder: nn.Module, data: Tensor, fit: F
     optimizer, schedule = fit.optimizer(nn.ModuleList([encoder, decoder]), len(data))
     for rows in fit.batches(len(data)):
         x = data[rows]
-        _step(optimizer, (decoder(encoder(x + noise * torch.randn_like(x))) - x).square().sum(-1).mean())
+        step_down(optimizer, (decoder(encoder(x + noise * torch.randn_like(x))) - x).square().sum(-1).mean())
         schedule.step()
 
 
@@ -90,12 +90,13 @@ def fit_gan(generator: nn.Module, critic: nn.Module, data: Tensor, fit: Fit, *, 
         real_score, fake_score = critic(data[rows]), critic(fake.detach())
         truth = torch.full_like(real_score, 0.9)
         loss = binary_cross_entropy_with_logits(real_score, truth)
-        _step(for_critic, loss + binary_cross_entropy_with_logits(fake_score, torch.zeros_like(fake_score)))
+        step_down(for_critic, loss + binary_cross_entropy_with_logits(fake_score, torch.zeros_like(fake_score)))
         score = critic(fake)
-        _step(for_generator, binary_cross_entropy_with_logits(score, torch.ones_like(score)))
+        step_down(for_generator, binary_cross_entropy_with_logits(score, torch.ones_like(score)))
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+def step_down(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of an optimizer down the gradient of a loss."""
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
