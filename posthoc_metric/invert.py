@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ._arrays import ArrayLike, check_count, check_range, check_seed, describe, to_points, to_tensor
 from .decoder.observation import observer_of
-from .errors import DecoderError, InvalidArgumentError
+from .errors import InvalidArgumentError
+from .geodesic.guard import GuardedMap
 from .inversion import Inversion, InversionStatus
 from .smooth_map import SmoothMap, check_smooth_map
 
@@ -95,10 +95,12 @@ def invert(
     candidates = _starts(decoder.latent_dim, prior, starts, seed).to(rows.device)
     norm = rows.double().norm(dim=1)
     norm = torch.where(norm > 0, norm, norm.square().mean().sqrt()).clamp_min(1e-300)
-    order = _screen(decoder, candidates, rows, min(tries, len(candidates)))
+    # rows that it refuses do not take the others with them
+    guarded = GuardedMap(decoder)
+    order = _screen(guarded, candidates, rows, min(tries, len(candidates)))
     block = max(1, _ENTRIES // (decoder.latent_dim**2 + decoder.output_dim))
     pieces = [
-        _best_of(decoder, rows[part], candidates[order[part]], norm[part], tolerance, max_steps)
+        _best_of(guarded, rows[part], candidates[order[part]], norm[part], tolerance, max_steps)
         for part in torch.arange(len(rows), device=rows.device).split(block)
     ]
     latents, square, state, steps, used = (torch.cat(column) for column in zip(*pieces, strict=True))
@@ -133,7 +135,7 @@ def _screen(decoder: SmoothMap, candidates: Tensor, rows: Tensor, keep: int) -> 
     best = rows.new_full((len(rows), keep), torch.inf, dtype=torch.float64)
     index = torch.zeros_like(best, dtype=torch.long)
     for part in torch.arange(len(candidates), device=rows.device).split(max(1, _ENTRIES // decoder.output_dim)):
-        outputs = _values(decoder, candidates[part]).to(rows)
+        outputs = decoder(candidates[part]).to(rows)
         size = outputs.square().sum(1)
         for block in torch.arange(len(rows), device=rows.device).split(max(1, _ENTRIES // len(part))):
             # the row's own norm is left out: it ranks nothing
@@ -229,8 +231,7 @@ def _refine(
 
 def _normal_equations(decoder: SmoothMap, z: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``JᵀJ`` (B, d, d), ``Jᵀr`` (B, d) and ``‖r‖²`` (B,) of the residual ``r = f(z) - x``."""
-    shapes = ((decoder.output_dim,), (decoder.output_dim, z.shape[1]))
-    value, jacobian = _guarded(decoder.value_and_jacobian, z, shapes)
+    value, jacobian = decoder.value_and_jacobian(z)
     residual = value - target.to(value)
     return (
         jacobian.mT @ jacobian,
@@ -244,13 +245,9 @@ def _residual(decoder: SmoothMap, z: Tensor, target: Tensor) -> Tensor:
     size = max(1, _ENTRIES // decoder.output_dim)
     found = []
     for part, wanted in zip(z.split(size), target.split(size), strict=True):
-        value = _values(decoder, part)
+        value = decoder(part)
         found.append((value - wanted.to(value)).square().sum(1).nan_to_num_(torch.inf, torch.inf))
     return torch.cat(found)
-
-
-def _values(decoder: SmoothMap, z: Tensor) -> Tensor:
-    return _guarded(lambda points: (decoder(points),), z, ((decoder.output_dim,),))[0]
 
 
 def _solve(normal: Tensor, slope: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
@@ -263,28 +260,3 @@ def _solve(normal: Tensor, slope: Tensor, damping: Tensor) -> tuple[Tensor, Tens
     predicted = (step * (damping[:, None] * step - slope)).sum(1)
     # where rounding beat the damping, refuse the step so that the damping grows
     return step, torch.where(failed > 0, torch.inf, predicted)
-
-
-def _guarded(
-    function: Callable[[Tensor], tuple[Tensor, ...]], z: Tensor, shapes: tuple[tuple[int, ...], ...]
-) -> tuple[Tensor, ...]:
-    """``function(z)`` with NaN in the rows that the decoder refuses, so that they do not take the others with them."""
-    kept = torch.arange(len(z), device=z.device)
-    while len(kept):
-        try:
-            found = function(z[kept])
-        except DecoderError as error:
-            if not error.rows:
-                raise
-            mask = torch.ones_like(kept, dtype=torch.bool)
-            mask[list(error.rows)] = False
-            kept = kept[mask]
-            continue
-        if len(kept) == len(z):
-            return found
-        break
-    filled = tuple(z.new_full((len(z), *shape), torch.nan) for shape in shapes)
-    if len(kept):
-        for full, part in zip(filled, found, strict=True):
-            full[kept] = part.to(full)
-    return filled
