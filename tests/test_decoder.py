@@ -563,6 +563,40 @@ def test_a_number_that_is_no_integer_is_a_column_too(condition):
     assert torch.allclose(decoder(latents()).float(), model(latents().float(), torch.full((5, 1), 0.5)))
 
 
+class Growing(nn.Module):
+    """A label beside z, and how many of its layers to use, as generators have it that grow while they are trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.first = nn.Embedding(4, 3), nn.Linear(5, 6)
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, z, label, step=0, alpha=-1):
+        x = self.first(torch.cat([z, self.embed(label)], 1)).tanh()
+        for i, layer in enumerate(self.layers):
+            before, x = x, layer(x).tanh()
+            if i == step:
+                return (1 - alpha) * before + alpha * x if 0 <= alpha < 1 else x
+
+
+@pytest.mark.parametrize("condition", [{"label": 3, "step": 1, "alpha": 0.3}, (3, np.int64(1), 0.3)])
+def test_whole_numbers_that_are_no_labels_are_options(condition):
+    model = Growing()
+    decoder = Decoder(model, latent_dim=2, condition=condition)
+    expected = model(latents().float(), torch.full((5,), 3), 1, 0.3)
+    assert torch.allclose(decoder(latents()).float(), expected)
+    assert "handed over as it is" in decoder.describe()
+    assert torch.equal(pickle.loads(pickle.dumps(decoder))(latents()), decoder(latents()))
+
+
+def test_how_many_entries_to_cut_is_an_option():
+    def truncated(z, keep):
+        return torch.cat([z[:, :keep].sin(), 0.5 * z[:, keep:]], 1)
+
+    decoder = Decoder(truncated, latent_dim=3, condition=2)
+    assert torch.allclose(decoder(torch.ones(1, 3))[0, 1:], torch.tensor([0.8414710, 0.5]))
+
+
 @pytest.mark.parametrize(
     ("condition", "words"),
     [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain, combinations
 from typing import Any
 
@@ -10,10 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._arrays import as_tensor
+from .._arrays import as_tensor, is_integer
 
-#: single numbers of which some may be columns
+#: single numbers of which some may be columns, or options
 _MOST_SINGLE = 4
+
+
+@dataclass(frozen=True)
+class _AsItIs:
+    """A whole number that is no label but an option of the model's, such as how many of its layers to use."""
+
+    value: Any
 
 
 def arguments(condition: Any, z: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -23,7 +31,8 @@ def arguments(condition: Any, z: Tensor) -> tuple[tuple[Any, ...], dict[str, Any
         condition: one value for the second argument, a tuple for several, a dictionary for keyword
             arguments, or a function of the batch ``z`` that returns one of those.  An array stands for one
             item, with or without a leading axis of one, and is repeated for every row; an ``int``
-            is a label; anything else (``None``, ``bool``, ``float``, ``str``, objects) is passed on as it is.
+            is a label, unless :func:`otherwise` made it an option; anything else (``None``, ``bool``, ``float``,
+            ``str``, objects) is passed on as it is.
         z: (B, d), or the shape the decoder wants.
     """
     if condition is None:
@@ -34,17 +43,26 @@ def arguments(condition: Any, z: Tensor) -> tuple[tuple[Any, ...], dict[str, Any
     return _split(condition, lambda value: _repeat(value, z))
 
 
-def as_columns(condition: Any) -> Iterator[tuple[Any, str]]:
-    """``condition`` with some of the single numbers in it handed over as (B, 1) instead of (B,); and a note of which.
+def otherwise(condition: Any) -> Iterator[tuple[Any, str]]:
+    """``condition`` with some of the single numbers in it handed over otherwise than as (B,); and a note of which.
 
-    Fewest first; as columns a model takes what it concatenates with its layers' inputs, or multiplies its outputs by.
+    First as (B, 1), which a model takes where it concatenates with its layers' inputs, or multiplies its outputs; then
+    whole ones as they are, which it takes where it counts or cuts by them.  Fewest first.
     """
     named = _named(condition)
     single = [name for name, value in named.items() if _is_single_number(value)][:_MOST_SINGLE]
-    for chosen in chain.from_iterable(combinations(single, count) for count in range(1, len(single) + 1)):
+    words = "condition " if isinstance(condition, tuple) else ""
+    for chosen in _some(single):
         changed = {name: _array(value).reshape(1, 1) if name in chosen else value for name, value in named.items()}
-        words = "condition " if isinstance(condition, tuple) else ""
         yield _like(condition, changed), f"{words}{', '.join(map(str, chosen))} handed over as (B, 1)"
+    for chosen in _some(name for name in single if is_integer(named[name])):
+        changed = {name: _AsItIs(value) if name in chosen else value for name, value in named.items()}
+        yield _like(condition, changed), f"{words}{', '.join(map(str, chosen))} handed over as it is, not for each row"
+
+
+def _some(names: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+    listed = list(names)
+    return chain.from_iterable(combinations(listed, count) for count in range(1, len(listed) + 1))
 
 
 def spread(condition: Any, outputs: Callable[[Any], Tensor | None]) -> str:
@@ -143,6 +161,8 @@ def _split(condition: Any, convert: Any) -> tuple[tuple[Any, ...], dict[str, Any
 
 
 def _repeat(value: Any, z: Tensor) -> Any:
+    if isinstance(value, _AsItIs):
+        return value.value
     value = _array(value)
     if not isinstance(value, Tensor):
         return value

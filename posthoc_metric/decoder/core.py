@@ -48,7 +48,7 @@ class Decoder:
             A distribution stands for its mean.
         condition: what the model needs beside z: one value, a tuple, a dictionary of keyword arguments, or
             a function of the batch z that returns one of those.  Arrays stand for one row and are repeated for all;
-            where a model does not take single numbers as (B,) it is tried with (B, 1).
+            where a model does not take single numbers as (B,) it is tried with (B, 1), and whole ones as they are.
         latent_shape: the shape of one latent as the model wants it, such as ``(100, 1, 1)``; its numbers
             multiply to ``latent_dim``.
         observe: what brings rows of raw data (B, ...) into the output's coordinates (B, D), where data are given with

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import DecoderError, InvalidArgumentError
 from .call import Call
 from .carried import modules_used_by
-from .conditions import advice, as_columns, several_rows, spread
+from .conditions import advice, otherwise, several_rows, spread
 from .doubts import doubt
 from .frozen import EvalMode
 from .parts import Method, Part, find_parts, other_decoders, refuse_unready
@@ -173,7 +173,7 @@ class _Attempts:
         """
         failed: Exception | None = None
         few = None
-        for condition, note in ((call.condition, ""), *as_columns(call.condition)):
+        for condition, note in ((call.condition, ""), *otherwise(call.condition)):
             changed = replace(call, condition=condition)
             value = self._once(changed, dim)
             if isinstance(value, Exception):
