@@ -563,6 +563,12 @@ def test_a_number_that_is_no_integer_is_a_column_too(condition):
     assert torch.allclose(decoder(latents()).float(), model(latents().float(), torch.full((5, 1), 0.5)))
 
 
+@pytest.mark.parametrize("factor", [2, torch.tensor([2.0]), [2.0]])
+def test_a_number_that_multiplies_a_single_output_is_a_column(factor):
+    decoder = Decoder(lambda z, k: k * z.sin().sum(1, keepdim=True), latent_dim=2, condition=factor)
+    assert torch.allclose(decoder(latents()), 2 * latents().sin().sum(1, keepdim=True))
+
+
 class Growing(nn.Module):
     """A label beside z, and how many of its layers to use, as generators have it that grow while they are trained."""
 

@@ -172,7 +172,7 @@ class _Attempts:
         Where it fails its condition is reshaped, or it is called in the batch size that its own error names.
         """
         failed: Exception | None = None
-        few = None
+        few = refused = None
         for condition, note in ((call.condition, ""), *otherwise(call.condition)):
             changed = replace(call, condition=condition)
             value = self._once(changed, dim)
@@ -184,10 +184,15 @@ class _Attempts:
                 # it may run on just so many rows, as an exported program or one that holds a table of so many
                 few = few or (replace(changed, batch=ROWS), value, note, None)
                 continue
-            _check_width_stays(value, more, condition)
+            if value.shape[1] != more.shape[1]:
+                # a number for each row was set beside every other row, which as a column it is not
+                refused = refused or _width_changes(value, more, condition)
+                continue
             if isinstance(lone, Tensor) and lone.shape[1] == value.shape[1]:
                 return changed, value, note, failed
             few = few or (replace(changed, alone=False), value, note, None)
+        if refused is not None:
+            raise refused
         if few is not None or failed is None:
             return few
         for batch in [] if isinstance(failed, DecoderError) else _batches(failed):
@@ -233,13 +238,12 @@ class _Attempts:
         return error
 
 
-def _check_width_stays(value: Tensor, more: Tensor, condition: Any) -> None:
-    if value.shape[1] != more.shape[1]:
-        raise DecoderError(
-            f"the decoder must give each latent as many outputs, whatever their number; {len(value)} latents gave "
-            f"{value.shape[1]} outputs each and {len(more)} gave {more.shape[1]}: it sets latents beside something "
-            f"of every other. {several_rows(condition)}".rstrip()
-        )
+def _width_changes(value: Tensor, more: Tensor, condition: Any) -> DecoderError:
+    return DecoderError(
+        f"the decoder must give each latent as many outputs, whatever their number; {len(value)} latents gave "
+        f"{value.shape[1]} outputs each and {len(more)} gave {more.shape[1]}: it sets latents beside something "
+        f"of every other. {several_rows(condition)}".rstrip()
+    )
 
 
 def _one_by_one(failed: Exception | None) -> str:
