@@ -569,6 +569,41 @@ def test_a_number_that_multiplies_a_single_output_is_a_column(factor):
     assert torch.allclose(decoder(latents()), 2 * latents().sin().sum(1, keepdim=True))
 
 
+class Drawing(nn.Module):
+    """Draws the noise that it is not given."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = net(2)
+
+    def forward(self, z, noise=None):
+        x = self.net(z)
+        return x + (torch.randn_like(x) if noise is None else noise)
+
+
+def test_noise_that_a_model_draws_for_itself_is_a_condition():
+    model = Drawing()
+    with pytest.raises(DecoderError, match=r"draws for itself, such as noise or a label \(condition=\)"):
+        Decoder(model)
+    assert torch.equal(Decoder(model, condition=0.0)(latents().float()), model(latents().float(), 0.0).detach())
+
+
+def test_a_model_that_takes_a_dictionary_is_called_by_a_function():
+    class Batch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net(2)
+
+        def forward(self, batch):
+            return {**batch, "output": self.net(batch["z"])}
+
+    model = Batch()
+    with pytest.raises(DecoderError, match=r"which part decodes \(its name, or a function of the model and z\)"):
+        Decoder(model)
+    decoder = Decoder(model, method=lambda model, z: model({"z": z})["output"])
+    assert torch.equal(decoder(latents().float()), model.net(latents().float()).detach())
+
+
 class Growing(nn.Module):
     """A label beside z, and how many of its layers to use, as generators have it that grow while they are trained."""
 
@@ -579,10 +614,12 @@ class Growing(nn.Module):
 
     def forward(self, z, label, step=0, alpha=-1):
         x = self.first(torch.cat([z, self.embed(label)], 1)).tanh()
+        before = x
         for i, layer in enumerate(self.layers):
             before, x = x, layer(x).tanh()
             if i == step:
-                return (1 - alpha) * before + alpha * x if 0 <= alpha < 1 else x
+                break
+        return (1 - alpha) * before + alpha * x if 0 <= alpha < 1 else x
 
 
 @pytest.mark.parametrize("condition", [{"label": 3, "step": 1, "alpha": 0.3}, (3, np.int64(1), 0.3)])
@@ -1347,6 +1384,14 @@ class UnderAutocast(nn.Module):
             return self.net(z) * self.scale
 
 
+class HalfUnlessTold(HalfOfIt):
+    """Generators that were trained in mixed precision have such an option."""
+
+    def forward(self, z, single=False):
+        dtype = torch.float32 if single else torch.float16
+        return nn.functional.linear(self.body(z).tanh().to(dtype), self.head.weight.to(dtype)).float()
+
+
 class HalfBeside(HalfOfIt):
     """What is not taken may be in half precision."""
 
@@ -1368,6 +1413,14 @@ def test_a_part_in_half_precision_is_refused_whatever_the_output_is_cast_to(mode
         words.append(str(caught.value))
     # where it does not look stepped
     assert any("a part of its output in torch.float16" in one for one in words)
+
+
+def test_a_model_that_converts_what_it_is_given_has_an_option_against_that():
+    model = HalfUnlessTold(0)
+    with pytest.raises(DecoderError, match=r"its own option against that \(condition=\)"):
+        Decoder(model)
+    decoder = Decoder(model, condition={"single": True})
+    assert torch.equal(decoder(latents()).float(), model(latents().float(), single=True))
 
 
 class ConstantsInHalf(nn.Module):

@@ -82,7 +82,8 @@ def check_precision(call: Call, value: Tensor, z: Tensor, v: Tensor, unit: float
         dtype = varying[-1][0]
     raise DecoderError(
         f"the decoder computes a part of its output in {dtype}, too coarse for derivatives. Convert all of it with "
-        ".float() and take out autocast before wrapping it, or wrap the layer before that part (method=, output=)."
+        ".float() and take out autocast before wrapping it, or wrap the layer before that part (method=, output=). "
+        "Where it converts what it is given by itself, pass its own option against that (condition=)."
     )
 
 
@@ -138,7 +139,8 @@ def check_same_twice(call: Call, z: Tensor, value: Tensor) -> Tensor:
         raise DecoderError(
             f"the decoder must give equal outputs for equal latents; two calls differ by {float(change):.2g} where the "
             f"outputs reach {float(scale):.2g}. It samples, keeps state between calls, or drops out in eval mode: put "
-            "the model it uses into eval mode, and take the mean instead of a sample (method=, output=)."
+            "the model it uses into eval mode, take the mean instead of a sample (method=, output=), or give what it "
+            "draws for itself, such as noise or a label (condition=)."
         )
     return scale
 

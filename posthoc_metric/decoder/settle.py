@@ -228,8 +228,9 @@ class _Attempts:
         tried = ", ".join(dict.fromkeys(f"{dim} ({source})" for dim, _, source in widths))
         error = DecoderError(
             f"{part.name} cannot be called on {ROWS} latents; latent dimension tried: {tried}. "
-            f"It says: {_words(self.first)}. {_signature(part)}Check latent_dim=; say with method= which part decodes, "
-            "with condition= what it needs beside z, with latent_shape= which axes a latent has. "
+            f"It says: {_words(self.first)}. {_signature(part)}Check latent_dim=; say with method= which part decodes "
+            "(its name, or a function of the model and z), with condition= what it needs beside z, with latent_shape= "
+            "which axes a latent has. "
             f"{advice(self.condition)}".rstrip()
             + self._others(part)
             + self._one_without_axis(part, widths)
