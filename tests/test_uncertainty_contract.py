@@ -16,7 +16,7 @@ from torch import nn
 import posthoc_metric as pm
 from posthoc_metric.errors import InvalidArgumentError
 from posthoc_metric.support import Support
-from posthoc_metric.uncertainty import RBF, PublishedRBF, UncertaintyModel, rbf
+from posthoc_metric.uncertainty import RBF, PublishedRBF, UncertaintyModel, pieces
 from posthoc_metric.uncertainty.gp import GaussianProcess
 
 DEMOS = Path(__file__).resolve().parents[1] / "demos"
@@ -136,7 +136,7 @@ def test_many_points_are_weighed_a_few_at_a_time_and_come_out_the_same(monkeypat
     model = RBF().fit(pm.Decoder(_decoder(dim), latent_dim=dim), latents)
     whole = model.score_gradient_hessian(latents)
     assert torch.equal(whole[0], model.score(latents))
-    monkeypatch.setattr(rbf, "_CACHED", 4096)
+    monkeypatch.setattr(pieces, "_CACHED", 4096)
     for found, expected in zip(model.score_gradient_hessian(latents), whole, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(model.score_and_gradient(latents)[1], whole[1], rtol=1e-10, atol=1e-10)

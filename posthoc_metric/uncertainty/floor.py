@@ -12,6 +12,7 @@ from ..support import without_strays
 from .centres import place_centres
 from .measurement import VOID_OFFSETS, Measured
 from .moments import Moments
+from .pieces import in_pieces
 
 #: centres up to so many dimensions, and beyond, where more cells are hardly smaller and cost as much as the decoder;
 #: with fewer in d = 10, a decoder that all but loses a direction here and there is lifted where it does not, too
@@ -47,12 +48,16 @@ class Floor:
         """``ε(z)``, (B, d) -> (B,)."""
         if not bool(self.level > 0):
             return z.new_zeros(len(z))
-        return self.level * (self._shares(z) @ self.logs).exp()
+        return in_pieces(lambda some: (self.level * (self._shares(some) @ self.logs).exp(),), z, len(self.logs))[0]
 
     def value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``ε(z)`` (B,) and ``∇ε(z)`` (B, d)."""
         if not bool(self.level > 0):
             return z.new_zeros(len(z)), torch.zeros_like(z)
+        value, gradient = in_pieces(self._value_and_gradient, z, len(self.logs))
+        return value, gradient
+
+    def _value_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         shares = self._shares(z)
         mean = shares @ self.logs
         value = self.level * mean.exp()
@@ -60,25 +65,34 @@ class Floor:
         gradient = shares.mul_(self.logs - mean[:, None]) @ self.centres
         return value, gradient * (value / self.bandwidth.square())[:, None]
 
-    def value_gradient_hessian(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``ε(z)`` (B,), ``∇ε(z)`` (B, d) and its second derivatives (B, d, d)."""
-        count, dim = z.shape
+    def value_gradient_hessian(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``ε(z)`` (B,), ``∇ε(z)`` (B, d) and its second derivatives (B, d, d), ``None`` where there are none."""
         if not bool(self.level > 0):
-            return z.new_zeros(count), torch.zeros_like(z), z.new_zeros(count, dim, dim)
+            return z.new_zeros(len(z)), torch.zeros_like(z), None
+        moments = Moments(self.centres)
+
+        def ask(some: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return self._value_gradient_hessian(some, moments)
+
+        value, gradient, hessian = in_pieces(ask, z, len(self.logs))
+        return value, gradient, hessian
+
+    def _value_gradient_hessian(self, z: Tensor, moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
         square = self.bandwidth.square()
         shares = self._shares(z)
-        moments = Moments(self.centres)
-        mean = shares @ self.logs
-        centre, second = moments(shares)
-        # derivatives of a mean with Gaussian weights are its cumulants with the centres: Σ_k p_k (l_k - l)(c_k - c)
-        # and Σ_k p_k (l_k - l)(c_k - c)(c_k - c)ᵀ
-        tilt, bend = moments(shares * self.logs)
-        tilt = tilt - mean[:, None] * centre
-        across = tilt[:, :, None] * centre[:, None]
-        bend = (bend - mean[:, None, None] * second - across - across.mT) / square.square()
-        tilt = tilt / square
+        mean, centre = shares @ self.logs, shares @ self.centres
         value = self.level * mean.exp()
-        return value, value[:, None] * tilt, value[:, None, None] * (bend + tilt[:, :, None] * tilt[:, None])
+        # derivatives of a mean l with Gaussian weights are its cumulants with the centres: Σ_k q_k c_k
+        # and Σ_k q_k (c_k - c)(c_k - c)ᵀ with q_k = p_k (l_k - l), which add up to zero
+        tilt, hessian = moments(shares.mul_(self.logs - mean[:, None]))
+        tilt, centre = tilt / square, centre / square
+        hessian *= (value / square.square())[:, None, None]
+        scaled = value[:, None] * tilt
+        hessian.baddbmm_(
+            torch.stack([scaled, scaled, value[:, None] * centre], dim=2),
+            torch.stack([tilt, -centre, -tilt], dim=1),
+        )
+        return value, scaled, hessian
 
     def _shares(self, z: Tensor) -> Tensor:
         """``p_k(z)``, (B, d) -> (B, K)."""

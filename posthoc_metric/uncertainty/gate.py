@@ -91,8 +91,11 @@ class Gate:
         score, gradient, bend = found
         weight, slope, curvature = self.weight(score)
         floor, tilt, bowl = self.floor.value_gradient_hessian(here)
-        hessian = slope[:, None, None] * bend + curvature[:, None, None] * gradient[:, :, None] * gradient[:, None]
-        parts = floor + weight, tilt + slope[:, None] * gradient, bowl + hessian
+        hessian = slope[:, None, None] * bend
+        hessian.baddbmm_((curvature[:, None] * gradient)[:, :, None], gradient[:, None])
+        if bowl is not None:
+            hessian += bowl
+        parts = floor + weight, tilt + slope[:, None] * gradient, hessian
         return parts[0].to(z.device), parts[1].to(z.device), parts[2].to(z.device)
 
     def numbers(self) -> dict[str, float]:

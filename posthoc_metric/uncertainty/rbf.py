@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from .._arrays import check_count
 from .._rows import Rows
@@ -17,6 +17,7 @@ from ..support import without_strays
 from .base import UncertaintyModel
 from .centres import place_centres
 from .moments import Moments
+from .pieces import in_pieces
 
 _MOST_DIRECT_DIM = 8
 #: evidence of a cluster may move the edge of the support, but by no more than this factor either way
@@ -25,8 +26,6 @@ _RESIDUAL_ROWS = 20_000
 _FOLDS = 10
 #: exponents below this add nothing to a sum with 1 in double precision, not even a million times
 _NOTHING = -80.0
-#: bytes of evidence that are worked on at once, on a processor and on an accelerator
-_CACHED, _MOST_BYTES = 8 * 2**20, 512 * 2**20
 
 
 class RBF(UncertaintyModel):
@@ -88,64 +87,72 @@ class RBF(UncertaintyModel):
         return scores
 
     def score(self, z: Tensor) -> Tensor:
-        return self._in_pieces(lambda some: self._evaluate(some)[:1], z)[0]
+        points, centred = self._about(z)
+        (log_sum,) = in_pieces(lambda some: self._evidence(some)[:1], centred, len(points))
+        return self._score(log_sum, centred)
 
     def score_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        score, gradient = self._in_pieces(self._score_and_gradient, z)
-        return score, gradient
+        points, centred = self._about(z)
 
-    def score_gradient_hessian(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        score, gradient, hessian = self._in_pieces(self._score_gradient_hessian, z)
-        return score, gradient, hessian
+        def ask(some: Tensor) -> tuple[Tensor, Tensor]:
+            log_sum, evidence, total = self._evidence(some)
+            return log_sum, linear(evidence, self._columns) / total
 
-    def _score_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        score, evidence, total, centred = self._evaluate(z)
         # ∇ score² / 2 = Σ_k p_k (z - c_k), with p_k the centres' shares of the evidence
-        assert self._points is not None
-        mean = (evidence @ self._points) / total
+        log_sum, mean = in_pieces(ask, centred, len(points))
+        score = self._score(log_sum, centred)
         return score, (centred - mean) / score[:, None]
 
-    def _score_gradient_hessian(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        score, evidence, total, centred = self._evaluate(z)
-        assert self._points is not None
-        dim = z.shape[1]
-        mean, second = Moments(self._points)(evidence)
-        mean, second = mean / total, second / total[:, :, None]
-        gradient = (centred - mean) / score[:, None]
-        # ∇∇ score² / 2 = I - Cov(c) / h², the covariance that of the centres under their shares
-        covariance = second - mean[:, :, None] * mean[:, None]
-        hessian = torch.eye(dim, dtype=z.dtype, device=z.device) - covariance / self._width.square()
-        return score, gradient, (hessian - gradient[:, :, None] * gradient[:, None]) / score[:, None, None]
+    def score_gradient_hessian(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        points, centred = self._about(z)
+        moments = Moments(points)
 
-    def _in_pieces(self, ask: Callable[[Tensor], tuple[Tensor, ...]], z: Tensor) -> tuple[Tensor, ...]:
-        """``ask(z)``, so many points (B, d) at a time that on a processor their evidence stays in its cache."""
+        def ask(some: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            log_sum, evidence, total = self._evidence(some)
+            return log_sum, total, *moments(evidence)
+
+        log_sum, total, mean, second = in_pieces(ask, centred, len(points))
+        score = self._score(log_sum, centred)
+        mean = mean / total
+        gradient = (centred - mean) / score[:, None]
+        # ∇∇ score² / 2 = I - Cov(c) / h², the covariance that of the centres under their shares; in place, as in many
+        # dimensions this is most of the work
+        square = self._width.square()
+        hessian = second.mul_(-1 / (square * score[:, None] * total)[:, :, None])
+        hessian.baddbmm_(
+            torch.stack([mean / square, -gradient], dim=2) / score[:, None, None], torch.stack([mean, gradient], dim=1)
+        )
+        hessian.diagonal(dim1=1, dim2=2).add_(1 / score[:, None])
+        return score, gradient, hessian
+
+    def _about(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The centres (K, d) and ``z`` (B, d), both from the origin."""
         if self._points is None:
             raise NotFittedError("this RBF model is not fitted; call fit(decoder, latents) first.")
-        held = _CACHED if z.device.type == "cpu" else _MOST_BYTES
-        rows = max(4, held // (32 * len(self._points)) * 4)
-        if len(z) <= rows:
-            return ask(z)
-        return tuple(torch.cat(parts) for parts in zip(*map(ask, z.split(rows)), strict=True))
+        return self._points, z - self._origin
 
-    def _evaluate(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Scores (B,), the centres' evidence over that of the one that has most (B, K) and its sum (B, 1), and ``z``
-        from the origin."""
-        centred = z - self._origin
+    def _evidence(self, centred: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``log(β(z) e^{‖z‖² / 2h²})`` (B,), the centres' evidence over that of the one that has most (B, K), and the
+        sum of it (B, 1)."""
         logits = torch.addmm(self._offset, centred, self._directions)
         top = logits.amax(dim=1, keepdim=True)
         # exp of what underflows takes five times as long, and products with what nearly does even longer
         evidence = logits.sub_(top).clamp_min_(_NOTHING).exp_()
         total = evidence.sum(1, keepdim=True)
-        log_sum = (top + total.log())[:, 0]
+        return (top + total.log())[:, 0], evidence, total
+
+    def _score(self, log_sum: Tensor, centred: Tensor) -> Tensor:
         square = 2 * self._width.square() * (1 + self._total - log_sum) + centred.square().sum(1)
-        return square.sqrt(), evidence, total, centred
+        return square.sqrt()
 
     def _settle(self) -> None:
         """What every evaluation needs of ``log a_k - ‖z - c_k‖² / 2h²``: the part that is each centre's own."""
         assert self._points is not None
         two = 2 * self._width.square()
         self._offset = self._log_evidence - self._points.square().sum(1) / two
-        self._directions = self._points.T * (2 / two)
+        # a table of few rows is read quicker than one of few columns
+        self._columns = self._points.T.contiguous()
+        self._directions = self._columns * (2 / two)
         self._total = torch.logsumexp(self._log_evidence, dim=0)
         self.fitted = True
 
