@@ -81,6 +81,7 @@ class _Active(Batch):
         descent: how fast the energy falls along it (P,).
         size: the share of it that is tried (P,).
         moves, bends: steps that were taken, the last one last, and how they changed the gradient (P, memory, (n-1) d).
+        curved: products of the one with the other (P, memory).
         scale: of the inverse Hessian that the recursion begins from, over the preconditioner's (P,).
         falls: what the last steps gained, the last one last (P, 2 * _WATCH).
         fresh: whether the last step was taken, so that the direction is to be found anew (P,).
@@ -96,6 +97,7 @@ class _Active(Batch):
     size: Tensor
     moves: Tensor
     bends: Tensor
+    curved: Tensor
     scale: Tensor
     falls: Tensor
     fresh: Tensor
@@ -147,6 +149,7 @@ def relax_matrix_free(
         size=torch.ones_like(slope.energy),
         moves=nodes.new_zeros(count, memory, inner),
         bends=nodes.new_zeros(count, memory, inner),
+        curved=nodes.new_zeros(count, memory),
         scale=torch.ones_like(slope.energy),
         falls=nodes.new_full((count, 2 * _WATCH), float("inf")),
         fresh=torch.ones_like(row, dtype=torch.bool),
@@ -195,8 +198,7 @@ def _aim(active: _Active, preconditioner: Inverse) -> None:
     """Directions of the curves that have moved, by the two-loop recursion; after a failed step the old one stays."""
     gradient = active.slope.gradient.flatten(1)
     q = gradient.clone()
-    inner = (active.moves * active.bends).sum(2)
-    weights = torch.where(inner > 0, 1 / inner.clamp_min(1e-300), 0.0)
+    weights = torch.where(active.curved > 0, 1 / active.curved.clamp_min(1e-300), 0.0)
     shares = []
     kept = (weights > 0).any(0).nonzero().flatten().tolist()
     for k in reversed(kept):
@@ -253,7 +255,9 @@ def _advance(energy: Energy, preconditioner: Inverse, active: _Active, final: Re
     bend = share[:, None, None] * bend + (1 - share)[:, None, None] * plain
     active.moves[rows] = torch.cat([active.moves[rows, 1:], step.flatten(1)[:, None]], dim=1)
     active.bends[rows] = torch.cat([active.bends[rows, 1:], bend.flatten(1)[:, None]], dim=1)
-    active.scale[rows] = (_dot(step, bend) / _dot(bend, chosen.solve(bend)).clamp_min(1e-300)).clamp(0.05, 20.0)
+    curved = _dot(step, bend)
+    active.curved[rows] = torch.cat([active.curved[rows, 1:], curved[:, None]], dim=1)
+    active.scale[rows] = (curved / _dot(bend, chosen.solve(bend)).clamp_min(1e-300)).clamp(0.05, 20.0)
     active.falls[rows] = torch.cat([active.falls[rows, 1:], gain[rows, None].clamp_min(0)], dim=1)
     active.nodes[rows] = moved[rows]
     active.slope.put(accept, there)
