@@ -30,10 +30,11 @@ def random_walk(
 ) -> Any:
     """Brownian motion on the manifold, as a geodesic random walk.
 
-    A step is a Gaussian tangent vector of covariance ``(time / steps) M⁻¹`` followed along its geodesic to second
-    order, ``z + v + ½ a(z, v)``, which converges to Brownian motion as exact geodesics do (Jørgensen 1975; Schwarz,
-    Herrmann, Sturm & Wardetzky 2023).  A step on which the velocity turns much, or would change its Riemannian norm,
-    which geodesics keep, is followed in smaller ones.
+    A step is a Gaussian tangent vector of covariance ``(time / steps) M⁻¹`` followed along its geodesic, which
+    converges to Brownian motion (Jørgensen 1975).  Second order would be enough for that (Schwarz, Herrmann, Sturm &
+    Wardetzky 2023); third order is as near to it as exact geodesics are: rates are off by a share of about
+    ``Ric time / (6 steps)``, where ``Ric = (d - 1) K`` at a constant curvature K.  A step on which the velocity turns
+    much, or would change its Riemannian norm, which geodesics keep, is followed in smaller ones.
 
     Args:
         metric: any positive definite metric.
@@ -78,7 +79,7 @@ def random_walk(
 
 
 class _Stride:
-    """Where geodesics are at time one, to second order, or in smaller steps where that is too coarse."""
+    """Where geodesics are at time one, to third order, or in smaller steps where that is too coarse."""
 
     def __init__(self, metric: Metric, z: Tensor):
         self._parts = guard(metric.parts())
@@ -94,7 +95,8 @@ class _Stride:
         NaN where one takes too many steps.
         """
         a, _ = self._accelerate(z, v)
-        end, matrices, good = self._tried(z, z + v + 0.5 * a, v + a, speed)
+        halfway, _ = self._accelerate(z + 0.5 * v + a / 8, v + 0.5 * a)
+        end, matrices, good = self._tried(z, z + v + a / 6 + halfway / 3, v + halfway, speed)
         good &= 0.5 * a.norm(dim=1) <= _SMALL * v.norm(dim=1)
         rows = (~good).nonzero().flatten()
         if len(rows):
