@@ -3,8 +3,10 @@
 import configparser
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -106,6 +108,19 @@ class TestPackage:
             r for extra in setup["options.extras_require"] for r in requirements(setup, extra)
         ]
         assert all(any(bound.operator == ">=" for bound in requirement.specifier) for requirement in every)
+
+    def test_a_source_distribution_holds_what_the_readme_and_the_tests_need(self, tmp_path):
+        pytest.importorskip("setuptools")
+        files = {path.relative_to(ROOT).as_posix() for path in tracked_files()}
+        for name in files:
+            (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / "source" / name)
+        build = f"from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})"
+        subprocess.run([sys.executable, "-c", build], cwd=tmp_path / "source", capture_output=True, check=True)
+        (archive,) = tmp_path.glob("*.tar.gz")
+        with tarfile.open(archive) as held:
+            shipped = {name.partition("/")[2] for name in held.getnames()}
+        assert not {name for name in files if not name.startswith(".")} - shipped
 
 
 class TestCheckout:
