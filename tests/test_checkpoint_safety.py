@@ -426,6 +426,25 @@ def test_no_such_path_and_an_odd_folder(tmp_path):
         load_decoder(tmp_path / "odd")
 
 
+DEEP = "[" * 100_000
+
+
+def test_json_nested_deeper_than_python_reads_is_damage(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(DEEP)
+    with pytest.raises(CheckpointError, match="config.json"):
+        load_decoder(tmp_path / "model")
+    (tmp_path / "model" / "model_index.json").write_text(DEEP)
+    with pytest.raises(CheckpointError, match="looks like a diffusers pipeline|must be a JSON description"):
+        load_decoder(tmp_path / "model")
+    for depth, end in ((100_000, ""), (500, "]" * 500)):  # the second is read, but too deep for what looks into it
+        with zipfile.ZipFile(tmp_path / "m.pt2", "w") as archive:
+            archive.writestr("m/archive_format", "pt2")
+            archive.writestr("m/models/model.json", DEEP[:depth] + end)
+        with pytest.raises(CheckpointError, match="its graph is no JSON"):
+            load_decoder(tmp_path / "m.pt2")
+
+
 def test_a_tensor_alone(tmp_path):
     torch.save(torch.zeros(3), tmp_path / "m.pt")
     with pytest.raises(CheckpointError, match="no weights by name|no model"):

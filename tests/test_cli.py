@@ -427,7 +427,8 @@ class TestMistakes:
         assert "another decoder" in text
 
     def test_wrong_factory_arguments(self, place):
-        assert "JSON object" in mistake("describe", *absolute(place), "--factory-args", "width=3")
+        for text in ("width=3", "[" * 100_000):
+            assert "JSON object" in mistake("describe", *absolute(place), "--factory-args", text)
 
     def test_wrong_image_shape(self, place, tmp_path, monkeypatch):
         monkeypatch.setattr(posthoc_metric.RepairedMetric, "geodesic", lambda *args: pytest.fail("work began"))

@@ -43,7 +43,7 @@ def weights(container: Container) -> Container:
 def _description(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} must be a JSON description of the model; it cannot be read ({error}).") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} must be a JSON object that describes the model; it is a {type(found).__name__}.")

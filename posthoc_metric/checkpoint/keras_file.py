@@ -25,7 +25,7 @@ def read_keras(container: Container, trust: bool) -> tuple[Any, dict[str, Any]]:
         MissingExtraError: Keras is not installed, or runs on another backend.
     """
     if not trust:
-        for reason in _reasons(_description(container), container):
+        for reason in _reasons(_description(container)):
             raise UnsafeFileError(
                 f"{container.path} looks like {container.looks_like}, and loading it would run code in the file: "
                 f"{reason}. Pass trust=True if you trust where it comes from."
@@ -69,9 +69,16 @@ def _description(container: Container) -> Any:
         raise container.damaged(error) from None
 
 
-def _reasons(node: Any, container: Container) -> Iterator[str]:
+def _reasons(description: Any) -> Iterator[str]:
     """Whatever in the description is not a class of Keras itself, or is a class that carries code."""
-    if isinstance(node, dict):
+    nodes = [description]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, list):
+            nodes += node
+        if not isinstance(node, dict):
+            continue
+        nodes += node.values()
         module, name = node.get("module"), node.get("class_name")
         if isinstance(module, str) and not (module == "keras" or module.startswith("keras.") or module == "builtins"):
             yield f"it names {module}.{name}"
@@ -81,8 +88,3 @@ def _reasons(node: Any, container: Container) -> Iterator[str]:
             yield "it names a Python function"
         if name in _RUNS_CODE or name == "__lambda__":
             yield f"it holds a {name} layer, which carries code"
-        for value in node.values():
-            yield from _reasons(value, container)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _reasons(value, container)

@@ -193,11 +193,13 @@ def _only_tensors(data: bytes) -> bool:
 def _vetted_graph(container: Container, data: bytes) -> bytes:
     try:
         graph = json.loads(data)
-    except ValueError as error:
+        reason = next(_graph_reasons(graph, ""), None)
+        vetted = json.dumps(_without_comments(graph)).encode()
+    except (ValueError, RecursionError) as error:
         raise container.damaged(error) from None
-    for reason in _graph_reasons(graph, ""):
+    if reason is not None:
         raise _unsafe(container, reason)
-    return json.dumps(_without_comments(graph)).encode()
+    return vetted
 
 
 def _without_comments(node: Any) -> Any:

@@ -262,8 +262,8 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _json(text: str, name: str, wanted: str, kind: type = object) -> Any:
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         value = json.loads(text)
         if isinstance(value, kind):
             return value
-    raise InvalidArgumentError(f"`{name}` must be {wanted}; got {text!r}. Put it in single quotes.")
+    raise InvalidArgumentError(f"`{name}` must be {wanted}; got {text!r:.200}. Put it in single quotes.")
