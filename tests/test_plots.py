@@ -82,6 +82,22 @@ class TestPlanes:
         with pytest.raises(InvalidArgumentError, match="not on one line"):
             plots.latent_plane(cloud(4), through=line)
 
+    @pytest.mark.parametrize("distinct", [1, 2, 9])
+    def test_latents_on_a_line_are_cut_by_a_plane_through_it(self, distinct):
+        latents = torch.arange(9)[:, None].remainder(distinct) * torch.ones(1, 3).double()
+        plane = plots.latent_plane(latents)
+        axes = torch.stack([plane.first, plane.second])
+        assert torch.allclose(axes @ axes.T, torch.eye(2).double())
+        flat = torch.as_tensor(plane.project(latents))
+        assert torch.allclose(plane.origin + flat @ axes, latents) and plane.window[0] < plane.window[1]
+
+    def test_a_bad_seed_and_latents_of_another_width_are_refused(self):
+        with pytest.raises(InvalidArgumentError, match="`seed` must"):
+            plots.latent_plane(cloud(3), seed=-1)
+        for latents in (cloud(3), cloud(2)[0]):
+            with pytest.raises(InvalidArgumentError, match=r"must be \(B, 2\), as those of its plane"):
+                plots.latent_plane(cloud(2)).project(latents)
+
     def test_two_points_make_no_plane(self):
         with pytest.raises(InvalidArgumentError, match="three points"):
             plots.latent_plane(cloud(4), through=torch.eye(4)[:2])
@@ -148,6 +164,17 @@ class TestFields:
         with pytest.raises(InvalidArgumentError, match="finite"):
             plots.shared_norm([np.full((2, 2), np.inf)])
 
+    def test_what_does_not_fit_a_field_is_refused(self):
+        plane, field = plots.latent_plane(cloud(2)), np.eye(4)
+        for offset in (np.eye(3), np.zeros(4), np.zeros((0, 0))):
+            with pytest.raises(InvalidArgumentError, match=r"`offset` must be \(4, 4\)"):
+                plots.draw_field(axes(), field, plane, offset=offset)
+        with pytest.raises(InvalidArgumentError, match="`plane` must be what latent_plane"):
+            plots.draw_field(axes(), field, None)
+        with pytest.raises(InvalidArgumentError, match="`field` must"):
+            plots.draw_field(axes(), [[1.0, 2.0], [3.0]], plane)
+        assert plots.shared_norm([torch.zeros(2, 2), [[0.0, 4.0]]]).vmax > 3
+
     def test_singular_places_take_the_end_of_the_scale(self):
         plane, ax = plots.latent_plane(cloud(2)), axes()
         field = np.array([[0.0, 1.0], [-np.inf, 2.0]])
@@ -205,6 +232,10 @@ class TestCurves:
             plots.draw_curves(ax, np.zeros((1, 4, 3)), np.zeros((1, 4)), plane)
         with pytest.raises(InvalidArgumentError, match="`region` must be a square"):
             plots.draw_curves(ax, np.zeros((1, 4, 2)), np.zeros((1, 4)), plane, region=np.zeros((2, 3)))
+        with pytest.raises(InvalidArgumentError, match="r at least 2"):
+            plots.draw_curves(ax, np.zeros((1, 4, 2)), np.zeros((1, 4)), plane, region=np.zeros((1, 1)))
+        with pytest.raises(InvalidArgumentError, match="T is at least 1"):
+            plots.draw_curves(ax, np.zeros((3, 0, 2)), np.zeros((3, 0)), plane)
 
     @pytest.mark.parametrize(
         ("count", "images", "off_data", "said"),

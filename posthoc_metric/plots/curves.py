@@ -12,7 +12,7 @@ from matplotlib.colors import ListedColormap
 
 from .._arrays import describe
 from ..errors import InvalidArgumentError
-from .planes import Plane
+from .planes import Plane, check_plane
 from .style import FAINT, INK, OFF_DATA, ON_DATA, SUPPORT, numbers, tidy
 
 
@@ -27,18 +27,19 @@ def draw_curves(ax: Axes, curves: Any, offset: Any, plane: Plane, *, latents: An
         region: (r, r), the offset on the plane's grid; where it is at most 0 the ground is tinted.
 
     Raises:
-        InvalidArgumentError: arrays of other shapes.
+        InvalidArgumentError: arrays of other shapes, or no such plane.
     """
     places, offset = numbers(curves, "curves"), numbers(offset, "offset")
-    count, dim = places.shape[:2], len(plane.origin)
-    if places.ndim != 3 or places.shape[2] != dim or offset.shape != count:
+    count, dim = places.shape[:2], len(check_plane(plane).origin)
+    if places.ndim != 3 or places.shape[2] != dim or offset.shape != count or not count[1]:
         raise InvalidArgumentError(
-            f"`offset` must be (B, T) beside `curves` (B, T, {dim}); got shapes {offset.shape} and {places.shape}."
+            f"`offset` must be (B, T) beside `curves` (B, T, {dim}); got shapes {offset.shape} and {places.shape}. "
+            "T is at least 1."
         )
     if region is not None:
         levels = numbers(region, "region")
-        if levels.ndim != 2 or levels.shape[0] != levels.shape[1]:
-            raise InvalidArgumentError(f"`region` must be a square (r, r); got {describe(region)}.")
+        if levels.ndim != 2 or levels.shape[0] != levels.shape[1] or len(levels) < 2:
+            raise InvalidArgumentError(f"`region` must be a square (r, r), r at least 2; got {describe(region)}.")
         lowest = np.nanmin(levels, initial=0.0)
         ax.contourf(*plane.ticks(len(levels)), levels, [lowest - 1, 0], cmap=ListedColormap([SUPPORT]), zorder=0)
     flat = plane.project(places.reshape(-1, dim)).reshape(*count, 2)

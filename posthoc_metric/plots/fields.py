@@ -15,7 +15,7 @@ from matplotlib.image import AxesImage
 from .._arrays import as_tensor, check_count, describe
 from ..errors import InvalidArgumentError
 from ..metric import Metric, check_metric
-from .planes import Plane
+from .planes import Plane, check_plane
 from .style import FAINT, MUTED, logarithmic_ticks, numbers, tidy
 
 
@@ -48,8 +48,7 @@ def evaluate(metric: Metric, plane: Plane, quantity: str = "log_volume", resolut
         InvalidArgumentError: an unknown quantity.
     """
     check_metric(metric)
-    if not isinstance(plane, Plane):
-        raise InvalidArgumentError(f"`plane` must be what latent_plane(latents) gives; got {describe(plane)}.")
+    check_plane(plane)
     resolution = check_count(resolution, "resolution", 1, "the points along a side of the picture")
     values = getattr(metric, _quantity(quantity).method)(plane.grid(resolution))
     return as_tensor(values).detach().cpu().numpy().reshape(resolution, resolution)
@@ -64,7 +63,8 @@ def shared_norm(fields: Sequence[np.ndarray], quantity: str = "log_volume", ceil
     Raises:
         InvalidArgumentError: no finite values, or a ceiling where the scale begins.
     """
-    finite = np.concatenate([np.zeros(0), *(field[np.isfinite(field)].ravel() for field in fields)])
+    finite = np.concatenate([np.zeros(0), *(numbers(field, "fields").ravel() for field in fields)])
+    finite = finite[np.isfinite(finite)]
     if not finite.size:
         raise InvalidArgumentError("`fields` must hold finite values; there are none. Is the metric singular?")
     low, high = np.percentile(finite, [1, 99])
@@ -93,13 +93,16 @@ def draw_field(
         ax: drawn on, and returned; ``ax.images[0]`` is what a colour bar takes.
         field: (r, r) as :func:`evaluate` gives it; where it is NaN the map is grey.
         norm: the colour scale; pass one to several axes to make them comparable.
-        latents: (N, 2) in the plane's coordinates, or (N, d); drawn as dots where the plane holds them.
+        latents: (N, d), drawn as dots where they fall on the plane; the points that it was put through if not given.
         offset: (r, r), the offset from the data on the same grid; its levels 0 and 1 are drawn as lines.
+
+    Raises:
+        InvalidArgumentError: arrays of other shapes, a field without finite values, or no such plane or quantity.
     """
-    kind = _quantity(quantity)
-    if np.ndim(field) != 2 or np.shape(field)[0] != np.shape(field)[1]:
+    check_plane(plane)
+    kind, values = _quantity(quantity), numbers(field, "field")
+    if values.ndim != 2 or values.shape[0] != values.shape[1]:
         raise InvalidArgumentError(f"`field` must be a square (r, r), as evaluate gives it; got {describe(field)}.")
-    values = numbers(field, "field")
     norm = norm or shared_norm([values], quantity)
     # a singular metric has log volume -inf and condition number inf: the ends of the scale, not holes
     low, high = float(norm.vmin or 0.0), float(norm.vmax or 1.0)
@@ -121,6 +124,8 @@ def draw_field(
     if offset is not None:
         x, y = plane.ticks(len(values))
         offset = numbers(offset, "offset")
+        if offset.shape != values.shape:
+            raise InvalidArgumentError(f"`offset` must be {values.shape}, as `field` is; got shape {offset.shape}.")
         for level, style in ((0.0, "-"), (1.0, (0, (4, 3)))):
             if offset.min() < level < offset.max():
                 ax.contour(x, y, offset, [level], colors="white", linewidths=1.1, linestyles=[style])

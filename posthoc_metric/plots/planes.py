@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from .._arrays import ArrayLike, as_tensor, check_range, describe, to_points
+from .._arrays import ArrayLike, as_tensor, check_range, check_seed, describe, to_points
 from ..errors import InvalidArgumentError
 
 
@@ -48,8 +50,17 @@ class Plane:
         return self.origin + right.reshape(-1, 1) * self.first + up.reshape(-1, 1) * self.second
 
     def project(self, z: Any) -> np.ndarray:
-        """Coordinates (B, 2) of latents (B, d), orthogonally."""
-        centred = as_tensor(z).detach().to(self.origin) - self.origin
+        """Coordinates (B, 2) of latents (B, d), orthogonally.
+
+        Raises:
+            InvalidArgumentError: latents of another width.
+        """
+        points = as_tensor(z).detach().to(self.origin)
+        if points.ndim != 2 or points.shape[1] != len(self.origin):
+            raise InvalidArgumentError(
+                f"latents in a picture must be (B, {len(self.origin)}), as those of its plane; got {describe(z)}."
+            )
+        centred = points - self.origin
         return torch.stack([centred @ self.first, centred @ self.second], dim=1).cpu().numpy()
 
 
@@ -57,7 +68,8 @@ def latent_plane(latents: ArrayLike, *, through: ArrayLike | None = None, margin
     """The plane on which maps over the latent space are drawn.
 
     For d = 2 it is the latent space itself.  For more it is the plane through three points: by default the training
-    latents nearest to three k-means centres, so that it meets the data.
+    latents nearest to three k-means centres, so that it meets the data; where these lie on a line, one of the planes
+    through it.
 
     Args:
         latents: (N, d), d ≥ 2.
@@ -66,10 +78,10 @@ def latent_plane(latents: ArrayLike, *, through: ArrayLike | None = None, margin
         seed: of k-means.
 
     Raises:
-        InvalidArgumentError: d = 1, or the three points lie on a line.
+        InvalidArgumentError: d = 1, fewer latents than the plane takes, or points ``through`` that lie on a line.
     """
     points = to_points(latents, "latents")[0].double()
-    dim = points.shape[1]
+    dim, seed = points.shape[1], check_seed(seed)
     margin = check_range(margin, "margin", -1e-9, 1e6, "the empty space around the data in data radii")
     fewest = 1 if dim == 2 or through is not None else 3
     if len(points) < fewest:
@@ -93,7 +105,7 @@ def latent_plane(latents: ArrayLike, *, through: ArrayLike | None = None, margin
         raise InvalidArgumentError(f"`through` must hold three points, shape (3, {dim}); got {describe(through)}.")
     centred = anchors - anchors.mean(0)
     _, extent, axes = torch.linalg.svd(centred, full_matrices=False)
-    if not extent[1] > 1e-9 * extent[0]:
+    if through is not None and not extent[1] > 1e-9 * extent[0]:
         raise InvalidArgumentError("`through` must hold three points that are not on one line. Move one of them.")
     flat = torch.stack([centred @ axes[0], centred @ axes[1]], dim=1)
     labels = ("along the plane (latent units)", "across (latent units)")
@@ -124,6 +136,17 @@ def principal_plane(latents: ArrayLike, *, margin: float = 0.35) -> Plane:
     )
 
 
+def check_plane(plane: Any) -> Plane:
+    """``plane``, if it is one.
+
+    Raises:
+        InvalidArgumentError: it is none.
+    """
+    if not isinstance(plane, Plane):
+        raise InvalidArgumentError(f"`plane` must be what latent_plane(latents) gives; got {describe(plane)}.")
+    return plane
+
+
 def _window(flat: Tensor, margin: float) -> tuple[float, float, float, float]:
     """A square around the points (n, 2), as panels side by side are."""
     low, high = flat.amin(0), flat.amax(0)
@@ -136,7 +159,10 @@ def _window(flat: Tensor, margin: float) -> tuple[float, float, float, float]:
 def _spread_rows(points: Tensor, seed: int) -> list[int]:
     """Rows of the latents nearest to three k-means centres, three different ones."""
     sample = points[:: max(1, len(points) // 5_000)].cpu().numpy()
-    centres = as_tensor(KMeans(3, n_init=4, random_state=seed).fit(sample).cluster_centers_).to(points)
+    with warnings.catch_warnings():
+        # latents may be fewer than three distinct points; then some rows are alike
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        centres = as_tensor(KMeans(3, n_init=4, random_state=seed).fit(sample).cluster_centers_).to(points)
     rows: list[int] = []
     for centre in centres:
         distance = (points - centre).norm(dim=1)
