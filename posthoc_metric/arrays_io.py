@@ -22,6 +22,11 @@ _SPARSE = {"data", "format", "shape"}
 #: what a table holds where a value is missing, in lower case
 _MISSING = {"", "na", "n/a", "#n/a", "<na>", "null", "none", "-"}
 
+_ROW_NAMES = (
+    "its first column holds names or numbers of rows, which are no data; write it without them: row.names=FALSE in R, "
+    "index=False in pandas"
+)
+
 
 def read_array(path: str | Path, name: str, key: str | None = None, *, sparse: bool = False) -> Any:
     """One numeric array from a file; a ``.npy`` is memory-mapped, so that it may exceed memory.
@@ -116,14 +121,28 @@ def _pt(path: Path, name: str, key: str | None) -> np.ndarray:
 def _csv(path: Path, name: str, key: str | None) -> np.ndarray:
     # Excel marks UTF-8 by three bytes in front, which would belong to the first field
     with path.open(encoding="utf-8-sig") as lines:
-        number, first = next(((n, line) for n, line in enumerate(lines, 1) if line.split("#")[0].strip()), (0, ""))
-    header = number if _is_header(first.split("#")[0], number) else 0
+        told = ((n, line.split("#")[0]) for n, line in enumerate(lines, 1) if line.split("#")[0].strip())
+        (number, first), (_, second) = next(told, (0, "")), next(told, (0, ""))
+    names = _cells(first) if _is_header(first, number) else []
+    row = _cells(second if names else first)
+    # the column of row names has no name: R's write.csv leaves its field empty, write.table leaves the field out
+    unnamed = bool(names) and not names[0]
+    quoted = second.lstrip().startswith('"')
+    word = bool(row) and row[0].lower() not in _MISSING and not _is_number(row[0]) and all(map(_is_number, row[1:]))
+    if names and (len(names) == len(row) - 1 or (unnamed and quoted) or (len(row) > 1 and word)):
+        raise ValueError(_ROW_NAMES)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that there are no rows is said below
-        array = np.loadtxt(path, delimiter=",", skiprows=header, ndmin=2, encoding="utf-8-sig")
+        array = np.loadtxt(path, delimiter=",", skiprows=number if names else 0, ndmin=2, encoding="utf-8-sig")
     if not array.size:
         raise ValueError("it has no rows of numbers")
+    if unnamed and array[0, 0] in (0, 1) and bool((np.diff(array[:, 0]) == 1).all()):
+        raise ValueError(_ROW_NAMES)
     return array
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in next(csv.reader([line]), [])]
 
 
 def _is_header(line: str, number: int) -> bool:
@@ -132,7 +151,7 @@ def _is_header(line: str, number: int) -> bool:
     Raises:
         ValueError: it is neither names nor numbers throughout; taken for a header it would be lost without a word.
     """
-    cells = [cell.strip() for cell in next(csv.reader([line]), [])]
+    cells = _cells(line)
     numbers = [_is_number(cell) for cell in cells]
     if all(numbers):
         return False

@@ -492,6 +492,29 @@ class TestArrays:
         with pytest.raises(CheckpointError, match=f"line 1 is neither.*its field {field}"):
             read_named(str(tmp_path / "a.csv"), "latents")
 
+    @pytest.mark.parametrize(
+        "table",
+        [
+            '"","a","b"\n"1",0.1,0.2\n"2",0.3,0.4\n',  # R's write.csv
+            ",a,b\n1,0.1,0.2\n2,0.3,0.4\n",  # with quote=FALSE
+            '"","a","b"\n"cell 1",0.1,0.2\n',
+            "a,b,c\ncell 1,0.1,0.2\n",
+            '"a","b"\n"1",0.1,0.2\n',  # R's write.table
+            "a,b\n1,0.1,0.2\n2,0.3,0.4\n",
+            "a,b\n7,0.1,0.2\n2,0.3,0.4\n",
+            ",a,b\n0,0.1,0.2\n1,0.3,0.4\n",  # pandas
+        ],
+    )
+    def test_names_of_rows_are_no_data(self, tmp_path, table):
+        (tmp_path / "a.csv").write_text(table)
+        with pytest.raises(CheckpointError, match="`latents`.*names or numbers of rows.*row.names=FALSE"):
+            read_named(str(tmp_path / "a.csv"), "latents")
+
+    def test_a_missing_value_is_no_name_of_a_row(self, tmp_path):
+        (tmp_path / "a.csv").write_text("a,b\nNA,0.1\n1,0.2\n")
+        with pytest.raises(CheckpointError, match="could not convert string 'NA'"):
+            read_named(str(tmp_path / "a.csv"), "latents")
+
     def test_npy_is_not_read_into_memory(self, tmp_path):
         np.save(tmp_path / "a.npy", self.VALUES)
         assert isinstance(read_array(tmp_path / "a.npy", "latents"), np.memmap)
