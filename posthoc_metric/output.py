@@ -9,10 +9,10 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import InvalidArgumentError, OutputError
 
@@ -73,10 +73,14 @@ def check_folder(out: str | Path) -> None:
         raise _EnoughError
 
 
-def write_file(path: str | Path, content: bytes) -> None:
+def write_file(path: str | Path, content: bytes | Callable[[BinaryIO], None]) -> None:
     """Replace a file as a whole, or leave it as it was.
 
     Where ``path`` is a link, what it points to is replaced.  A device or a pipe cannot be, and is written to.
+
+    Args:
+        path: of the file.
+        content: what it is to hold; or what writes it to a stream, for what should not be in memory as a whole.
 
     Raises:
         OutputError: the folder is missing or cannot be written to, or the disk is full.
@@ -87,12 +91,12 @@ def write_file(path: str | Path, content: bytes) -> None:
     try:
         if _only_takes(path):
             with open(path, "wb") as stream:
-                stream.write(content)
+                _write(stream, content)
             return
         target = Path(os.path.realpath(path))
         handle, draft = tempfile.mkstemp(dir=target.parent, prefix=_DRAFT)
         with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
+            _write(stream, content)
         os.chmod(draft, 0o666 & ~_umask())
         try:
             os.replace(draft, target)
@@ -100,12 +104,20 @@ def write_file(path: str | Path, content: bytes) -> None:
             if error.errno != errno.EBUSY:
                 raise
             # a file that is mounted by itself can only be written into
-            target.write_bytes(content)
+            with open(target, "wb") as stream:
+                _write(stream, content)
     except OSError as error:
         raise _unwritable(path, error) from None
     finally:
         if draft:
             Path(draft).unlink(missing_ok=True)
+
+
+def _write(stream: BinaryIO, content: bytes | Callable[[BinaryIO], None]) -> None:
+    if isinstance(content, bytes):
+        stream.write(content)
+    else:
+        content(stream)
 
 
 def check_file(path: str | Path) -> None:

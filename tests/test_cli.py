@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,12 +26,13 @@ from posthoc_metric.arrays_io import read_array, read_named
 from posthoc_metric.cli import commands as commands_module
 from posthoc_metric.cli import demo as demo_module
 from posthoc_metric.cli.main import COMMANDS, app
-from posthoc_metric.cli.shared import packed, points_of
+from posthoc_metric.cli.shared import npy, packed, points_of
 from posthoc_metric.cli.terminal import as_options, clear_errors, show_table
 from posthoc_metric.distances.forecast import MATRIX
 from posthoc_metric.errors import CheckpointError, InvalidArgumentError, MissingExtraError
 from posthoc_metric.examples import digits, digits_vae
 from posthoc_metric.geodesic.status import Status
+from posthoc_metric.output import write_file
 
 REPORT_FILES = {"report.html", "audit.json", "geodesics.npz", "maps.png", "geodesics.png", "profile.png", "audit.png"}
 
@@ -255,10 +257,24 @@ def test_tables_lose_nothing_where_they_are_wide(capsys, monkeypatch, tty):
     assert "…" not in said and (tty or point in said)
 
 
+def test_a_matrix_is_written_without_being_in_memory(tmp_path):
+    matrix = np.lib.format.open_memmap(tmp_path / "big.npy", "w+", np.float64, (2000, 2001))
+    matrix[:] = np.arange(2001)
+    tracemalloc.start()
+    try:
+        write_file(tmp_path / "out.npy", npy(matrix))
+        assert tracemalloc.get_traced_memory()[1] < matrix.nbytes / 10
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "out.npy").read_bytes() == (tmp_path / "big.npy").read_bytes()
+
+
 def test_results_are_packed_from_any_device():
     """NumPy itself takes no tensor that requires grad or lies on a GPU."""
     value = torch.ones(2, requires_grad=True)
-    assert np.load(io.BytesIO(packed(value))).tolist() == [1, 1]
+    stream = io.BytesIO()
+    npy(value)(stream)
+    assert np.load(io.BytesIO(stream.getvalue())).tolist() == [1, 1]
     assert np.load(io.BytesIO(packed(points=value)))["points"].tolist() == [1, 1]
 
 

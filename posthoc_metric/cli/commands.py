@@ -26,6 +26,7 @@ from .shared import (
     OpenDecoder,
     Repaired,
     check_result,
+    npy,
     open_repaired,
     packed,
     points_of,
@@ -229,7 +230,7 @@ def distances(
         progress=sys.stderr.isatty(),
         return_report=True,
     )
-    write_file(out, packed(matrix))
+    write_file(out, npy(matrix))
     if as_json:
         show_json({"file": str(out), "points": len(matrix), **asdict(facts)})
     else:

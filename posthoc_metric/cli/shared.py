@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, BinaryIO, get_type_hints
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from ..decoder.outputs import entry
 from ..errors import DecoderError, InvalidArgumentError, OutputError, PosthocMetricError
 from ..loading import load
 from ..output import check_file
+from ..parallel import cut
 from ..repair import RepairedMetric
 from ..saving import latent_columns
 from .terminal import clear_errors
@@ -52,6 +53,8 @@ POINT = (
 )
 
 _option = functools.partial(typer.Option, rich_help_panel="The decoder")
+#: rows of a matrix that are written at a time
+_ROWS = 16
 
 
 def _open(
@@ -246,15 +249,26 @@ def check_result(out: Path | None, ending: str = "") -> None:
         )
 
 
-def packed(array: Any = None, **arrays: Any) -> bytes:
-    """What a ``.npy`` of one array or a ``.npz`` of named ones holds."""
+def packed(**arrays: Any) -> bytes:
+    """What a ``.npz`` of named arrays holds."""
     buffer = io.BytesIO()
-    if array is not None:
-        np.save(buffer, _array(array))
-    else:
-        named: dict[str, Any] = {name: _array(value) for name, value in arrays.items()}
-        np.savez_compressed(buffer, **named)
+    named: dict[str, Any] = {name: _array(value) for name, value in arrays.items()}
+    np.savez_compressed(buffer, **named)
     return buffer.getvalue()
+
+
+def npy(matrix: Any) -> Callable[[BinaryIO], None]:
+    """Writes the ``.npy`` of a matrix some rows at a time: it may be a map of a file, and exceed memory."""
+    array = _array(matrix)
+    kind = np.lib.format.dtype_to_descr(array.dtype)
+    facts = {"descr": kind, "fortran_order": False, "shape": array.shape}
+
+    def write(stream: BinaryIO) -> None:
+        np.lib.format.write_array_header_1_0(stream, facts)
+        for low, high in cut(len(array), _ROWS):
+            stream.write(array[low:high].tobytes())
+
+    return write
 
 
 def _array(value: Any) -> np.ndarray:
