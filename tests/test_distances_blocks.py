@@ -152,6 +152,8 @@ def test_only_what_is_missing_is_computed():
 def test_a_metric_that_cannot_be_pickled_is_named():
     with pytest.raises(InvalidArgumentError, match="picklable"):
         list(run_blocks(square, (i for i in range(3)), range(2), n_jobs=2))
+    with pytest.raises(InvalidArgumentError, match="n_jobs=1, the only way with TorchScript"):
+        list(run_blocks(square, torch.jit.script(torch.nn.Linear(2, 2)), range(2), n_jobs=2))
 
 
 CHILD = """

@@ -174,7 +174,7 @@ def _pack(shared: Any) -> np.ndarray:
     except Exception as error:
         raise InvalidArgumentError(
             f"the metric must be picklable to be sent to workers; it is not ({type(error).__name__}: {error}). "
-            "Use n_jobs=1, or define its functions in a module that the workers can import."
+            "Use n_jobs=1, the only way with TorchScript; functions of your own can be in a module that workers import."
         ) from error
 
 
