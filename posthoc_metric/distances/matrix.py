@@ -50,7 +50,8 @@ def distances(
 ) -> Any:
     """Matrix of geodesic distances between the rows of ``a`` and ``b``, or between all rows of ``a``.
 
-    The solver gives each pair to its own tolerance.  Beyond some thousands of pairs, shortest paths on a graph
+    The solver gives each pair to its own tolerance, for which ``neighbours``, ``refine``, ``calibrate`` and ``sample``,
+    which are of the graph, change nothing.  Beyond some thousands of pairs, shortest paths on a graph
     of the points and the metric's support take over (Tenenbaum, de Silva & Langford 2000, with edges
     measured in the metric); their error is estimated on a random sample of pairs that are solved.
 
