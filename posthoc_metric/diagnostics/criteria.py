@@ -39,7 +39,7 @@ class Criterion:
         name: as in the audit's table.
         description: what is measured.
         before: for the unrepaired decoder.
-        published: for the published RBF repair; NaN where it was not measured.
+        published: for the published RBF repair, its ζ over the data's mean variance; NaN where it was not measured.
         after: for the repaired metric.
         bound: the number ``after`` is held to.
         relation: ``"at most"`` or ``"at least"``.
