@@ -220,3 +220,15 @@ def test_few_latents_to_probe_at_beside_a_pole(rows):
         beside[0] = -1.3
         with pytest.warns(match="NaN or infinite at"):
             Decoder(decode, latent_dim=2, probe=beside)
+
+
+@pytest.mark.parametrize("moved", [nn.Module.half, nn.Module.double])
+def test_a_model_that_was_given_another_precision_after_it_was_wrapped_is_named(moved):
+    module = layers()
+    decoder, z = Decoder(module), latents()
+    moved(module)
+    for call in (decoder, decoder.jacobian):
+        with pytest.raises(DecoderError, match="another precision or device after it was wrapped.*deepcopy"):
+            call(z)
+    module.float()
+    assert decoder.jacobian(z).shape == (6, 5, 2)

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from torch.distributions import Distribution
 
+from ..errors import DecoderError
 from ..surroundings import own_precision
 from .turns import BOOKS
 from .written import Written, modules_of
@@ -84,6 +86,7 @@ class EvalMode:
     def __init__(self, roots: tuple[nn.Module, ...], written: tuple[Written, ...] = ()):
         self._modules = modules_of(roots)
         self._written = written
+        self._kinds = self._kinds_now()
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -91,7 +94,17 @@ class EvalMode:
         try:
             with _unchecked, own_precision():
                 yield
+        except RuntimeError as error:
+            if self._kinds_now() == self._kinds:
+                raise
+            raise DecoderError(
+                "the decoder's model was given another precision or device after it was wrapped, as by half() or to(). "
+                "Wrap it again, or give the wrapper a copy of its own: pm.Decoder(copy.deepcopy(model))."
+            ) from error
         finally:
             _still.release(held)
             for one in self._written:
                 one.put_back()
+
+    def _kinds_now(self) -> set[tuple[torch.dtype, torch.device]]:
+        return {(p.dtype, p.device) for module in self._modules for p in module.parameters(recurse=False)}
