@@ -102,6 +102,19 @@ def refuse_tensor(value: torch.Tensor, name: str, *, booleans: bool = False) -> 
         raise InvalidArgumentError(f"`{name}` must hold real numbers; got {describe(value)}. {_remedy(value.dtype)}")
 
 
+def refuse_transformed(value: Any, name: str) -> None:
+    """Raise where ``value`` is inside a transform of ``torch.func``, which decoders and solvers do not pass through.
+
+    Raises:
+        InvalidArgumentError: it is.
+    """
+    if isinstance(value, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value):
+        raise InvalidArgumentError(
+            f"`{name}` must be a tensor outside of torch.func (grad, jacrev, jvp, vmap); got one inside. Use "
+            "torch.autograd.grad of a tensor that requires grad, with a whole batch at once."
+        )
+
+
 def _layout(value: torch.Tensor) -> str:
     if value.is_nested:
         return "whose rows may differ in length. Pad or concatenate them"

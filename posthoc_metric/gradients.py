@@ -37,16 +37,16 @@ def wanted(*values: Any) -> bool:
     return torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in values)
 
 
-def refuse_transformed(value: Any, name: str) -> None:
-    """Raise where ``value`` is inside a transform of ``torch.func``, which decoders and solvers do not pass through.
+def refuse_batched(weights: Tensor) -> None:
+    """Raise where a backward pass brings a batch of cotangents at once, which no batched rule is written for.
 
     Raises:
-        InvalidArgumentError: it is.
+        InvalidArgumentError: it does.
     """
-    if isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value):
+    if torch._C._functorch.is_legacy_batchedtensor(weights):
         raise InvalidArgumentError(
-            f"`{name}` must be a tensor outside of torch.func (grad, jacrev, jvp, vmap); got one inside. Use "
-            "torch.autograd.grad of a tensor that requires grad, with a whole batch at once."
+            "gradients of metrics and lengths are taken for one cotangent at a time; a batch of them was given. Leave "
+            "out vectorize=True of torch.autograd.functional, or is_grads_batched=True of torch.autograd.grad."
         )
 
 
@@ -121,6 +121,7 @@ class _Matrices(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, None, None]:
         (z,) = ctx.saved_tensors
+        refuse_batched(weights)
         with torch.no_grad():
             # who wants the derivative of every entry comes back as often
             ctx.slope = ctx.slope or _Slope(ctx.parts, z.detach(), ctx.support)

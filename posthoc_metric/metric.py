@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._arrays import ArrayLike, as_tensor, check_count, describe, name_rows, to_points
+from ._arrays import ArrayLike, as_tensor, check_count, describe, name_rows, refuse_transformed, to_points
 from .errors import InvalidArgumentError, NumericalError
-from .gradients import attach, matrices, recorded, recorded_field, refuse_transformed, wanted
+from .gradients import attach, matrices, recorded, recorded_field, wanted
 from .matrix_field import CheckedField, check_symmetric, to_matrices
 from .metric_parts import MetricParts
 from .smooth_map import SmoothMap, check_smooth_map, condition_numbers, resolved_eigenvalues

@@ -172,6 +172,17 @@ def test_ways_of_differentiating_that_find_nothing_are_refused(metrics):
     for said in (metric.log_volume, lambda z: metric.geodesic(z, other).length):
         with pytest.raises(InvalidArgumentError, match="torch.func"):
             torch.func.grad(lambda z, said=said: said(z).sum())(z)
+    decoder = metric.decoder
+    for said in (
+        decoder,
+        decoder.jacobian,
+        lambda z: decoder.vjp(other, torch.ones(3, decoder.output_dim) * z.sum())[1],
+    ):
+        with pytest.raises(InvalidArgumentError, match="torch.func"):
+            torch.func.grad(lambda z, said=said: said(z).sum())(z)
+    for said in (metric.tensor, lambda z: metric.geodesic(z, other).length):
+        with pytest.raises(InvalidArgumentError, match="one cotangent at a time.*vectorize"):
+            torch.autograd.functional.jacobian(said, z, vectorize=True)
     # those of a function are torch's own
     volume = metrics["function"].log_volume
     z.requires_grad_()

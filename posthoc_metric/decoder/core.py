@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike, Restore, describe, is_integer, to_points
+from .._arrays import ArrayLike, Restore, describe, is_integer, refuse_transformed, to_points
 from .._warn import warn_caller
 from ..errors import BatchWarning, DerivativeWarning, InvalidArgumentError
 from ..machine import working_memory
@@ -279,9 +279,11 @@ class Decoder:
         return sketch(self(self._points(points, "points")[0].double().cpu()))
 
     def _points(self, value: ArrayLike, name: str = "z") -> tuple[Tensor, Restore]:
+        refuse_transformed(value, name)
         return to_points(value, name, self.latent_dim, source=self.latent_dim_source)
 
     def _beside(self, points: Tensor, vectors: ArrayLike, name: str, width: int) -> Tensor:
+        refuse_transformed(vectors, name)
         tensor, _ = to_points(vectors, name, width, "latent dimension" if width == self.latent_dim else "output width")
         if len(tensor) != len(points):
             raise InvalidArgumentError(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..field_derivative import FieldDerivative
-from ..gradients import once
+from ..gradients import once, refuse_batched
 from ..machine import working_memory
 from ..metric import MetricParts
 from ..smooth_map import value_and_pull
@@ -50,6 +50,7 @@ class _Length(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, Tensor, None]:
         start, end = ctx.saved_tensors
+        refuse_batched(weights)
         with torch.no_grad():
             # of a mask's zero times NaN an encoder would learn NaN from every row
             by_ends = slopes(ctx.solution, weights.to(ctx.solution.double_length.device) != 0)

@@ -10,9 +10,9 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike, Restore, describe, to_points
+from .._arrays import ArrayLike, Restore, describe, refuse_transformed, to_points
 from ..errors import InvalidArgumentError, NumericalError
-from ..gradients import recorded, refuse_transformed, wanted
+from ..gradients import recorded, wanted
 from ..metric import FunctionMetric, Metric, MetricParts, check_metric
 from ..surroundings import lasting, own_precision
 from .curves.placement import Clock
