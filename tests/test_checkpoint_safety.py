@@ -441,7 +441,7 @@ def test_json_nested_deeper_than_python_reads_is_damage(tmp_path):
         with zipfile.ZipFile(tmp_path / "m.pt2", "w") as archive:
             archive.writestr("m/archive_format", "pt2")
             archive.writestr("m/models/model.json", DEEP[:depth] + end)
-        with pytest.raises(CheckpointError, match="its graph is no JSON"):
+        with pytest.raises(CheckpointError, match="cannot be read as one: it was cut short or damaged"):
             load_decoder(tmp_path / "m.pt2")
 
 
