@@ -137,11 +137,14 @@ class HalfPlane(ClosedFormMetric):
         self.dim = _dimension(dim)
 
     def _tensor(self, z: Tensor) -> Tensor:
-        height = torch.where(z[:, -1] > 0, z[:, -1], float("nan"))
-        return height.pow(-2)[:, None, None] * torch.eye(self.dim, dtype=z.dtype, device=z.device)
+        return self._height(z).pow(-2)[:, None, None] * torch.eye(self.dim, dtype=z.dtype, device=z.device)
 
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
-        return 2 * torch.asinh((a - b).norm(dim=-1) / (2 * (a[:, -1] * b[:, -1]).sqrt()))
+        return 2 * torch.asinh((a - b).norm(dim=-1) / (2 * (self._height(a) * self._height(b)).sqrt()))
+
+    @staticmethod
+    def _height(z: Tensor) -> Tensor:
+        return torch.where(z[:, -1] > 0, z[:, -1], float("nan"))
 
 
 class _LinearMap(Embedding):

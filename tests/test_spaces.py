@@ -54,6 +54,7 @@ def test_derivative_of_an_embedding_is_its_derivative(space):
 
 def test_half_plane_has_no_metric_below():
     assert torch.isnan(HalfPlane().tensor(torch.tensor([[0.0, -1.0]]))).any()
+    assert torch.isnan(HalfPlane().distance(torch.tensor([[0.0, -1.0]]), torch.tensor([[0.0, -2.0]]))).all()
 
 
 def test_kind_and_dtype_come_back():
