@@ -125,6 +125,7 @@ class TestCommands:
             assert np.allclose(curves["points"][0, [0, -1]], latents[[3, 17]])
             assert np.allclose(curves["points"][1, [0, -1]], [[0.5, -0.25], [-1, 0.5]])
             assert curves["length"].tolist() == [pair["length"] for pair in pairs]
+            assert curves["status"].tolist() == [pair["status"] for pair in pairs]
 
     def test_distances(self, place, done):
         assert done["distances"].returncode in (0, 1), done["distances"].stderr

@@ -152,7 +152,9 @@ def geodesic(
     start: Annotated[list[str], typer.Option("--from", metavar="POINT", help=POINT)],
     end: Annotated[list[str], typer.Option("--to", metavar="POINT", help="Likewise; repeat both for several pairs.")],
     unrepaired: Annotated[bool, typer.Option("--unrepaired", help="Use the decoder's own metric instead.")] = False,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the curves here, as .npz.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write points, length, length_error, status here, as .npz.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Join points by geodesics; exit code 1 if one did not converge."""
@@ -170,7 +172,7 @@ def geodesic(
         solution = (metric.decoder_metric if unrepaired else metric).geodesic(first, last)
     if out is not None:
         curves = {"points": solution.points, "length": solution.length, "length_error": solution.length_error}
-        write_file(out, packed(**curves))
+        write_file(out, packed(**curves, status=[status.name for status in solution.status]))
     rows: list[dict[str, Any]] = [
         {
             "from": start[i],
