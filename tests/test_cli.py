@@ -419,6 +419,7 @@ class TestMistakes:
             ),
             ("wrap it: Decoder(m, latent_shape=(2, 3)).", "wrap it: Decoder(m, latent_shape=(2, 3))."),
             ("`refine=False` leaves", "`refine=False` (in Python only) leaves"),
+            ("metric.geodesic(a, b).status says why", "posthoc-metric geodesic says why"),
             ("wrap it: Decoder(m, method='g', output='px').", "wrap it: Decoder(m, method='g', output='px')."),
         ],
     )

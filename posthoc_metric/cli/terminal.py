@@ -52,10 +52,11 @@ _PYTHON_ONLY = (
 )
 #: a value as Python writes it
 _VALUE = r"""True|False|-?\d+(?:\.\d+)?|'[\w.]+'|"[\w.]+"|\([\d, ]+\)|\[[^][]*\]|\{[^{}]*\}"""
-#: a line of Python, which stays as it is; or another thing only Python has; or an argument with or without a value, or
-#: named alone
+#: a line of Python, which stays as it is; or one that a command stands for; or another thing only Python has; or an
+#: argument with or without a value, or named alone
 _ARGUMENT = re.compile(
     r"\w\((?:[^()]|\([^()]*\))*\w=(?:[^()]|\([^()]*\))*\)"
+    r"|(?P<statuses>metric\.geodesic\(a, b\)\.status)"
     r"|(?P<function>a function of the result|method=, a function of the model and z)"
     rf"|`?\b(?P<name>{'|'.join((*_OPTIONS, *_PYTHON_ONLY))})=(?P<value>{_VALUE})?`?(?=[\s,;.)]|$)"
     rf"|`(?P<named>{'|'.join((*_NAMED, *_PYTHON_ONLY))})`"
@@ -117,6 +118,8 @@ def as_options(message: str) -> str:
 def _as_option(found: re.Match[str]) -> str:
     if found["named"] in _NAMED:
         return f"`{_NAMED[found['named']]}`"
+    if found["statuses"]:
+        return "posthoc-metric geodesic"
     name = found["name"]
     if found["named"] or found["function"] or name in _PYTHON_ONLY:
         return f"{found[0]} (in Python only)"
