@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import matplotlib.style
 import numpy as np
@@ -18,7 +19,7 @@ from posthoc_metric.diagnostics import share_off_data
 from posthoc_metric.errors import InvalidArgumentError
 from posthoc_metric.examples import digits, digits_vae
 from posthoc_metric.report import pair_statistics, write_report, writer
-from posthoc_metric.report.figures import geodesics, profile
+from posthoc_metric.report.figures import geodesics, maps, profile
 from posthoc_metric.report.page import readable, render
 from posthoc_metric.report.pairs import fisher_rao_family
 
@@ -189,6 +190,16 @@ class TestFiles:
         rows = tuple(replace(row, before=before) if row.name == "persistence" else row for row in audit.criteria)
         caption = profile(replace(audit, criteria=rows)).caption
         assert said in caption and caption.count("The decoder's own") == (not math.isnan(before))
+
+    @pytest.mark.parametrize(("most", "said"), [(math.inf, "and the dashed one offset 1"), (0.9, "beyond the picture")])
+    def test_the_caption_has_no_line_that_is_not_drawn(self, job, most, said):
+        near = copy.copy(job[0])
+        near.geometry = SimpleNamespace(
+            latents=job[0].geometry.latents, offset=lambda z: job[0].geometry.offset(z).clamp(max=most)
+        )
+        picture = maps(near)
+        drawn = [len(ax.collections) for ax in picture.figure.axes[:4]]
+        assert said in picture.caption and drawn == 4 * [3 if most > 1 else 2]  # the dots and every line
 
     @pytest.mark.parametrize("observe", [None, lambda x: x])
     def test_lengths_of_distributions_have_their_own_unit(self, job, written, observe):

@@ -88,11 +88,13 @@ def maps(repaired: RepairedMetric) -> Picture:
         if repaired.dim == 2
         else f"The picture shows the {plane.title}; the three white dots are those points"
     )
+    inflated = "offset 1, from where the inflation is guaranteed"
+    void = f", and the dashed one {inflated}" if offset.max() > 1 else f"; {inflated}, is beyond the picture"
     caption = (
-        f"{dots}; the solid white line is offset 0, the edge of the data, and the dashed one offset 1, from where the "
-        "inflation is guaranteed. Left and right share one colour scale in each row. On the data the two sides should "
-        "look alike. Off the data the repaired side should be brighter in the upper row, so that crossing empty space "
-        "is dear, and dark in the lower row, so that the metric is well conditioned."
+        f"{dots}; the solid white line is offset 0, the edge of the data{void}. Left and right share "
+        "one colour scale in each row. On the data the two sides should look alike. Off the data the repaired side "
+        "should be brighter in the upper row, so that crossing empty space is dear, and dark in the lower row, so that "
+        "the metric is well conditioned."
     )
     return Picture("maps", "Magnification factor and condition number over the latent plane", caption, figure)
 
