@@ -80,6 +80,9 @@ def fisher_rao(distribution: Any) -> Tensor:
 
     So do data beside a compiled, exported or traced model that calls this function itself, which is not seen then.
 
+    What is decoded along a geodesic is in these coordinates, too: ``(frames / 2) ** 2`` are the probabilities of
+    classes, and the model itself gives its distributions at ``solution(t)``.
+
     Args:
         distribution: one of these, of batch shape (B, ...), perhaps within ``Independent``; or a negative binomial by
             ``mu`` and ``theta``, as scvi-tools has it.
