@@ -132,7 +132,7 @@ class Decoder:
             warn_caller(found.warning, DerivativeWarning)
 
     def __call__(self, z: ArrayLike) -> Any:
-        """``f(z)``, (B, d) -> (B, D).
+        """``f(z)``, (B, d) -> (B, D), without a graph: derivatives are :meth:`jacobian`, :meth:`jvp` and :meth:`vjp`.
 
         Raises:
             InvalidArgumentError: ``z`` is no batch of finite latents of width d.

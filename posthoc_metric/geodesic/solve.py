@@ -55,7 +55,8 @@ def geodesic(
     - ReLU decoders: the defaults.  Their lengths are good to ``rough_rtol`` (1e-3); a tighter one multiplies the work,
       because at kinks the error only halves when the nodes double.
     - No data near the pairs, or d > 3: give ``support``; without it only the straight line is tried.
-    - A smooth metric without walls: ``starts="straight"`` saves the grid.
+    - A smooth metric without walls: ``starts="straight"`` saves the grid.  Where there are walls, what
+      converges may be a longer curve through another valley, of which nothing is said.
     - d = 1: the defaults.  There is one way between two points, of which only the length is integrated, by adaptive
       bisection; of the options ``rtol``, ``rough_rtol`` and ``max_spans`` matter.  The metric is evaluated at some 480
       points along the way before a length is believed; a feature narrower than 1/400 of the way may be missed.
