@@ -30,7 +30,7 @@ class Moments:
             columns = centres.T
             self._table = torch.cat([columns, columns[row] * columns[column]])
             place = row.new_empty(dim, dim)
-            place[row, column] = place[column, row] = torch.arange(dim, len(self._table)).to(row)
+            place[row, column] = place[column, row] = torch.arange(dim, len(self._table), device=row.device)
             self._place = place.flatten()
 
     def __call__(self, weights: Tensor) -> tuple[Tensor, Tensor]:
