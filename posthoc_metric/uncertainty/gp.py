@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from .base import UncertaintyModel
 from .centres import nearest, place_centres, squared_distances
 from .gp_evidence import ENTRIES, Hyperparameters, cholesky, largest_length_scale, maximise, outputs, reduce
 from .gp_shape import CHUNK, KEPT, LeftOut, PosteriorShape, shape_at, squares
+from .pieces import in_pieces
 
 #: up to this many latents nothing is approximated
 EXACT_UP_TO = 1000
@@ -135,19 +137,20 @@ class GaussianProcess(UncertaintyModel):
 
     def score(self, z: Tensor) -> Tensor:
         """``sqrt(-log(1 - v(z)))``, (B, d) -> (B,)."""
-        return torch.cat([self._score(part)[0] for part in self._parts(z)])
+        (score,) = self._in_pieces(lambda points: self._score(points)[:1], z)
+        return score
 
     def score_and_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The score (B,) and its gradient (B, d), both in closed form."""
-        scores, gradients = [], []
-        for part in self._parts(z):
-            score, kernel, known = self._score(part)
-            pull = kernel * (known @ self._root)
-            slope = pull.sum(1, keepdim=True) * part - pull @ self._sites
-            scale = known.square().sum(1) * score * (self._length_scale**2 * self._radius)
-            scores.append(score)
-            gradients.append(slope / scale[:, None])
-        return torch.cat(scores), torch.cat(gradients)
+        score, gradient = self._in_pieces(self._score_and_gradient, z)
+        return score, gradient
+
+    def _score_and_gradient(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        score, kernel, known = self._score(points)
+        pull = kernel * (known @ self._root)
+        slope = pull.sum(1, keepdim=True) * points - pull @ self._sites
+        scale = known.square().sum(1) * score * (self._length_scale**2 * self._radius)
+        return score, slope / scale[:, None]
 
     def _score(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The score, and kernel values and what is known in units of the row's largest kernel value."""
@@ -180,10 +183,10 @@ class GaussianProcess(UncertaintyModel):
         root = self._root
         return PosteriorShape(self._origin, self._radius, self._sites, root, self._length_scale)
 
-    def _parts(self, z: Tensor) -> tuple[Tensor, ...]:
+    def _in_pieces(self, ask: Callable[[Tensor], tuple[Tensor, ...]], z: Tensor) -> tuple[Tensor, ...]:
+        """``ask`` of the standardised points."""
         sites = self._root.shape[1]
-        points = (z.double() - self._origin) / self._radius
-        return points.split(max(1, CHUNK // sites))
+        return in_pieces(ask, (z.double() - self._origin) / self._radius, sites)
 
     def settings(self) -> dict[str, Any]:
         return {"inducing": self.inducing, "targets": self.targets}
