@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, combinations
 from typing import Any
@@ -51,18 +51,16 @@ def otherwise(condition: Any) -> Iterator[tuple[Any, str]]:
     """
     named = _named(condition)
     single = [name for name, value in named.items() if _is_single_number(value)][:_MOST_SINGLE]
-    words = "condition " if isinstance(condition, tuple) else ""
-    for chosen in _some(single):
-        changed = {name: _array(value).reshape(1, 1) if name in chosen else value for name, value in named.items()}
-        yield _like(condition, changed), f"{words}{', '.join(map(str, chosen))} handed over as (B, 1)"
-    for chosen in _some(name for name in single if is_integer(named[name])):
-        changed = {name: _AsItIs(value) if name in chosen else value for name, value in named.items()}
-        yield _like(condition, changed), f"{words}{', '.join(map(str, chosen))} handed over as it is, not for each row"
-
-
-def _some(names: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
-    listed = list(names)
-    return chain.from_iterable(combinations(listed, count) for count in range(1, len(listed) + 1))
+    which = "condition " if isinstance(condition, tuple) else ""
+    whole = [name for name in single if is_integer(named[name])]
+    ways: tuple[tuple[list[Any], Callable[[Any], Any], str], ...] = (
+        (single, lambda value: _array(value).reshape(1, 1), "as (B, 1)"),
+        (whole, _AsItIs, "as it is, not for each row"),
+    )
+    for names, other, words in ways:
+        for chosen in chain.from_iterable(combinations(names, count) for count in range(1, len(names) + 1)):
+            changed = {name: other(value) if name in chosen else value for name, value in named.items()}
+            yield _like(condition, changed), f"{which}{', '.join(map(str, chosen))} handed over {words}"
 
 
 def spread(condition: Any, outputs: Callable[[Any], Tensor | None]) -> str:
