@@ -12,7 +12,9 @@ from ..errors import InvalidArgumentError
 from ..machine import working_memory
 
 #: starts that the relaxation knows, in the order in which ties are settled
-START_NAMES = ("straight", "grid", "graph")
+START_NAMES = ("straight", "grid", "graph", "given")
+#: the one of them that is the caller's own
+GIVEN = START_NAMES[-1]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class RelaxationOptions:
         max_steps: Gauss-Newton steps for one curve at one number of spans, or six times as many quasi-Newton steps.
         num_points: T, points on the curve that is returned.
         starts: which start curves to try: "straight", "grid" (d <= 3), "graph" (needs a support; where there is a grid,
-            in three dimensions only, and for pairs along whose curve it has not resolved the metric).
+            in three dimensions only, and for pairs along whose curve it has not resolved the metric), "given" (needs
+            ``initial``).
         memory_limit: bytes that the arrays of one block of pairs may take; blocks are made to fit.  By default
             1/16 of the machine's memory, and no more than 512 MiB.
     """

@@ -38,11 +38,19 @@ _ASTRAY = 0.02
 _LINE_SPANS = 128
 
 
-def solve_pairs(metric: Metric, start: Tensor, end: Tensor, latents: Tensor | None, options: Options) -> Refined:
+def solve_pairs(
+    metric: Metric,
+    start: Tensor,
+    end: Tensor,
+    latents: Tensor | None,
+    options: Options,
+    initial: Tensor | None = None,
+) -> Refined:
     """Geodesics between the rows of ``start`` and ``end`` (B, d) float64, B of at least one.
 
     Args:
         latents: (N, d) that say where the data lie, if anything does.
+        initial: curves (B, m, d) to start from, if there are any.
     """
     parts = guard(metric.parts())
     if isinstance(options, FixedPointOptions):
@@ -52,10 +60,10 @@ def solve_pairs(metric: Metric, start: Tensor, end: Tensor, latents: Tensor | No
     close = too_close(parts, start, end)
     precise = finer(metric.parts()) if bool(close.any()) else None
     if precise is None:
-        return _relaxed(metric, parts, start, end, latents, options)
+        return _relaxed(metric, parts, start, end, latents, options, initial)
     rows = [(~close).nonzero().flatten(), close.nonzero().flatten()]
     pieces = [
-        _relaxed(metric, chosen, start[some], end[some], latents, options)
+        _relaxed(metric, chosen, start[some], end[some], latents, options, None if initial is None else initial[some])
         for chosen, some in zip((parts, precise), rows, strict=True)
         if len(some)
     ]
@@ -63,15 +71,23 @@ def solve_pairs(metric: Metric, start: Tensor, end: Tensor, latents: Tensor | No
 
 
 def _relaxed(
-    metric: Metric, parts: MetricParts, start: Tensor, end: Tensor, latents: Tensor | None, options: RelaxationOptions
+    metric: Metric,
+    parts: MetricParts,
+    start: Tensor,
+    end: Tensor,
+    latents: Tensor | None,
+    options: RelaxationOptions,
+    initial: Tensor | None,
 ) -> Refined:
     """Of the pairs in blocks, with ``parts`` that are the metric's or more precise."""
     blocks = []
-    for first, last in zip(start.split(_PAIRS), end.split(_PAIRS), strict=True):
+    for begin in range(0, len(start), _PAIRS):
+        some = slice(begin, begin + _PAIRS)
+        first, last, own = start[some], end[some], None if initial is None else initial[some]
         if metric.dim == 1:
             blocks.append(measure_lines(parts, first, last, options))
             continue
-        starts = make_starts(metric, parts, first, last, latents, options.starts)
+        starts = make_starts(metric, parts, first, last, latents, options.starts, own)
         found = admit_unseen(parts, Refiner(parts, starts, len(first), options).run(), options)
         found, crossed = across_folds(parts, found, options, leaping(parts, found.spline, found.facts.spans))
         found = _along_lines(parts, first, last, options, found)
@@ -137,7 +153,13 @@ def _once_more(parts: MetricParts, found: Refined, options: RelaxationOptions) -
 
 
 def spread_pairs(
-    metric: Metric, start: Tensor, end: Tensor, latents: Tensor | None, options: Options, n_jobs: int | None
+    metric: Metric,
+    start: Tensor,
+    end: Tensor,
+    latents: Tensor | None,
+    options: Options,
+    n_jobs: int | None,
+    initial: Tensor | None = None,
 ) -> Refined:
     """As :func:`solve_pairs`, the pairs dealt out to the workers that ``n_jobs`` stands for.
 
@@ -145,24 +167,25 @@ def spread_pairs(
     """
     workers = min(worker_count(n_jobs), len(start))
     if workers == 1:
-        return solve_pairs(metric, start, end, latents, options)
+        return solve_pairs(metric, start, end, latents, options, initial)
     # graphs are no part of a pickled metric; latents that are its own travel with it
     own = latents is not None and metric.support is not None and torch.equal(latents, metric.support.double())
     shared = (metric, cache_of(metric).graphs, None if own else latents, own, options)
     # neighbours in a batch are often alike, and alike in how hard they are
     rows = [torch.arange(first, len(start), workers, device=start.device) for first in range(workers)]
     found: list[Any] = [None] * workers
-    blocks = [(start[some], end[some]) for some in rows]
+    blocks = [(start[some], end[some], None if initial is None else initial[some]) for some in rows]
     for index, piece in run_blocks(_solve, shared, blocks, n_jobs=n_jobs):
         found[index] = pickle.loads(piece)
     return joined(found).take(torch.cat(rows).argsort())
 
 
-def _solve(shared: Any, block: tuple[Tensor, Tensor]) -> bytes:
+def _solve(shared: Any, block: tuple[Tensor, Tensor, Tensor | None]) -> bytes:
+    start, end, initial = block
     metric, graphs, latents, own, options = shared
     for key, graph in graphs.items():
         cache_of(metric).graphs.setdefault(key, graph)
     if own:
         latents = metric.support.double()
     # tensors would be handed back through shared memory, one file for each
-    return pickle.dumps(solve_pairs(metric, *block, latents, options))
+    return pickle.dumps(solve_pairs(metric, start, end, latents, options, initial))

@@ -19,10 +19,11 @@ from .curves.placement import Clock
 from .curves.spline import Spline
 from .first_variation import length_of
 from .guard import guard
-from .options import START_NAMES, solver_options
+from .options import GIVEN, START_NAMES, FixedPointOptions, RelaxationOptions, solver_options
 from .pairs import spread_pairs
 from .refinement.refined import Refined
 from .solution import Solution
+from .starts.given import curves_of
 from .status import CODES, STATUSES, Status
 
 #: change of a matrix with the rest of the batch that rounding in single precision does not explain
@@ -35,6 +36,7 @@ def geodesic(
     end: ArrayLike,
     *,
     support: ArrayLike | None = None,
+    initial: Solution | ArrayLike | None = None,
     solver: str = "relaxation",
     n_jobs: int | None = 1,
     **options: Any,
@@ -57,6 +59,8 @@ def geodesic(
     - No data near the pairs, or d > 3: give ``support``; without it only the straight line is tried.
     - A smooth metric without walls: ``starts="straight"`` saves the grid.  Where there are walls, what
       converges may be a longer curve through another valley, of which nothing is said.
+    - A path that you know, or a solution of pairs that have moved a little: ``initial=``; with ``starts="given"`` it is
+      relaxed alone, which is quicker, and stays in its valley unless that ends.
     - d = 1: the defaults.  There is one way between two points, of which only the length is integrated, by adaptive
       bisection; of the options ``rtol``, ``rough_rtol`` and ``max_spans`` matter.  The metric is evaluated at some 480
       points along the way before a length is believed; a feature narrower than 1/400 of the way may be missed.
@@ -107,8 +111,8 @@ def geodesic(
     - ``NOT_FINITE``: the decoder has no value at an end, or somewhere on every curve that was tried; ``support``
       along a way around the hole gives another, but a curve that the hole's edge stops stays so.  The other pairs of
       the batch are not touched.
-    - A length that is longer than one you know: another valley; give ``support``, or more of it, and compare
-      ``solution.start``.
+    - A length that is longer than one you know: another valley; give ``support``, or more of it, or the curve itself as
+      ``initial``, and compare ``solution.start``.
     - ``speed_variation`` near or above 1 with ``CONVERGED``: a ridge of the metric takes a small share of the curve;
       ``solution(t)`` is at constant speed all the same.
 
@@ -118,6 +122,9 @@ def geodesic(
             once keeps the grid of its start curves from call to call.
         start, end: (B, d) each; finite.
         support: latents (N, d) that say where the data lie, for start curves; ``metric.support`` if not given.
+        initial: curves to start from besides: a :class:`Solution` of as many pairs, or points on the way (B, m, d), in
+            any steps.  Ends that lie elsewhere are moved to ``start`` and ``end``, and the rest with them.  Curves that
+            are not finite are passed over.  With ``starts="given"`` nothing else is tried.
         solver: "relaxation", or "fixed-point".
         n_jobs: processes that the pairs are dealt out to, as in joblib (-1: all cores; ``None``: what
             ``joblib.parallel_config`` says).  By default all are solved in this one, with the threads that torch has;
@@ -157,6 +164,7 @@ def geodesic(
             f"`end` must hold one point for each of the {len(points)} rows of `start`; got {describe(end)}."
         )
     chosen = solver_options(solver, options)
+    _check_given(chosen, initial)
     with torch.no_grad(), own_precision(), lasting():
         # what is kept with a metric is where its latents are
         device = points.device if metric.support is None else metric.support.device
@@ -165,15 +173,31 @@ def geodesic(
         if known is not None and len(known) == 0:
             raise InvalidArgumentError("`support` must hold at least one latent; got none. Leave it out instead.")
         latents = None if known is None else known.to(device).double()
+        own = None if initial is None else curves_of(initial, a, b)
         if len(a) == 0:
             solution = _empty(metric, points, restore, chosen.num_points)
         else:
             _check_field(guard(metric.parts()), a, b)
-            found = spread_pairs(metric, a, b, latents, chosen, n_jobs)
+            found = spread_pairs(metric, a, b, latents, chosen, n_jobs, own)
             solution = _assemble(metric, a, b, found, chosen.num_points, points.dtype, restore)
     if wanted(start, end) and isinstance(solution.length, Tensor):
         return replace(solution, length=length_of(recorded(start, points), recorded(end, others), solution))
     return solution
+
+
+def _check_given(options: RelaxationOptions | FixedPointOptions, initial: Any) -> None:
+    """Raise where curves are given and not asked for, or the other way round."""
+    if isinstance(options, FixedPointOptions):
+        if initial is not None:
+            raise InvalidArgumentError(
+                "`initial` is for solver='relaxation'; solver='fixed-point' starts from straight lines. Leave it out."
+            )
+    elif initial is None and options.starts == (GIVEN,):
+        raise InvalidArgumentError("`starts='given'` needs curves to start from; got none. Give them as `initial`.")
+    elif initial is not None and GIVEN not in options.starts:
+        raise InvalidArgumentError(
+            f"`initial` is given, but `starts` is {options.starts}. Add 'given' to it, or leave one of the two out."
+        )
 
 
 def _is_plain(metric: Any) -> TypeGuard[Callable[[Any], Any]]:

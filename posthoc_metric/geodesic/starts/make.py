@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ...metric import Metric, MetricParts
 from ...support import hashes
-from ..options import START_NAMES
+from ..options import GIVEN, START_NAMES
 from .corridors import through_corridors
+from .given import as_given
 from .graph import MetricGraph, build_graph, subsample
 from .grid import build_grid
 from .grid_estimates import estimate, everywhere, held, lengths_of_pieces
@@ -64,9 +65,15 @@ def cache_of(metric: Metric) -> StartCache:
 
 
 def make_starts(
-    metric: Metric, parts: MetricParts, start: Tensor, end: Tensor, support: Tensor | None, names: tuple[str, ...]
+    metric: Metric,
+    parts: MetricParts,
+    start: Tensor,
+    end: Tensor,
+    support: Tensor | None,
+    names: tuple[str, ...],
+    initial: Tensor | None = None,
 ) -> StartCurves:
-    """Start curves worth relaxing for each pair of rows of ``start`` and ``end`` (B, d)."""
+    """Start curves worth relaxing for each pair of rows of ``start`` and ``end`` (B, d); ``initial`` (B, m, d) are."""
     dim = start.shape[1]
     lines = straight(start, end)
     found = []
@@ -110,7 +117,14 @@ def make_starts(
         if bool(part.any()):
             chosen = StartCurves.join([chosen.take(~part), through_corridors(grid, chosen.take(part))])
     # a grid has told the lengths of the pieces already, and without a weight none is much longer than the others
-    return chosen if dim <= GRID_MOST_DIM or parts.weight is None else timed(parts, chosen)
+    chosen = chosen if dim <= GRID_MOST_DIM or parts.weight is None else timed(parts, chosen)
+    if initial is None:
+        return chosen
+    own = as_given(parts, initial)
+    if set(names) == {GIVEN}:
+        # the straight line stands in for a curve that is not finite, and for no other
+        chosen = chosen.take(~torch.isin(chosen.pair, own.pair))
+    return StartCurves.join([chosen, own])
 
 
 def _on_grid(
