@@ -83,10 +83,11 @@ class MatrixFreeEnergy:
         On a processor as many curves share a call as make the cost of a call itself small, while they are in its
         cache.  Each takes a multiple of four rows, which rounds it as it would be alone; see :mod:`.rows`.
         """
-        if nodes.device.type != "cpu" or not len(nodes):
+        together = self.together(nodes.shape[1] - 2)
+        if nodes.device.type != "cpu" or len(nodes) <= together:
             return self._slope(elements, nodes)
         found = []
-        for some in torch.arange(len(nodes), device="cpu").split(self.together(nodes.shape[1] - 2)):
+        for some in torch.arange(len(nodes), device="cpu").split(together):
             found.append(self._slope(elements.take(some), nodes[some]))
         return Slope.join(found)
 

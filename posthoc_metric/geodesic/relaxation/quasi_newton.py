@@ -18,6 +18,7 @@ from ..curves.batch import Batch
 from ..status import CODES, Status
 from .doubles import couples_of, parted_by_no_hill
 from .gauss_newton import Relaxed
+from .limited_memory import Memory
 from .matrix_free import Slope
 
 #: pairs of moves and changes of gradient that are remembered
@@ -80,9 +81,8 @@ class _Active(Batch):
         direction: of the next step (P, n-1, d).
         descent: how fast the energy falls along it (P,).
         size: the share of it that is tried (P,).
-        moves, bends: steps that were taken, the last one last, and how they changed the gradient (P, memory, (n-1) d).
-        curved: products of the one with the other (P, memory).
-        scale: of the inverse Hessian that the recursion begins from, over the preconditioner's (P,).
+        solved: the preconditioner's inverse times the gradient (P, n-1, d).
+        memory: of the steps that were taken.
         falls: what the last steps gained, the last one last (P, 2 * _WATCH).
         fresh: whether the last step was taken, so that the direction is to be found anew (P,).
         blind: whether it was not, as far as the gradients tell, while rounding hid what it gained in energy (P,).
@@ -95,10 +95,8 @@ class _Active(Batch):
     direction: Tensor
     descent: Tensor
     size: Tensor
-    moves: Tensor
-    bends: Tensor
-    curved: Tensor
-    scale: Tensor
+    solved: Tensor
+    memory: Memory
     falls: Tensor
     fresh: Tensor
     blind: Tensor
@@ -121,7 +119,7 @@ def relax_matrix_free(
     root of what the energy, falling on as it fell over the last 16 steps, has still to lose twice over.  With fewer
     steps to look at, only a residual of a fifth of that counts: along soft directions ``H`` is at first too small.
     """
-    count, total, dim = nodes.shape
+    count, total, _ = nodes.shape
     elements = energy.elements(nodes, knots.diff(dim=1))
     slope = energy.slope_on(elements, nodes)
     row = torch.arange(count, device=nodes.device)
@@ -138,7 +136,6 @@ def relax_matrix_free(
         torch.zeros_like(row, dtype=torch.bool),
     )
     couples = couples_of(pair)
-    inner = (total - 2) * dim
     active = _Active(
         row,
         nodes.clone(),
@@ -147,10 +144,8 @@ def relax_matrix_free(
         direction=torch.zeros_like(slope.gradient),
         descent=torch.zeros_like(slope.energy),
         size=torch.ones_like(slope.energy),
-        moves=nodes.new_zeros(count, memory, inner),
-        bends=nodes.new_zeros(count, memory, inner),
-        curved=nodes.new_zeros(count, memory),
-        scale=torch.ones_like(slope.energy),
+        solved=torch.zeros_like(slope.gradient),
+        memory=Memory.empty(slope.gradient.flatten(1), memory),
         falls=nodes.new_full((count, 2 * _WATCH), float("inf")),
         fresh=torch.ones_like(row, dtype=torch.bool),
         blind=torch.zeros_like(row, dtype=torch.bool),
@@ -158,10 +153,12 @@ def relax_matrix_free(
     broken = ~_finite(slope)
     _leave(final, active.take(broken), Status.NOT_FINITE)
     active, preconditioner = active.take(~broken), preconditioner.take(~broken)
+    if len(active.row):
+        active.solved = preconditioner.solve(active.slope.gradient)
+        _aim(active, active.solved)
     for number in range(max_steps + 1):
         if len(active.row) == 0:
             break
-        _aim(active, preconditioner)
         residual = _residual(active)
         final.residual[active.row] = residual
         # what rounding hides in the energy shows in the gradient, until that is lost in rounding too
@@ -176,7 +173,7 @@ def relax_matrix_free(
         if bool((done | stuck).any()):
             active, preconditioner = active.take(~done & ~stuck), preconditioner.take(~done & ~stuck)
         if len(active.row):
-            _advance(energy, preconditioner, active, final)
+            _advance(energy, preconditioner, active, final, number)
         if number % _LOOK == _LOOK - 1 and len(active.row):
             final.nodes[active.row], final.energy[active.row] = active.nodes, active.slope.energy
             mark_doubles(energy, final, knots, couples)
@@ -194,25 +191,11 @@ def mark_doubles(energy: Energy, final: Relaxed, knots: Tensor, couples: Tensor)
     final.evaluations[asked] += knots.shape[1]
 
 
-def _aim(active: _Active, preconditioner: Inverse) -> None:
-    """Directions of the curves that have moved, by the two-loop recursion; after a failed step the old one stays."""
-    gradient = active.slope.gradient.flatten(1)
-    q = gradient.clone()
-    weights = torch.where(active.curved > 0, 1 / active.curved.clamp_min(1e-300), 0.0)
-    shares = []
-    kept = (weights > 0).any(0).nonzero().flatten().tolist()
-    for k in reversed(kept):
-        share = weights[:, k] * (active.moves[:, k] * q).sum(1)
-        shares.append(share)
-        q -= share[:, None] * active.bends[:, k]
-    r = active.scale[:, None] * preconditioner.solve(q.view_as(active.slope.gradient)).flatten(1)
-    for k, share in zip(kept, reversed(shares), strict=True):
-        back = weights[:, k] * (active.bends[:, k] * r).sum(1)
-        r += (share - back)[:, None] * active.moves[:, k]
-    descent = (r * gradient).sum(1)
+def _aim(active: _Active, towards: Tensor) -> None:
+    """Directions ``-H g`` of the curves that have moved; after a failed step the old one stays."""
     fresh = active.fresh
-    active.direction[fresh] = -r.view_as(active.direction)[fresh]
-    active.descent[fresh] = descent[fresh]
+    active.direction[fresh] = -towards[fresh]
+    active.descent[fresh] = _dot(towards, active.slope.gradient)[fresh]
 
 
 def _residual(active: _Active) -> Tensor:
@@ -224,7 +207,7 @@ def _residual(active: _Active) -> Tensor:
     return (guess.clamp_min(0) / active.slope.energy.clamp_min(1e-300)).sqrt()
 
 
-def _advance(energy: Energy, preconditioner: Inverse, active: _Active, final: Relaxed) -> None:
+def _advance(energy: Energy, preconditioner: Inverse, active: _Active, final: Relaxed, number: int) -> None:
     """Try the steps, and remember those that are taken."""
     here = active.slope
     move = active.size[:, None, None] * active.direction
@@ -243,24 +226,25 @@ def _advance(energy: Energy, preconditioner: Inverse, active: _Active, final: Re
     shrink = (wanted / (2 * (wanted - gain)).clamp_min(1e-300)).nan_to_num(nan=0.1).clamp(0.1, 0.5)
     active.size = torch.where(accept, torch.ones_like(shrink), active.size * shrink)
     active.fresh, active.blind = accept, unsure & ~accept
-    if not bool(accept.any()):
-        return
-    rows = accept.nonzero().flatten()
-    chosen = preconditioner if len(rows) == len(accept) else preconditioner.take(rows)
-    step, bend = move[rows], (there.gradient - here.gradient)[rows]
-    along, plain = _dot(step, bend), chosen.times(step)
+    if not bool(accept.all()):
+        # most steps are taken, and copies of the few others cost less
+        there.put(~accept, here)
+        moved[~accept], move[~accept] = active.nodes[~accept], 0.0
+    step, bend, before = move, there.gradient - here.gradient, active.solved
+    active.nodes, active.slope, active.solved = moved, there, preconditioner.solve(there.gradient)
+    along, plain = _dot(step, bend), preconditioner.times(step)
     stiff = _dot(step, plain)
     # a step along which the energy hardly bends, or bends down, is remembered as a soft one
     share = torch.where(along < _SOFTEST * stiff, (1 - _SOFTEST) * stiff / (stiff - along).clamp_min(1e-300), 1.0)
-    bend = share[:, None, None] * bend + (1 - share)[:, None, None] * plain
-    active.moves[rows] = torch.cat([active.moves[rows, 1:], step.flatten(1)[:, None]], dim=1)
-    active.bends[rows] = torch.cat([active.bends[rows, 1:], bend.flatten(1)[:, None]], dim=1)
-    curved = _dot(step, bend)
-    active.curved[rows] = torch.cat([active.curved[rows, 1:], curved[:, None]], dim=1)
-    active.scale[rows] = (curved / _dot(bend, chosen.solve(bend)).clamp_min(1e-300)).clamp(0.05, 20.0)
-    active.falls[rows] = torch.cat([active.falls[rows, 1:], gain[rows, None].clamp_min(0)], dim=1)
-    active.nodes[rows] = moved[rows]
-    active.slope.put(accept, there)
+    share = share[:, None, None]
+    bend = share * bend + (1 - share) * plain
+    turned = share * (active.solved - before) + (1 - share) * step
+    known = (step, bend, turned, active.slope.gradient, active.solved)
+    towards = active.memory.enter(number, *(part.flatten(1) for part in known))
+    _aim(active, towards.view_as(step))
+    active.falls = torch.where(
+        accept[:, None], torch.cat([active.falls[:, 1:], gain[:, None].clamp_min(0)], dim=1), active.falls
+    )
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
