@@ -251,6 +251,27 @@ def test_the_width_of_decode_is_that_of_the_layer_on_which_it_runs(model):
     assert f"calls {model.__name__}.decode" in decoder.describe()
 
 
+class Around(nn.Module):
+    """As those are written who want a module that decodes when it is called."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, z):
+        return 2 * self.model.decode(z)
+
+
+@pytest.mark.parametrize("model", [Plain, Widened])
+def test_the_width_of_what_wraps_a_whole_autoencoder_is_that_of_its_decoder(model):
+    model = model()
+    for around in (Around(model), lambda z: 2 * model.decode(z)):
+        decoder = Decoder(around)
+        assert decoder.latent_dim == 3 and decoder.latent_dim_source == "first linear layer that takes as many"
+    with pytest.raises(DecoderError, match=r"tried: 30 \(.*\), 12 \(.*\), 3 \("):
+        Decoder(lambda z: model.decode(z[:, :2]))
+
+
 class VolumeAutoencoder(nn.Module):
     """As MONAI's VarAutoEncoder: `decode` takes feature maps, and `decode_forward` the latents."""
 

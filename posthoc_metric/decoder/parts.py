@@ -16,6 +16,8 @@ from ..errors import DecoderError, InvalidArgumentError
 from .carried import modules_used_by
 
 Method = Union[str, Callable[..., Any], None]
+#: attributes by which an autoencoder is known
+ENCODERS = ("encoder", "encode")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def find_parts(model: Any, method: Method) -> list[Part]:
     inner = unwrapped(model)
     halves = [_named(inner, name) for name in ("decode", "decoder") if callable(getattr(inner, name, None))]
     whole = [Part(f"{type(model).__name__}.forward", model, (model,))] if _has_forward(model) else []
-    if any(hasattr(inner, name) for name in ("encoder", "encode")) and halves:
+    if any(hasattr(inner, name) for name in ENCODERS) and halves:
         return halves
     if not whole + halves:
         raise InvalidArgumentError(

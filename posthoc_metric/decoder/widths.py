@@ -11,7 +11,7 @@ from torch import nn
 
 from .._arrays import describe, is_integer
 from ..errors import InvalidArgumentError
-from .parts import Part, unwrapped
+from .parts import ENCODERS, Part, unwrapped
 
 #: (d, the shape of one latent, from what)
 Width = tuple[int, Union[tuple[int, ...], None], str]
@@ -77,13 +77,17 @@ def _candidates(model: Any, part: Part) -> Iterator[Width]:
     for root in part.roots:
         if isinstance(root, torch.fx.GraphModule):
             yield from _traced_widths(root)
+        wholes = [unwrapped(root)]
         if root is part.target or not part.name.endswith((".decode", ".sample", ".generate")):
             yield from _first_layer(root)
-            continue
+            # it may wrap one
+            wholes = [m for m in root.modules() if any(_attribute(m, name) is not None for name in ENCODERS)]
+            if not wholes:
+                continue
         # the first layer of a whole autoencoder is its encoder's; only the decoder's runs on latents
-        inner = getattr(unwrapped(root), "decoder", None)
-        if isinstance(inner, nn.Module):
-            yield from _first_layer(inner)
+        for inner in (_attribute(whole, "decoder") for whole in wholes):
+            if isinstance(inner, nn.Module):
+                yield from _first_layer(inner)
         for module in root.modules():
             if isinstance(module, nn.Linear):
                 yield _linear(module), None, "first linear layer that takes as many"
