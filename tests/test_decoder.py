@@ -177,11 +177,12 @@ def test_an_estimator_predicts():
 # ---- latent dimension and shape ---------------------------------------------------------------------------------
 
 
-def test_the_width_is_read_off_attributes_and_layers():
+@pytest.mark.parametrize("name", ["z_dim", "z_size", "code_dim", "encoding_dims", "d_latent"])
+def test_the_width_is_read_off_attributes_and_layers(name):
     class Named(nn.Module):
         def __init__(self):
             super().__init__()
-            self.z_dim = 3
+            setattr(self, name, 3)
             self.net = net(dim=5)
 
         def forward(self, z):

@@ -16,7 +16,10 @@ from .parts import ENCODERS, Part, unwrapped
 #: (d, the shape of one latent, from what)
 Width = tuple[int, Union[tuple[int, ...], None], str]
 #: attributes by which models of this field name their latent dimension
-_WIDTH_NAMES = ("latent_dim", "latent_size", "latent_dims", "n_latent", "z_dim", "dim_z", "zdim", "nz", "hidden_dim_z")
+_WIDTH_NAMES = (
+    *("latent_dim", "latent_size", "latent_dims", "n_latent", "latent_features", "d_latent", "dim_latent"),
+    *("z_dim", "dim_z", "zdim", "z_size", "n_z", "nz", "hidden_dim_z", "code_dim", "encoding_dims"),
+)
 _LINEAR = (nn.Linear, nn.Bilinear)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
