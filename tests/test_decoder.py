@@ -838,6 +838,9 @@ def test_where_latents_are_not_the_first_argument_it_is_said_what_the_model_take
     with pytest.raises(DecoderError) as caught:
         Decoder(net(), latent_dim=3)
     assert "It takes" not in str(caught.value)
+    defaults = torch.eye(30)
+    with pytest.raises(DecoderError, match=r"It takes \(z, label, basis=\.\.\., scale=1\.0\), of which"):
+        Decoder(lambda z, label, basis=defaults, scale=1.0: z, latent_dim=2)
 
 
 def test_the_callers_mode_flags_and_tensors_stay():

@@ -263,7 +263,8 @@ def _signature(part: Part) -> str:
         return ""
     if len(taken) < 2 or taken[0].kind is Parameter.VAR_POSITIONAL:
         return ""
-    listed = ", ".join(str(one.replace(annotation=Parameter.empty)) for one in taken)
+    shown = [str(one.replace(annotation=Parameter.empty)) for one in taken]
+    listed = ", ".join(re.sub("=.{30,}", "=...", one, flags=re.DOTALL) for one in shown)  # a default may be a tensor
     return (
         f"It takes ({listed[:200]}{'...' if len(listed) > 200 else ''}), of which latents are the first; where they "
         "are another one, pass method=, a function of the model and z. "
