@@ -670,6 +670,8 @@ def test_how_many_entries_to_cut_is_an_option():
         (torch.zeros(300), "One condition serves all rows: an array of shape (300,) is handed over as (B, 300)"),
         ((np.zeros((300, 2)),), "One condition serves all rows"),
         ([1, 2], "shape (2,)"),
+        ([0, 0, 1], "pass as floats"),
+        ({"label": np.array([[0, 0, 1]])}, "pass as floats"),
     ],
 )
 def test_what_a_condition_may_have_been_meant_for_is_said(condition, words):

@@ -95,10 +95,16 @@ def spread(condition: Any, outputs: Callable[[Any], Tensor | None]) -> str:
 
 def advice(condition: Any) -> str:
     """What to try where a model fails with ``condition``, which it may have been handed otherwise than was meant."""
-    floats = [value for value in _named(condition).values() if isinstance(value, float)]
+    given = list(_named(condition).values())
+    floats = [value for value in given if isinstance(value, float)]
     words = [
         f"A plain float is passed on as it is; for a number a row, pass [{value!r}]." for value in dict.fromkeys(floats)
     ]
+    if any(_is_whole_row(value) for value in given):
+        words.append(
+            "Whole numbers are handed over as whole numbers, as labels are; those that are multiplied by weights, as "
+            "one-hot ones, pass as floats, such as [0.0, 1.0]."
+        )
     return " ".join([*words, several_rows(condition)]).strip()
 
 
@@ -139,6 +145,17 @@ def _is_single_number(value: Any) -> bool:
         return value.ndim < 2 and len(value.reshape(-1)) == 1
     # a plain float is an option of the model's, such as a temperature; in a list it is an array as any other
     return isinstance(value, (int, float) if listed else int) and not isinstance(value, bool)
+
+
+def _is_whole_row(value: Any) -> bool:
+    """Whether it is an array of several whole numbers, such as a one-hot one."""
+    try:
+        array = _array(value)
+    except (TypeError, ValueError):  # a list of something else
+        return False
+    if not isinstance(array, Tensor) or array.dtype == torch.bool or array.is_complex():
+        return False
+    return array.numel() > 1 and not array.is_floating_point()
 
 
 def _array(value: Any) -> Any:
