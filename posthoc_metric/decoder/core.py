@@ -32,11 +32,11 @@ from .work import Counters, Work
 class Decoder:
     """A trained decoder ``f: R^d -> R^D`` as a smooth map, used as it is.
 
-    The model is called in eval mode and left in the mode it was in; neither its flags nor the caller's
-    tensors change.  A probe of a few calls at wrap time checks that ``f`` is a smooth function of each row
-    alone and chooses the quickest right way to differentiate it; :meth:`describe` says what was found.
-    Latents may be tensors or NumPy arrays of any dtype: they are cast to the decoder's own dtype and device,
-    and results cast back to theirs.
+    The model is called in eval mode and left in the mode it was in; neither its flags nor the caller's tensors
+    change, but what its hooks keep elsewhere may be left with the graph of a derivative.  A probe of a few calls at
+    wrap time checks that ``f`` is a smooth function of each row alone and chooses the quickest right way to
+    differentiate it; :meth:`describe` says what was found.  Latents may be tensors or NumPy arrays of any dtype: they
+    are cast to the decoder's own dtype and device, and results cast back to theirs.
 
     Args:
         model: a module, a function z -> output, a bound method, or an exported program.  Modules that a function uses
