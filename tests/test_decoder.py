@@ -483,6 +483,26 @@ def test_a_call_that_moves_its_own_module_is_refused_before_torch_crashes(conver
     Decoder(lambda z: net(z.to(net[0].weight.dtype)), latent_dim=2)
 
 
+@pytest.mark.parametrize("name", ["mean", "last"])
+@pytest.mark.parametrize("new", [lambda held, y: held + 1, lambda held, y: y.data.mean(0)])
+def test_a_call_that_sets_data_of_its_buffers_is_refused_before_torch_crashes(name, new):
+    class Averaging(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net(out=3)
+            self.register_buffer("mean", torch.zeros(3))
+            self.last = torch.zeros(3)
+
+        def forward(self, z):
+            y = self.net(z)
+            held = getattr(self, name)
+            held.data = new(held.data, y)
+            return y
+
+    with pytest.raises(DecoderError, match=r"leave its modules as they are.*in eval mode"):
+        Decoder(Averaging(), latent_dim=2)
+
+
 def test_what_is_advised_for_a_distribution_without_a_mean_works():
     model = Returning(lambda x: distributions.Categorical(logits=x.view(-1, 2, 3)))
     assert Decoder(model, latent_dim=2, output="probs").output_shape == (2, 3)

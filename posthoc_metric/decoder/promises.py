@@ -13,7 +13,7 @@ from ..errors import DecoderError
 from .call import Call
 from .carried import tensors_used_by
 from .conditions import several_rows
-from .written import modules_of
+from .written import kept, modules_of
 
 #: parameters beyond this are not copied to float64 for the check
 _COPY_BYTES = 2**30
@@ -204,22 +204,24 @@ def _check_places(call: Call, z: Tensor, value: Tensor, allowed: Tensor) -> None
 
 
 class ModulesLeftAlone(TorchFunctionMode):
-    """Refuses calls that convert or move their modules, as ``module.to(z.device)(z)`` does, even where nothing changes.
+    """Refuses calls that set ``.data`` of what their modules hold, as ``module.to(z.device)(z)`` does of all weights.
 
-    Weights that are set anew while they are differentiated by ``torch.func`` are lost, and torch crashes.
+    Tensors that are set anew while they are differentiated by ``torch.func`` are lost, and torch crashes.
     """
 
     def __init__(self, call: Call):
         super().__init__()
-        self._weights = {id(weight) for root in call.roots for weight in root.parameters()}
+        held = [weight for root in call.roots for weight in root.parameters()]
+        self._held = {id(tensor) for tensor in (*held, *(one.value for one in kept(call.roots)))}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # every look-up makes another wrapper of it
-        if func == _SET_DATA and id(args[0]) in self._weights:
+        if func == _SET_DATA and id(args[0]) in self._held:
             raise DecoderError(
-                "the decoder must leave its modules as they are; when it is called it sets their weights anew, as "
-                "`module.to(z.device)(z)` does. Do that once before it is wrapped, and convert the latents instead: "
-                "`module(z.to(weight.dtype))`."
+                "the decoder must leave its modules as they are; when it is called it sets `.data` of their weights or "
+                "buffers anew, as `module.to(z.device)(z)` does. Do that once before it is wrapped, and convert the "
+                "latents instead: `module(z.to(weight.dtype))`. What is kept up to date in training, as a spectral "
+                "norm or a moving average, leave as it is in eval mode."
             )
         return func(*args, **(kwargs or {}))
 

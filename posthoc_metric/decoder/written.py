@@ -38,7 +38,7 @@ def written(
 ) -> tuple[Written, ...]:
     """What ``derivatives`` change of the tensors in ``roots``; as ``plain``, a call without a graph, leaves them."""
     plain()
-    before = list(_tensors(roots))
+    before = list(kept(roots))
     derivatives()
     left = tuple(one for one in before if one.now() is not one.value)
     for one in left:
@@ -64,7 +64,8 @@ def without_graphs(roots: tuple[nn.Module, ...]) -> dict[int, Any]:
     }
 
 
-def _tensors(roots: tuple[nn.Module, ...]) -> Iterator[Written]:
+def kept(roots: tuple[nn.Module, ...]) -> Iterator[Written]:
+    """Tensors that modules hold beside their parameters."""
     for module in modules_of(roots):
         for name, value in (*vars(module).items(), *_buffers(module).items()):
             if isinstance(value, Tensor):
