@@ -80,6 +80,23 @@ class Keeping(nn.Module):
         return self.last
 
 
+class KeepingSeveral(nn.Module):
+    """As those do whose layers' activations are to be looked at."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.seen = kind, {} if kind == "entry" else []
+        self.elsewhere = self.seen
+
+    def forward(self, x):
+        x = x.tanh()
+        if self.kind == "entry":
+            self.seen["x"] = x
+        else:
+            self.seen = [x] if self.kind == "list" else (x,)
+        return x
+
+
 def weight_normed():
     model = layers()
     nn.utils.weight_norm(model[0])
@@ -93,11 +110,17 @@ def pruned():
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("make", [weight_normed, pruned, lambda: layers(Keeping())])
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(weight_normed, pruned, lambda: layers(Keeping())),
+        *(lambda kind=kind: layers(KeepingSeveral(kind)) for kind in ("entry", "list", "tuple")),
+    ],
+)
 def test_a_model_that_writes_to_itself_can_be_copied_and_pickled_afterwards(make):
     model = make().eval()
     decoder, z = Decoder(model), latents()
-    decoder.jacobian(z), decoder.jvp(z, z), decoder.vjp(z, decoder(z)), decoder.in_float64().jacobian(z)
+    decoder.in_float64().jacobian(z), decoder.vjp(z, decoder(z)), decoder.jvp(z, z), decoder.jacobian(z)
     twin = copy.deepcopy(model)
     assert torch.equal(twin(z.float()), model(z.float()))
     assert torch.equal(pickle.loads(pickle.dumps(decoder))(z), decoder(z))

@@ -211,8 +211,9 @@ class ModulesLeftAlone(TorchFunctionMode):
 
     def __init__(self, call: Call):
         super().__init__()
-        held = [weight for root in call.roots for weight in root.parameters()]
-        self._held = {id(tensor) for tensor in (*held, *(one.value for one in kept(call.roots)))}
+        held: list[Tensor] = [weight for root in call.roots for weight in root.parameters()]
+        held += [one.value for one in kept(call.roots) if isinstance(one.value, Tensor)]
+        self._held = {id(tensor) for tensor in held}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # every look-up makes another wrapper of it

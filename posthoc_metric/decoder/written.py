@@ -1,4 +1,5 @@
-"""What derivatives leave behind in a model: tensors that its forward writes to attributes, as older weight norm does.
+"""What derivatives leave behind in a model: tensors that its forward writes to attributes, as older weight norm does,
+or to lists and dictionaries there, as those do that keep activations.
 
 Under automatic differentiation these have a graph, or are stand-ins of ``torch.func`` that live no longer than the
 call, and nothing that holds them can be copied or pickled afterwards.
@@ -6,27 +7,40 @@ call, and nothing that holds them can be copied or pickled afterwards.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+#: what every module has
+_TORCHS = frozenset(vars(nn.Module()))
+
 
 @dataclass(frozen=True)
 class Written:
-    """An attribute or buffer of a module that calls write to, and what a plain call leaves there."""
+    """An attribute or buffer of a module that calls write to, and a tensor or what holds some that is left there."""
 
     module: nn.Module
     name: str
-    value: Tensor
+    value: Any
 
-    def now(self) -> Any:
-        """What is there."""
-        return self._holder().get(self.name)
+    def changed(self) -> bool:
+        now, before = _parts(self._holder().get(self.name)), _parts(self.value)
+        return now.keys() != before.keys() or any(now[place] is not before[place] for place in now)
 
     def put_back(self) -> None:
-        self._holder()[self.name] = self.value
+        held = self._holder().get(self.name)
+        # others may hold the same list or dictionary
+        if isinstance(self.value, list) and isinstance(held, list):
+            held[:] = self.value
+        elif isinstance(self.value, dict) and isinstance(held, dict):
+            for place in held.keys() - self.value.keys():
+                del held[place]
+            held.update(self.value)
+        else:
+            self._holder()[self.name] = _apart(self.value)
 
     def _holder(self) -> dict[str, Any]:
         buffers = _buffers(self.module)
@@ -40,7 +54,7 @@ def written(
     plain()
     before = list(kept(roots))
     derivatives()
-    left = tuple(one for one in before if one.now() is not one.value)
+    left = tuple(one for one in before if one.changed())
     for one in left:
         one.put_back()
     return left
@@ -65,11 +79,23 @@ def without_graphs(roots: tuple[nn.Module, ...]) -> dict[int, Any]:
 
 
 def kept(roots: tuple[nn.Module, ...]) -> Iterator[Written]:
-    """Tensors that modules hold beside their parameters."""
+    """Tensors that modules hold beside their parameters, and lists, tuples and dictionaries of such."""
     for module in modules_of(roots):
-        for name, value in (*vars(module).items(), *_buffers(module).items()):
-            if isinstance(value, Tensor):
-                yield Written(module, name, value)
+        own = ((name, value) for name, value in vars(module).items() if name not in _TORCHS)
+        for name, value in (*own, *_buffers(module).items()):
+            if any(isinstance(part, Tensor) for part in _parts(value).values()):
+                yield Written(module, name, _apart(value))
+
+
+def _parts(value: Any) -> dict[Any, Any]:
+    if isinstance(value, dict):
+        return dict(value)
+    return dict(enumerate(value if isinstance(value, (list, tuple)) else (value,)))
+
+
+def _apart(value: Any) -> Any:
+    """What others do not write to."""
+    return copy.copy(value) if isinstance(value, (list, dict)) else value
 
 
 def _buffers(module: nn.Module) -> dict[str, Any]:
