@@ -126,6 +126,16 @@ def test_a_model_that_writes_to_itself_can_be_copied_and_pickled_afterwards(make
     assert torch.equal(pickle.loads(pickle.dumps(decoder))(z), decoder(z))
 
 
+def test_what_a_model_keeps_of_a_plain_call_stays():
+    model, z = layers(Keeping(), KeepingSeveral("entry")).eval(), latents()
+    decoder = Decoder(model)
+    decoder.jacobian(z)
+    decoder(z)
+    hidden = model[0](z.float())
+    assert torch.equal(model[1].last, hidden.tanh()) and torch.equal(model[1].seen, hidden.tanh())
+    assert torch.equal(model[2].elsewhere["x"], hidden.tanh().tanh())
+
+
 class InPlace(nn.Module):
     def __init__(self, change):
         super().__init__()

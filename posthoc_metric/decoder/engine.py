@@ -42,7 +42,7 @@ class Engine:
     def value(self, z: Tensor) -> Tensor:
         """``f(z)``, (B, d) -> (B, D)."""
         z = self._for_values(z)
-        with self.eval_mode():
+        with self.eval_mode(plain=True):
             value = _gather([self.found.route.value(self.found.call, rows) for rows in self.chunks(z)])
         self.counters.add(values=len(z))
         return finite(value, "output")

@@ -89,7 +89,8 @@ class EvalMode:
         self._kinds = self._kinds_now()
 
     @contextmanager
-    def __call__(self) -> Iterator[None]:
+    def __call__(self, *, plain: bool = False) -> Iterator[None]:
+        """Inside, modules are in eval mode; what ``plain`` calls leave behind is of use, and stays."""
         held = _still.hold(self._modules)
         try:
             with _unchecked, own_precision():
@@ -103,7 +104,7 @@ class EvalMode:
             ) from error
         finally:
             _still.release(held)
-            for one in self._written:
+            for one in () if plain else self._written:
                 one.put_back()
 
     def _kinds_now(self) -> set[tuple[torch.dtype, torch.device]]:
