@@ -136,6 +136,23 @@ def test_what_a_model_keeps_of_a_plain_call_stays():
     assert torch.equal(model[2].elsewhere["x"], hidden.tanh().tanh())
 
 
+class Detaching(nn.Sequential):
+    def forward(self, z):
+        return super().forward(z.detach())
+
+
+@pytest.mark.filterwarnings("ignore::posthoc_metric.errors.DerivativeWarning")
+def test_derivatives_of_a_copy_are_refused_once_the_weights_have_changed():
+    model, z = Detaching(*layers()), latents()
+    decoder = Decoder(model)
+    assert decoder.jacobian(z).any() and pickle.loads(pickle.dumps(decoder)).jacobian(z).any()
+    model.load_state_dict({name: 2 * weight for name, weight in model.state_dict().items()})
+    asked = (decoder.jacobian, lambda z: decoder.jvp(z, z), lambda z: decoder.vjp(z, decoder(z)))
+    for ask in asked:
+        with pytest.raises(DecoderError, match="weights changed after it was wrapped.*again"):
+            ask(z)
+
+
 class InPlace(nn.Module):
     def __init__(self, change):
         super().__init__()

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import DecoderError
 from .derivatives import reverse_later
 from .frozen import EvalMode
 from .probe import Found
 from .promises import finite
 from .work import Counters
-from .written import written
+from .written import weights_alike, written
 
 #: what a row takes that reverse mode is to go back through, in rows of a plain call
 _GRAPH = 8
@@ -117,6 +118,12 @@ class Engine:
         return z.to(self.found.call.device, self.found.call.dtype)
 
     def _for_derivatives(self, z: Tensor) -> Tensor:
+        call, smooth = self.found.call, self.found.smooth
+        if smooth is not call and not weights_alike(call.roots, smooth.roots):
+            raise DecoderError(
+                "the decoder's weights changed after it was wrapped; its derivatives are finite differences of a "
+                "float64 copy, which has the old ones. Wrap the model again."
+            )
         return z.to(self.found.smooth.device, self.found.smooth.dtype)
 
     def _chunk(self, weight: int) -> int:

@@ -12,8 +12,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+#: of so many numbers of a weight, training changes one
+_FEW = 16
 #: what every module has
 _TORCHS = frozenset(vars(nn.Module()))
 
@@ -63,6 +66,16 @@ def written(
 def modules_of(roots: tuple[nn.Module, ...]) -> list[nn.Module]:
     """Every module below ``roots``, once."""
     return list({id(module): module for root in roots for module in root.modules()}.values())
+
+
+def weights_alike(roots: tuple[nn.Module, ...], twins: tuple[nn.Module, ...]) -> bool:
+    """Whether copies of ``roots``, in another precision, still have the same weights, by a few of each."""
+    for root, twin in zip(roots, twins, strict=True):
+        for weight, copied in zip(root.parameters(), twin.parameters(), strict=True):
+            few, same = weight.detach().reshape(-1)[:_FEW], copied.detach().reshape(-1)[:_FEW]
+            if not weight.is_meta and not torch.allclose(few.to(same), same, rtol=0.0, atol=0.0, equal_nan=True):
+                return False
+    return True
 
 
 def without_graphs(roots: tuple[nn.Module, ...]) -> dict[int, Any]:
