@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from posthoc_metric import Decoder, PullbackMetric, repair
+from posthoc_metric import Decoder, FunctionMetric, PullbackMetric, repair
 from posthoc_metric.errors import ConvergenceWarning
 from posthoc_metric.estimators import GeodesicKMeans
-from posthoc_metric.geodesic import Status, logarithm
+from posthoc_metric.geodesic import Status, frechet_mean, logarithm
 from posthoc_metric.spaces import HalfPlane, LinearDecoder
 
 pytestmark = pytest.mark.filterwarnings("ignore::posthoc_metric.errors.PosthocMetricWarning")
@@ -50,6 +50,28 @@ def test_a_pair_without_a_curve_is_nan_in_all_that_is_asked_of_it(metric):
     logs, few = (logarithm(metric, *pair) for pair in ((start, end), (start[good], end[good])))
     assert logs.status[1] is Status.NOT_FINITE and bool(logs.velocities[1].isnan().all())
     torch.testing.assert_close(logs.velocities[good], few.velocities)
+
+
+def test_a_curve_that_is_lost_at_the_edge_of_a_hole_has_no_length():
+    """The last start was finite where its length was integrated; what the relaxation made of it was not."""
+
+    def holed(z):
+        inside = (z.norm(dim=1) < 1)[:, None, None]
+        return torch.eye(2, dtype=z.dtype).expand(len(z), -1, -1).masked_fill(inside, torch.nan)
+
+    metric, start, end = FunctionMetric(holed, 2), [[1.378, -1.946], [0.429, -1.069]], [[-0.298, 1.778], [0.176, 1.715]]
+    start, end = torch.tensor(start, dtype=torch.float64), torch.tensor(end, dtype=torch.float64)
+    found = metric.geodesic(start, end)
+    lost = torch.tensor([status is Status.NOT_FINITE for status in found.status])
+    assert bool(lost.any())
+    for values in (found.length, found.energy, found.speed_variation, found.points[:, 1, 0]):
+        assert torch.equal(values.isnan(), lost)
+    # a mean is that of the points that are reached, instead of where one of the lost left it
+    mean = frechet_mean(metric, torch.cat([start, end]))
+    reached = mean.distances.isfinite()
+    assert mean.gradient_norm < 1e-3 and reached.tolist() == [one is not Status.NOT_FINITE for one in mean.status]
+    assert reached.tolist() == [True, True, False, False]
+    torch.testing.assert_close(mean.point, start.mean(0), atol=1e-3, rtol=0)
 
 
 def test_a_failed_pair_under_a_function_is_no_straight_line():

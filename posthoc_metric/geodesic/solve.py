@@ -236,9 +236,12 @@ def _assemble(
 ) -> Solution:
     """The solution in the caller's kind, whichever solver found it."""
     facts, spline = found.facts, found.spline
-    # where there is no curve, what it began from must not pass for one
-    lost = (facts.status == CODES[Status.NOT_FINITE])[:, None, None]
+    # where there is no curve, neither what it began from nor the length of that must pass for one
+    gone = facts.status == CODES[Status.NOT_FINITE]
+    lost = gone[:, None, None]
     spline = replace(spline, nodes=spline.nodes.masked_fill(lost, nan), slopes=spline.slopes.masked_fill(lost, nan))
+    known = (facts.length, facts.energy, facts.speed_variation)
+    length, energy, variation = (values.masked_fill(gone, nan) for values in known)
     times = torch.linspace(0, 1, num_points, dtype=a.dtype, device=a.device).expand(len(a), -1)
     curve, _ = spline.at(found.clock.at(times))
     curve[:, 0], curve[:, -1] = a, b
@@ -249,11 +252,11 @@ def _assemble(
 
     return Solution(
         points=out(curve),
-        length=out(facts.length),
-        energy=out(facts.energy),
+        length=out(length),
+        energy=out(energy),
         residual=out(facts.residual),
         length_error=out(facts.length_error),
-        speed_variation=out(facts.speed_variation),
+        speed_variation=out(variation),
         steps=out(found.steps),
         evaluations=out(found.evaluations),
         spans=out(facts.spans),
@@ -262,7 +265,7 @@ def _assemble(
         converged=out(facts.status == CODES[Status.CONVERGED]),
         _spline=spline,
         _clock=found.clock,
-        _length=facts.length,
+        _length=length,
         _rough=found.rough,
         _metric=metric,
         _restore=restore,
