@@ -260,3 +260,22 @@ def test_the_logarithm_takes_no_shots(monkeypatch):
     found = logarithm(metric, a, b)
     assert found.converged.all() and (found.error < 1e-3).all()
     assert ((found.velocities > 0) == (b > a)).all()
+
+
+@pytest.mark.parametrize(
+    "speed",
+    [
+        lambda z: z.abs(),
+        lambda z: 1 + 100 * torch.exp(-((z - 0.3) ** 2) * 1e4),
+        lambda z: torch.where(z > 0.123, 10.0, 1.0).to(z),
+    ],
+    ids=["zero on the way", "ridge", "jump"],
+)
+def test_gradients_by_the_ends_are_the_speeds_there(speed):
+    """Averages over the way were off by a tenth at a zero, by a fifth at a ridge and by a factor at a jump."""
+    a, b = column(-1.5, 1.2, 0.5).requires_grad_(), column(1.7, -0.4, 0.5).requires_grad_()
+    length = metric_of(speed).geodesic(a, b).length
+    by_start, by_end = torch.autograd.grad(length, (a, b), torch.ones_like(length))
+    ahead = (b - a).sign()
+    torch.testing.assert_close(by_start, -ahead * speed(a))
+    torch.testing.assert_close(by_end, ahead * speed(b))

@@ -68,6 +68,13 @@ def slopes(solution: Solution, asked: Tensor) -> tuple[Tensor, Tensor]:
     known = asked & (length > 0)
     if not bool(known.any()):
         return found[:, 0], found[:, 1]
+    if spline.nodes.shape[2] == 1:
+        # between two points there is one way, and an end's own speed is all that counts
+        rows, tips = known.nonzero().flatten(), spline.nodes[known][:, [0, -1]]
+        way = torch.ones_like(tips).flatten(0, 1)
+        speeds = parts.inner(tips.flatten(0, 1), way, way).clamp_min(0).sqrt().view_as(tips)
+        found[rows] = speeds * tips.diff(dim=1).sign() * tips.new_tensor([[-1.0], [1.0]])
+        return found[:, 0], found[:, 1]
     # as in the solver: their chords are little but rounding in single precision
     close = torch.zeros_like(known)
     close[known] = too_close(parts, spline.nodes[known, 0], spline.nodes[known, -1])

@@ -29,7 +29,8 @@ class Solution:
     Attributes:
         points: (B, T, d), equally spaced in Riemannian length, the ends included.
         length: Riemannian length, integrated inside the spans (B,); where an end requires grad its gradient is that of
-            a geodesic, from the first variation, and backward asks for 65 points or more. The rest carries none.
+            a geodesic, from the first variation, and backward asks for 65 points or more, or two where d = 1. The rest
+            carries none.
         energy: ``∫ ‖ż‖² dt`` over [0, 1] (B,); ``length²`` at constant speed.
         residual: of the discrete geodesic equation (B,): the square root of the share of its energy that the
             discrete curve could still lose.  Zero is a geodesic.
