@@ -217,3 +217,22 @@ def test_round_numbers_are_not_taken_for_single_precision():
     plane = FunctionMetric(lambda z: np.eye(2)[None] / np.asarray(z)[:, 1, None, None] ** 2, 2)
     up = shoot(plane, np.array([[0.0, 1.0]]), np.array([[0.0, 1.0]]))
     assert up.points[0, 1] == pytest.approx(np.e, rel=1e-7)
+
+
+@pytest.mark.parametrize(("width", "height"), [(0.05, 3.0), (0.02, 3.0), (0.05, 30.0)])
+def test_no_step_leaps_over_a_ridge_between_flat_parts(width, height):
+    """Two steps ran past it, by up to the whole way, with no drift of the speed; the logarithm was polished by them."""
+
+    def ridge(z):
+        factor = 1 + height * torch.exp(-(((z[:, 0] - 0.3) / width) ** 2))
+        return factor.square()[:, None, None] * torch.eye(2, dtype=z.dtype)
+
+    metric = FunctionMetric(ridge, 2)
+    a, b = (torch.tensor([[x, 0.0]], dtype=torch.float64) for x in (-1.013, 1.1))
+    # straight across, at a speed of one before the ridge
+    length = 2.113 + height * width * np.pi**0.5
+    velocity = torch.tensor([[length, 0.0]], dtype=torch.float64)
+    shot, found = shoot(metric, a, velocity), logarithm(metric, a, b)
+    assert shot.converged.all() and found.converged.all()
+    torch.testing.assert_close(shot.points, b, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.velocities, velocity, rtol=1e-5, atol=1e-5)
