@@ -292,3 +292,12 @@ def test_every_part_gets_a_centre_and_what_lies_in_none_does_not(kind, strays):
         found = kind(2, pm.FunctionMetric(split, 2), method="solver", random_state=seed, **options).fit(X)
         assert same_partition(found.labels_[:10], np.repeat([0, 1], 5))
         assert np.isfinite(found.inertia_) == (strays == 0)
+
+
+def test_latents_that_carry_a_graph_are_clustered_as_the_same_without():
+    X = torch.rand(12, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1
+    with_graph, without = (
+        GeodesicKMeans(2, HalfPlane(), random_state=0).fit(rows) for rows in (X.clone().requires_grad_(), X)
+    )
+    assert np.array_equal(with_graph.cluster_centers_, without.cluster_centers_)
+    assert np.array_equal(with_graph.predict(X.clone().requires_grad_()), without.labels_)

@@ -50,6 +50,8 @@ class GeodesicEstimator(BaseEstimator):
 
     def _checked(self, X: Any, *, fitted: bool = False) -> np.ndarray:
         """``X`` as scikit-learn validates it, its refusals as this library's errors."""
+        # latents of an encoder may still carry its graph, which NumPy refuses
+        X = X.detach() if isinstance(X, torch.Tensor) else X
         try:
             if fitted:
                 check_is_fitted(self)
