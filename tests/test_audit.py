@@ -11,7 +11,7 @@ from family import gan, mlp, vae
 
 import posthoc_metric as pm
 from posthoc_metric.diagnostics import share_off_data, shells
-from posthoc_metric.diagnostics.criteria import at_most
+from posthoc_metric.diagnostics.criteria import at_most, shell_criteria
 from posthoc_metric.diagnostics.faithfulness import connected_pairs
 from posthoc_metric.diagnostics.smoothness import smoothness
 from posthoc_metric.repair import RepairedMetric
@@ -215,6 +215,25 @@ def test_largest_fall(values, fall):
 
 def test_nan_does_not_pass():
     assert at_most("x", "", {"repaired": math.nan}, 1.0).passed is False
+
+
+def test_nan_on_a_farther_shell_does_not_pass(repaired, audit):
+    """A model may have no score at few points, which an audit meets and the calibration did not."""
+    for place in (2, 5):
+        row = audit.shells[place]
+        lost = replace(
+            row.metrics["repaired"],
+            log_volume_q50=math.nan,
+            smallest_eigenvalue_q05=math.nan,
+            condition_number_q95=math.nan,
+            smoothness_q95=math.nan,
+        )
+        rows = list(audit.shells)
+        rows[place] = replace(row, metrics={**row.metrics, "repaired": lost})
+        found = shell_criteria(rows, inflation=10.0, condition=1e3, no_baseline="", walls=())
+        failed = {line.name for line in found if line.passed is False}
+        where = {"inflation", "conditioning in the void"} if row.shell.is_void else {"conditioning near the data"}
+        assert failed == {"persistence", "smoothness"} | where
 
 
 def test_as_dict_is_json_with_the_same_numbers(audit):

@@ -10,10 +10,13 @@ from family import mlp
 from torch import nn
 
 import posthoc_metric as pm
-from posthoc_metric.errors import CalibrationWarning
+from posthoc_metric.errors import CalibrationWarning, FitError
+from posthoc_metric.support import Support
 from posthoc_metric.uncertainty import RBF, Gate
+from posthoc_metric.uncertainty.calibration import Knobs, calibrate
 from posthoc_metric.uncertainty.evened import Evened
 from posthoc_metric.uncertainty.gp import GaussianProcess
+from posthoc_metric.uncertainty.measurement import measure
 from posthoc_metric.uncertainty.sample import likely
 
 
@@ -84,6 +87,25 @@ class _Certain(RBF):
 
     def shape(self):
         return lambda z: torch.diag_embed(torch.tensor([1e-6, 1.0, 1.0, 1.0, 1.0, 1.0]).double().expand(len(z), 6))
+
+
+class _Holed(RBF):
+    """Has no score at one point."""
+
+    hole: torch.Tensor
+
+    def score(self, z):
+        return super().score(z).masked_fill((z == self.hole).all(1), float("nan"))
+
+
+def test_a_score_is_asked_to_be_finite_at_every_point_that_volumes_are_judged_by():
+    decoder, support = _decoder(2, 0), Support(_normal(300, 2, 0))
+    measured = measure(decoder, support)
+    model = _Holed().fit(decoder, support.training)
+    for points in (measured.data_points, measured.void_points[3], measured.more_points):
+        model.hole = points[0]
+        with pytest.raises(FitError, match="score must be finite"):
+            calibrate(model, measured, Knobs())
 
 
 def test_a_model_that_says_it_knows_directions_in_the_void_is_told_of():

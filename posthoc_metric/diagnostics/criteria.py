@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ..smooth_map import condition_numbers
@@ -119,13 +120,14 @@ def shell_criteria(
     void = [row.metrics for row in rows if row.shell.is_void]
     outward = [row.metrics for row in rows if row.name != "gaps"]
     costliest = rows[0].metrics["decoder"].largest_eigenvalue_q95
-    least = {name: min(found[name].smallest_eigenvalue_q05 for found in void) / costliest for name in metrics}
+    least = {name: _least([found[name].smallest_eigenvalue_q05 for found in void]) / costliest for name in metrics}
     fall = {name: largest_fall([found[name].log_volume_q50 for found in outward]) for name in metrics}
     peak = {name: roughest(rows, name) for name in metrics}
     if walls:
-        peak["rbf-published"] = max(peak["rbf-published"], *walls)
+        peak["rbf-published"] = _most([peak["rbf-published"], *walls])
     worst = [
-        {name: max(found[name].condition_number_q95 for found in chosen) for name in metrics} for chosen in (near, void)
+        {name: _most([found[name].condition_number_q95 for found in chosen]) for name in metrics}
+        for chosen in (near, void)
     ]
     rough = (
         "relative change of the metric over a data radius (95th percentile), worst shell; bound: the published RBF's"
@@ -171,4 +173,14 @@ def faithfulness_criteria(found: Faithfulness | None) -> tuple[Criterion, ...]:
 
 def roughest(rows: Sequence[ShellRow], name: str) -> float:
     """The peak of a metric's smoothness over the shells."""
-    return max(row.metrics[name].smoothness_q95 for row in rows)
+    return _most([row.metrics[name].smoothness_q95 for row in rows])
+
+
+def _least(values: Sequence[float]) -> float:
+    """NaN where one of them is: Python's own ``min`` would pass over it."""
+    return float(np.min(values))
+
+
+def _most(values: Sequence[float]) -> float:
+    """NaN where one of them is."""
+    return float(np.max(values))

@@ -82,7 +82,8 @@ def calibrate(model: UncertaintyModel, measured: Measured, knobs: Knobs, held_ou
         warn_caller(unequal, CalibrationWarning)
     sample = look(model, measured, knobs.max_condition_number, held_out)
     known, void = sample.known, sample.void
-    if not bool(torch.isfinite(known).all() and torch.isfinite(void).all()):
+    scores = torch.cat([known, void.flatten(), sample.in_void[0].scores])
+    if not bool(torch.isfinite(scores).all()):
         raise FitError("the uncertainty model's score must be finite on and off the data; it is NaN or infinite.")
     chosen = _choose(model, sample, knobs)
     if chosen is None:

@@ -68,6 +68,8 @@ def shaped_volumes(grams: Tensor, floor: Tensor, shapes: Tensor, scale: float) -
 
 
 def largest_fall(medians: Sequence[float]) -> float:
-    """How far a sequence ever falls below an earlier value of its own."""
+    """How far a sequence ever falls below an earlier value of its own; NaN where one of them is."""
+    if any(map(math.isnan, medians)):
+        return math.nan
     peaks = accumulate(medians, max)
     return max(peak - value if math.isfinite(peak) else 0.0 for peak, value in zip(peaks, medians, strict=True))
