@@ -255,6 +255,31 @@ class TestFiles:
         write_report(tmp_path / "out", repaired, *solutions, audit, image_shape=(8, 8))
         assert {path.name for path in (tmp_path / "out").iterdir()} == FILES - {"frames.png"}
 
+    def test_a_pair_without_a_curve_leaves_the_others_their_numbers(self, tmp_path):
+        generator = torch.Generator().manual_seed(0)
+        weights = torch.randn(2, 16, generator=generator, dtype=torch.float64)
+        latents = torch.randn(120, 2, generator=generator, dtype=torch.float64)
+        lost = torch.tensor([20.0, 20.0], dtype=torch.float64)
+
+        def decode(z):
+            hole = ((z - lost.to(z)).norm(dim=1, keepdim=True) < 1).to(z)
+            return torch.tanh(z @ weights.to(z)) / (1 - hole)
+
+        repaired = pm.repair(pm.Decoder(decode, latent_dim=2), latents)
+        start, end = latents[:4], torch.cat([lost[None], latents[5:8]])
+        solutions = repaired.decoder_metric.geodesic(start, end), repaired.geodesic(start, end)
+        found, others = (
+            pair_statistics(repaired, *solutions),
+            pair_statistics(
+                repaired, *(metric.geodesic(start[1:], end[1:]) for metric in (repaired.decoder_metric, repaired))
+            ),
+        )
+        assert [status.name for status in solutions[1].status] == ["NOT_FINITE"] + 3 * ["CONVERGED"]
+        assert found.straight_off_data_mean == others.straight_off_data_mean
+        assert found.after.off_data_mean == others.after.off_data_mean
+        write_report(tmp_path / "out", repaired, *solutions, repaired.audit(points=24, pairs=2), image_shape=(4, 4))
+        assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+
     def test_solutions_of_other_pairs_are_refused(self, job, tmp_path):
         repaired, before, after, audit = job
         fewer = repaired.geodesic(after.points[:1, 0], after.points[:1, -1])

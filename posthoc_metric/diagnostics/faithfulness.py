@@ -109,9 +109,16 @@ def _shares(curves: Tensor, converged: Tensor, support: Support) -> Followed:
 
 
 def share_off_data(curves: Tensor, support: Support, *, beyond: float = 0.0) -> Tensor:
-    """Share (B,) of the Euclidean length of curves (B, T, d) at an offset above ``beyond``, by segment midpoints."""
+    """Share (B,) of the Euclidean length of curves (B, T, d) at an offset above ``beyond``, by segment midpoints.
+
+    NaN for a curve that is not finite.
+    """
+    known = torch.isfinite(curves).flatten(1).all(1)
+    shares = curves.new_full((len(curves),), torch.nan)
+    curves = curves[known]
     steps = (curves[:, 1:] - curves[:, :-1]).norm(dim=2)
     middle = 0.5 * (curves[:, 1:] + curves[:, :-1])
     off = (support.offset(middle.flatten(0, 1)) > beyond).reshape(steps.shape)
     total = steps.sum(1)
-    return torch.where(total > 0, (steps * off).sum(1) / total.clamp_min(1e-300), torch.zeros_like(total))
+    shares[known] = torch.where(total > 0, (steps * off).sum(1) / total.clamp_min(1e-300), torch.zeros_like(total))
+    return shares

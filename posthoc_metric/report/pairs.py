@@ -88,10 +88,7 @@ def pair_statistics(repaired: RepairedMetric, before: Solution, after: Solution)
 
 def shares_off_data(repaired: RepairedMetric, solution: Solution) -> Tensor:
     """Share (B,) of each curve's latent length at offset > 0; NaN for a pair without a curve."""
-    known = has_curve(solution)
-    shares = torch.full_like(known, float("nan"), dtype=torch.float64)
-    shares[known] = share_off_data(sampled(solution, SAMPLES)[known], repaired.geometry)
-    return shares
+    return share_off_data(sampled(solution, SAMPLES), repaired.geometry)
 
 
 def has_curve(solution: Solution) -> Tensor:
