@@ -55,7 +55,8 @@ def invert(
         seed: of the starts.
 
     Raises:
-        InvalidArgumentError: an argument has a wrong shape or range, or rows of the data are not finite.
+        InvalidArgumentError: an argument has a wrong shape or range, or rows of the data or their squares are not
+            finite.
 
     References:
         Madsen, Nielsen, Tingleff: Methods for Non-Linear Least Squares Problems, 2004, section 3.2.
@@ -94,6 +95,11 @@ def invert(
         )
     candidates = _starts(decoder.latent_dim, prior, starts, seed).to(rows.device)
     norm = rows.double().norm(dim=1)
+    if not bool(torch.isfinite(norm).all()):
+        raise InvalidArgumentError(
+            "`data` must have rows whose squares are numbers of float64; the largest value is "
+            f"{float(rows.abs().max()):.3g}. Measure data and the decoder's output in another unit."
+        )
     norm = torch.where(norm > 0, norm, norm.square().mean().sqrt()).clamp_min(1e-300)
     # rows that it refuses do not take the others with them
     guarded = GuardedMap(decoder)

@@ -191,6 +191,9 @@ def test_guards():
         invert(decoder, data[:, :7])
     with pytest.raises(InvalidArgumentError, match="row 1 is"):
         invert(decoder, torch.cat([data[:1], torch.full((1, 30), torch.nan)]))
+    # their rows once counted as reproduced
+    with pytest.raises(InvalidArgumentError, match="another unit"):
+        invert(decoder, 1e200 * data.double())
     with pytest.raises(InvalidArgumentError, match="Add an axis"):
         invert(decoder, data[0])
     with pytest.raises(InvalidArgumentError, match="`tries`"):
