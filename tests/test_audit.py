@@ -279,6 +279,23 @@ def test_smoothness_is_not_judged_by_a_baseline_that_had_no_residuals_to_fit(shi
         assert line.passed is not None and line.bound == line.published
 
 
+@pytest.mark.parametrize("unit", [1e2, 1e3, 1e4])
+def test_smoothness_is_not_judged_by_a_baseline_without_a_wall(unit):
+    """Data on another scale than the outputs leave residuals as large as the noise that it has in the void."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = mlp([2, 64, 20], torch.nn.Tanh).double()
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(500, 2, generator=generator, dtype=torch.float64)
+    decoder = pm.Decoder(lambda z: unit * net(z), latent_dim=2)
+    data = decoder(latents) / unit
+    data = data + 0.1 * data.std() * torch.randn(data.shape, generator=generator, dtype=torch.float64)
+    found = pm.repair(decoder, latents, data).audit(pairs=0)
+    line = criterion(found, "smoothness")
+    assert line.passed is None and "standard deviations" in line.reason
+    assert found.passed, str(found)
+
+
 def audit_of_noisy(unit):
     """With the same noise everywhere, of a decoder of ten dimensions."""
     with torch.random.fork_rng():

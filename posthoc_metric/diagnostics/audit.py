@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,9 @@ _ADDED_STEP = 5e-4
 #: apart
 _WALLS = tuple(1.25**power for power in range(1, 14))
 _VARIANCE_ROWS = 1000
+#: residuals, in standard deviations of the data, that leave the published baseline's noise, which in the void is a
+#: thousand of these, a wall to hold others to
+_MOST_MISSED = 30.0
 
 
 @dataclass(frozen=True)
@@ -154,8 +158,17 @@ def audit(
 def _baseline(repaired: RepairedMetric, seed: int) -> PublishedRBF:
     """The published repair; the precision that it keeps in the void is for data of unit variance, whatever theirs."""
     assert repaired.data is not None
-    sample = repaired.data[some_rows(len(repaired.data), _VARIANCE_ROWS, seed)].double()
+    rows = some_rows(len(repaired.data), _VARIANCE_ROWS, seed)
+    sample = repaired.data[rows].double()
     variance = float(sample.var(0, correction=0).mean())
+    outputs = repaired.decoder(repaired.geometry.training[rows.to(repaired.geometry.training.device)])
+    missed = float((outputs.to(sample) - sample).square().mean())
+    # of data that do not vary the fit itself tells
+    if missed > _MOST_MISSED**2 * variance > 0:
+        raise FitError(
+            f"the decoder's output misses the data by {math.sqrt(missed / variance):.3g} of their standard deviations. "
+            "Bring them into the form that the decoder reconstructs."
+        )
     published = PublishedRBF(floor=PublishedRBF().floor / max(variance, 1e-290))
     return published.fit(repaired.decoder, repaired.geometry.training, repaired.data, seed=seed)
 
