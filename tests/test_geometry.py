@@ -182,6 +182,20 @@ def test_volume_samples_are_even_on_the_sphere():
     assert isinstance(in_numpy, np.ndarray) and in_numpy.dtype == np.float64
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_samples_of_a_volume_that_no_point_of_the_box_finds(seed):
+    """In ten dimensions, of a width of a twentieth of the box: chains all began at the same point, and stayed there."""
+
+    def narrow(z):
+        return torch.exp(-2 * z.square().sum(1))[:, None, None] * torch.eye(10, dtype=z.dtype)
+
+    drawn = sample_volume(FunctionMetric(narrow, 10), 1000, [-2.0] * 10, [3.0] * 10, seed=seed, steps=100).points
+    drawn = np.asarray(drawn)
+    width = math.sqrt(0.05)
+    assert np.abs(drawn.mean(0)).max() < 5 * width / math.sqrt(1000)
+    assert np.abs(drawn.var(0) / width**2 - 1).max() < 5 * math.sqrt(2 / 1000)
+
+
 @pytest.mark.parametrize("dim, radius", [(3, 20.0), (7, 2.0)])
 def test_volume_samples_are_even_where_the_box_is_far_wider_than_the_volume(dim, radius):
     """Steps as wide as the box were refused: of 1,000 points 795 were copies, and radii 13 standard errors off."""

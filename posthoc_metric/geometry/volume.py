@@ -23,6 +23,9 @@ _REPEATS = 8
 _CHUNK = 65_536
 #: points of the box that chains are begun from, at least and at most; torch draws from no more than 16 million
 _POOL = 4096, 2**20
+#: effective points that chains are begun from at least; where there are fewer, so many chains at least are begun under
+#: a power of the density, and moved by so many steps before the next
+_FEWEST, _MEMBERS, _EACH = 100.0, 1024, 20
 #: the longest local step of a chain over the shortest: where tails are heavy one size does not fit all
 _SIZES = 4.0
 
@@ -116,10 +119,11 @@ def sample_volume(
 ) -> VolumeSample:
     """Draw points with density ``sqrt(det M)`` on a box, or on the part of it where ``inside`` is true.
 
-    Every point is the end of a chain of its own, started by importance resampling from random points of the box.
+    Every point is the end of a chain of its own, started by importance resampling from random points of the box; where
+    hardly any of these count, by degrees, under rising powers of the density (Del Moral, Doucet & Jasra 2006).
     A step proposes ``z + h M(z)^(-1/2) ξ`` with a random h, half of the time, or else a uniform point of the box, and
     is accepted by Metropolis & Hastings' rule, which leaves the density exactly invariant (Girolami & Calderhead 2011).
-    In many dimensions hardly any point of a wide box may count: give a narrow one, or more steps.
+    Modes that are far apart in many dimensions take a narrow box, or more steps.
 
     Args:
         metric: any positive definite metric.
@@ -154,31 +158,73 @@ def sample_volume(
                 "(pm.repair)."
             )
         raise InvalidArgumentError("`inside` must be true somewhere in the box, and the metric not singular there.")
-    weight = (logs - logs.max()).exp()
-    z = pool[torch.multinomial(weight.cpu(), count, replacement=True, generator=generator).to(pool.device)]
-    here = _State(metric, z, inside)
-    # the usual optimal scale of a random walk (Roberts & Rosenthal 2001), in Riemannian length: of where the volume
-    # lies, as the box may be far wider
-    share = weight / weight.sum()
-    spread = float((share @ (pool - share @ pool).square()).sqrt().mean()) or float(sides.mean())
-    reach = 2.38 / math.sqrt(metric.dim) * spread * float(here.scale)
+
+    def moved(here: _State, reach: float, power: float = 1.0, *, flat: bool = False) -> tuple[_State, int]:
+        """One step of each chain under the density to the given power, and how many of them were accepted.
+
+        Powers of the density have little to do with the metric's own lengths: their steps are ``flat``, alike
+        everywhere.
+        """
+        n = len(here.z)
+        local = torch.rand(n, generator=generator, device="cpu", dtype=torch.float64).to(here.z) < 0.5
+        noise = torch.randn(n, metric.dim, generator=generator, device="cpu", dtype=torch.float64).to(here.z)
+        size = reach * _SIZES ** -torch.rand(n, 1, generator=generator, device="cpu", dtype=torch.float64).to(here.z)
+        move = noise if flat else torch.linalg.solve_triangular(here.factor.mT, noise[..., None], upper=True)[..., 0]
+        move = size * move
+        there = _State(metric, torch.where(local[:, None], here.z + move, uniform(n)), inside, lower, sides)
+        forward, back = ((there.z - here.z) / size, (here.z - there.z) / size)
+        log_ratio = power * (there.log_density - here.log_density)
+        # density of the local proposal: sqrt(det M) exp(-½ Δᵀ M Δ / h²); the uniform one is symmetric
+        if not flat:
+            log_ratio = log_ratio + torch.where(local, there.log_proposal(back) - here.log_proposal(forward), 0.0)
+        chance = torch.rand(n, generator=generator, device="cpu", dtype=torch.float64).to(here.z)
+        accept = chance.log() < log_ratio
+        return here.replace(accept, there), int(accept.sum())
+
+    def drawn(weight: Tensor, n: int) -> tuple[_State, float]:
+        """States of that many of the pool's points, and how far a step goes from them."""
+        rows = torch.multinomial(weight.cpu(), n, replacement=True, generator=generator).to(pool.device)
+        # the usual optimal scale of a random walk (Roberts & Rosenthal 2001) of where the volume lies, as the box may
+        # be far wider
+        share = weight / weight.sum()
+        spread = float((share @ (pool - share @ pool).square()).sqrt().mean()) or float(sides.mean())
+        return _State(metric, pool[rows], inside), 2.38 / math.sqrt(metric.dim) * spread
+
+    few = _effective(logs, 1.0) < _FEWEST
+    power = 0.0 if few else 1.0
+    # where few points of the box count, nothing is known of where the others lie: the density is raised by degrees
+    while power < 1:
+        step = _tempered(logs, 1 - power)
+        weight, power = (step * (logs - logs.max())).exp(), 1.0 if step == 1 - power else power + step
+        here, spread = drawn(weight, max(count, _MEMBERS))
+        for _ in range(_EACH):
+            here, _ = moved(here, spread, power, flat=True)
+        pool, logs = here.z, here.log_density
+    here, spread = drawn(torch.ones_like(logs) if few else (logs - logs.max()).exp(), count)
+    reach = spread * float(here.scale)
     accepted = 0
     for _ in range(steps):
-        local = torch.rand(count, generator=generator, device="cpu", dtype=torch.float64).to(z) < 0.5
-        noise = torch.randn(count, metric.dim, generator=generator, device="cpu", dtype=torch.float64).to(z)
-        size = reach * _SIZES ** -torch.rand(count, 1, generator=generator, device="cpu", dtype=torch.float64).to(z)
-        move = size * torch.linalg.solve_triangular(here.factor.mT, noise[..., None], upper=True)[..., 0]
-        there = _State(metric, torch.where(local[:, None], here.z + move, uniform(count)), inside, lower, sides)
-        forward, back = ((there.z - here.z) / size, (here.z - there.z) / size)
-        log_ratio = there.log_density - here.log_density
-        # density of the local proposal: sqrt(det M) exp(-½ Δᵀ M Δ / h²); the uniform one is symmetric
-        log_ratio = log_ratio + torch.where(local, there.log_proposal(back) - here.log_proposal(forward), 0.0)
-        chance = torch.rand(count, generator=generator, device="cpu", dtype=torch.float64).to(z)
-        accept = chance.log() < log_ratio
-        accepted += int(accept.sum())
-        here = here.replace(accept, there)
+        here, taken = moved(here, reach)
+        accepted += taken
     first, restore = to_tensor(low, "low")
     return VolumeSample(restore(here.z.to(first.dtype)), accepted / (steps * count))
+
+
+def _effective(logs: Tensor, power: float) -> float:
+    """How many points as good as equally weighted ones there are, of log weights (n,) times ``power``."""
+    weight = (power * (logs[torch.isfinite(logs)] - logs.max())).exp()
+    return float(weight.sum().square() / weight.square().sum())
+
+
+def _tempered(logs: Tensor, most: float) -> float:
+    """The largest power up to ``most`` that leaves half of the points (n,), or of those that count, effective."""
+    half, low, high = 0.5 * _effective(logs, 0.0), 0.0, most
+    if _effective(logs, most) >= half:
+        return most
+    for _ in range(30):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if _effective(logs, middle) >= half else (low, middle)
+    return high
 
 
 class _State:
