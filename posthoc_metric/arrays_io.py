@@ -24,7 +24,7 @@ _MISSING = {"", "na", "n/a", "#n/a", "<na>", "null", "none", "-"}
 
 _ROW_NAMES = (
     "its first column holds names or numbers of rows, which are no data; write it without them: row.names=FALSE in R, "
-    "index=False in pandas"
+    "index=False in pandas. Should it be data after all, leave the line of names out"
 )
 
 
@@ -136,9 +136,20 @@ def _csv(path: Path, name: str, key: str | None) -> np.ndarray:
         array = np.loadtxt(path, delimiter=",", skiprows=number if names else 0, ndmin=2, encoding="utf-8-sig")
     if not array.size:
         raise ValueError("it has no rows of numbers")
-    if unnamed and array[0, 0] in (0, 1) and bool((np.diff(array[:, 0]) == 1).all()):
+    if names and _is_index(array, unnamed):
         raise ValueError(_ROW_NAMES)
     return array
+
+
+def _is_index(array: np.ndarray, unnamed: bool) -> bool:
+    """Whether the first column numbers the rows: it counts, or has no name and whole numbers like no other column."""
+    first, others = array[:, 0], array[:, 1:]
+    if others.size and first[0] in (0, 1) and bool((np.diff(first) == 1).all()):
+        # two rows count by chance
+        return unnamed or len(first) > 2
+    # rows that were shuffled or left out after they had been numbered
+    whole = bool((first == np.round(first)).all()) and len(np.unique(first)) == len(first)
+    return unnamed and whole and bool((others != np.round(others)).any())
 
 
 def _cells(line: str) -> list[str]:

@@ -521,12 +521,23 @@ class TestArrays:
             "a,b\n1,0.1,0.2\n2,0.3,0.4\n",
             "a,b\n7,0.1,0.2\n2,0.3,0.4\n",
             ",a,b\n0,0.1,0.2\n1,0.3,0.4\n",  # pandas
+            ",a,b\n9,0.1,0.2\n4,0.3,0.4\n7,0.5,0.6\n",  # after shuffling
+            "cell,a\n0,0.1\n1,0.2\n2,0.3\n",  # an index with a name
+            "id,a\n1,4\n2,5\n3,5\n",
         ],
     )
     def test_names_of_rows_are_no_data(self, tmp_path, table):
         (tmp_path / "a.csv").write_text(table)
         with pytest.raises(CheckpointError, match="`latents`.*names or numbers of rows.*row.names=FALSE"):
             read_named(str(tmp_path / "a.csv"), "latents")
+
+    @pytest.mark.parametrize(
+        "table", ["a\n0\n1\n2\n", "a,b\n0,0.1\n1,0.2\n", "0,0.5\n1,0.2\n2,0.3\n", ",a\n3,0.5\n3,0.2\n1,0.3\n"]
+    )
+    def test_numbers_that_need_not_be_those_of_rows_are_data(self, tmp_path, table):
+        (tmp_path / "a.csv").write_text(table)
+        columns = table.splitlines()[-1].count(",") + 1
+        assert read_named(str(tmp_path / "a.csv"), "latents").shape[1] == columns
 
     def test_a_missing_value_is_no_name_of_a_row(self, tmp_path):
         (tmp_path / "a.csv").write_text("a,b\nNA,0.1\n1,0.2\n")
