@@ -72,6 +72,8 @@ def read_array(path: str | Path, name: str, key: str | None = None, *, sparse: b
         raise CheckpointError(
             f"`{name}` must hold real numbers; {str(source)!r} has dtype {array.dtype}. Convert it to float first."
         )
+    if array.ndim == 0:
+        raise CheckpointError(f"`{name}` must hold rows of numbers; {str(source)!r} holds a single number.")
     return array
 
 

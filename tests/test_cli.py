@@ -544,6 +544,11 @@ class TestArrays:
         with pytest.raises(CheckpointError, match="could not convert string 'NA'"):
             read_named(str(tmp_path / "a.csv"), "latents")
 
+    def test_a_single_number_is_no_table(self, tmp_path):
+        np.savez(tmp_path / "a.npz", epochs=300, z=self.VALUES)
+        with pytest.raises(CheckpointError, match="`points` must hold rows of numbers.*a single number"):
+            read_named(str(tmp_path / "a.npz:epochs"), "points")
+
     def test_npy_is_not_read_into_memory(self, tmp_path):
         np.save(tmp_path / "a.npy", self.VALUES)
         assert isinstance(read_array(tmp_path / "a.npy", "latents"), np.memmap)
