@@ -248,6 +248,17 @@ class TestFiles:
                 write_report(tmp_path / "out", *job, image_shape=shape)
         assert list(tmp_path.iterdir()) == []
 
+    def test_settings_may_be_numpys_numbers(self, job, tmp_path):
+        settings = {"rate": np.float32(0.5), "epochs": np.int64(300), "augmented": True}
+        facts = write_report(tmp_path / "out", *job, settings=settings)
+        assert facts["settings"].items() >= {"rate": 0.5, "epochs": 300}.items()
+        assert "<dt>augmented</dt><dd>True</dd>" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+    def test_settings_that_json_cannot_hold_are_refused_before_anything_is_drawn(self, job, tmp_path, monkeypatch):
+        monkeypatch.setattr(writer, "pictures", None)
+        with pytest.raises(InvalidArgumentError, match="`settings`.*'checkpoint' is .*Path.*str"):
+            write_report(tmp_path / "out", *job, settings={"checkpoint": tmp_path})
+
     def test_without_a_curve_there_are_no_frames(self, job, tmp_path):
         repaired, _, _, audit = job
         none = repaired.geometry.latents[:0]

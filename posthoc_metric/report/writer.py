@@ -47,17 +47,19 @@ def write_report(
         audit: of ``repaired``.
         image_shape: (h, w) or (h, w, 3), if the decoder's outputs are images in [0, 1]; frames are shown then.
         title: of the page.
-        settings: further facts for the page's last section.
+        settings: further facts for the page's last section, by their names: numbers, text, lists and dictionaries.
 
     Returns:
         What ``audit.json`` holds.
 
     Raises:
-        InvalidArgumentError: ``image_shape`` does not fit the decoder, or the solutions differ in their pairs.
+        InvalidArgumentError: ``image_shape`` does not fit the decoder, the solutions differ in their pairs, or
+            ``settings`` hold what JSON cannot.
         OutputError: the folder cannot be written to; it is then as it was.
     """
     check_image_shape(image_shape, repaired.decoder.output_dim)
     _check_pairs(before, after)
+    _check_settings(settings or {})
     pairs = pair_statistics(repaired, before, after)
     facts = jsonable(
         {
@@ -104,6 +106,18 @@ def _check_pairs(before: Solution, after: Solution) -> None:
             f"`before` and `after` must join the same pairs; got curves of shape {tuple(before.points.shape)} and "
             f"{tuple(after.points.shape)}. Solve both for the same start and end."
         )
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """See that ``audit.json`` can hold them, before pictures are drawn."""
+    for name, value in settings.items():
+        try:
+            to_json(value)
+        except TypeError:
+            raise InvalidArgumentError(
+                f"`settings` must hold numbers, text, lists and dictionaries, as JSON can; {name!r} is "
+                f"{describe(value)}. Convert it, with str() or float()."
+            ) from None
 
 
 def _settings(repaired: RepairedMetric) -> dict[str, Any]:
