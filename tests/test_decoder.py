@@ -20,7 +20,7 @@ from joblib import Parallel, delayed
 from torch import distributions, nn
 
 from posthoc_metric._arrays import as_tensor
-from posthoc_metric.decoder import Decoder, same_fingerprint
+from posthoc_metric.decoder import Decoder
 from posthoc_metric.decoder.conditions import advice
 from posthoc_metric.decoder.settle import _batches
 from posthoc_metric.errors import BatchWarning, DecoderError, DerivativeWarning, InvalidArgumentError
@@ -1090,19 +1090,6 @@ def test_joblib_workers(backend):
     z = latents(4)
     parts = Parallel(n_jobs=2, backend=backend)(delayed(decoder)(row[None]) for row in z)
     assert torch.allclose(torch.cat(parts), decoder(z))
-
-
-def test_fingerprints_tell_decoders_apart():
-    decoder = Decoder(net())
-    assert same_fingerprint(decoder.fingerprint(), Decoder(net().double()).fingerprint())
-    nudged = net()
-    with torch.no_grad():
-        nudged[2].bias[4] += 0.01
-    assert not same_fingerprint(decoder.fingerprint(), Decoder(nudged).fingerprint())
-    assert not same_fingerprint(decoder.fingerprint(), Decoder(net(out=7)).fingerprint())
-    points = latents(3)
-    assert decoder.fingerprint(points).shape == (3, 9)
-    assert same_fingerprint(decoder.fingerprint(points), decoder.fingerprint(points.numpy()))
 
 
 # ---- bad input --------------------------------------------------------------------------------------------------

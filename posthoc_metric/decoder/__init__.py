@@ -1,8 +1,7 @@
 """The first stage of the pipeline: any trained callable as a smooth map."""
 
 from .core import Decoder
-from .fingerprint import same_fingerprint
 from .fisher_rao import fisher_rao
 from .work import Work
 
-__all__ = ["Decoder", "Work", "fisher_rao", "same_fingerprint"]
+__all__ = ["Decoder", "Work", "fisher_rao"]

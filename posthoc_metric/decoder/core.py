@@ -19,13 +19,12 @@ from ..surroundings import lasting
 from .call import Call
 from .cuts import about_cuts
 from .engine import Engine, eval_mode_of
-from .fingerprint import sketch
 from .frozen import EvalMode
 from .observation import Given, Observer
 from .probe import Found, doubled
 from .probe import probe as run_probe
 from .routes import FORWARD_WAYS, REVERSE_WAYS
-from .settle import probe_latents, settle
+from .settle import settle
 from .work import Counters, Work
 
 
@@ -268,15 +267,6 @@ class Decoder:
         Empty where none does, or where a warning of jumps was given at wrap time.
         """
         return about_cuts(self._engine, self._points(latents, "latents")[0])
-
-    def fingerprint(self, points: ArrayLike | None = None) -> Tensor:
-        """A short record (K, 9) of the outputs at ``points`` (K, d), by default four fixed standard normal latents.
-
-        Compare two records with :func:`posthoc_metric.decoder.same_fingerprint`.
-        """
-        if points is None:
-            points = probe_latents(4, self.latent_dim, self._engine.found.call).double().cpu()
-        return sketch(self(self._points(points, "points")[0].double().cpu()))
 
     def _points(self, value: ArrayLike, name: str = "z") -> tuple[Tensor, Restore]:
         refuse_transformed(value, name)
