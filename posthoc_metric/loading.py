@@ -94,8 +94,7 @@ def _rebuilt(
     if facts["gate"] is not None:
         gate = Gate(model=fitted, floor=Floor(**_under("floor.", tensors)), **facts["gate"])
     metric = RepairedMetric(decoder, fitted, gate, geometry, knobs)
-    # files of earlier versions have none
-    restore_graphs(metric, _under("starts.", tensors), facts.get("starts", []))
+    restore_graphs(metric, _under("starts.", tensors), facts["starts"])
     return metric
 
 

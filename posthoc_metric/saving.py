@@ -70,8 +70,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise ValueError("no facts")
     except (KeyError, ValueError, RecursionError):
         raise CheckpointError(f"cannot read {str(source)!r}: its metadata are damaged. Save it again.") from None
-    # files of before there were digests have none
-    if metadata.get("digest", "") not in ("", _digest(tensors, metadata["facts"])):
+    if metadata.get("digest") != _digest(tensors, metadata["facts"]):
         raise CheckpointError(
             f"cannot read {str(source)!r}: its content is not what was saved, so that it was damaged since. "
             "Copy or save it again."

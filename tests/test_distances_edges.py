@@ -128,7 +128,7 @@ def test_points_that_coincide_are_at_no_distance_and_what_is_unknown_is_nan():
     assert segment_lengths(smooth.parts(), a[:0], b[:0], 1.0).shape == (0,)
 
 
-def test_edges_stored_by_another_rule_are_refused(tmp_path):
+def test_edges_stored_of_another_graph_are_refused(tmp_path):
     def ask():
         return distances(Sphere(), points(20, 2), method="graph", neighbours=5, sample=0, store=tmp_path)
 
@@ -136,6 +136,6 @@ def test_edges_stored_by_another_rule_are_refused(tmp_path):
     plan = tmp_path / "graph" / "edges" / "plan.json"
     known = json.loads(plan.read_text())
     assert (ask() == first).all()
-    plan.write_text(json.dumps({name: value for name, value in known.items() if name != "measured"}))
-    with pytest.raises(InvalidArgumentError, match="measured differ"):
+    plan.write_text(json.dumps(known | {"edges": known["edges"] + 1}))
+    with pytest.raises(InvalidArgumentError, match="edges differ"):
         ask()

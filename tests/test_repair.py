@@ -232,18 +232,6 @@ def test_start_graphs_are_saved_with_the_metric(make, tmp_path, monkeypatch):
             assert torch.equal(getattr(found, name), getattr(expected, name)), name
 
 
-def test_a_file_without_start_graphs_is_read(repaired, small, tmp_path):
-    from posthoc_metric import saving
-
-    path = tmp_path / "repaired.safetensors"
-    repaired.save(path)
-    tensors, facts = saving.read(path)
-    del facts["starts"]
-    saving.write(path, {key: value for key, value in tensors.items() if not key.startswith("starts.")}, facts)
-    z = torch.randn(5, 2, dtype=torch.float64)
-    assert torch.equal(pm.load(path, wrap(small)).tensor(z), repaired.tensor(z))
-
-
 def test_another_decoder_is_refused(repaired, small, tmp_path):
     repaired.save(tmp_path / "r.safetensors")
     torch.manual_seed(5)

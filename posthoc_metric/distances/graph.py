@@ -125,11 +125,10 @@ def build_distance_graph(
     regions = make_regions(array, far_edges_each(k))
     edges = join_pieces(array, np.unique(np.concatenate([edges, regions.edges(array)]), axis=0))
     blocks = cut(len(edges), _EDGE_BLOCK)
-    # edges that a version before chords has stored are not to be mixed with these
-    facts = {**plan, "edges": len(edges), "measured": "chords"}
     found = computed(
         _measure, (metric, points, edges, unit), blocks, {"lengths": ((len(edges),), float)},
-        folder=below(store, "edges"), plan=facts, n_jobs=n_jobs, progress=progress, stage="edges",
+        folder=below(store, "edges"), plan={**plan, "edges": len(edges)},
+        n_jobs=n_jobs, progress=progress, stage="edges",
     )  # fmt: skip
     half = _sparse(edges[:, 0], edges[:, 1], np.array(found["lengths"]), (len(array), len(array)))
     return DistanceGraph(points, (half + half.T).tocsr(), search, k, unit, regions)

@@ -44,18 +44,13 @@ def graphs_state(metric: Metric) -> tuple[dict[str, Tensor], list[dict[str, Any]
 
 
 def restore_graphs(metric: Metric, tensors: dict[str, Tensor], facts: list[dict[str, Any]]) -> None:
-    """Give ``metric`` the start graphs that :func:`graphs_state` described; unknown kinds are left to be built anew."""
+    """Give ``metric`` the start graphs that :func:`graphs_state` described."""
     cache, parts = cache_of(metric), guard(metric.parts())
     device = torch.device("cpu") if metric.support is None else metric.support.device
     for number, fact in enumerate(facts):
-        kind, *about = fact["key"]
-        # of older files: grids without their cells, and graphs by sums that other latents may have as well
-        known_kind = fact.get("unit") is not None if kind == "grid" else len(about) == 2
-        if fact["ruler"] not in _RULERS or not known_kind:
-            continue
         ruler = _RULERS[fact["ruler"]](parts)
         cells = None
-        if fact.get("unit") is not None:
+        if fact["unit"] is not None:
             origin, places, sizes = (tensors[f"{number}.{name}"].to(device) for name in _CELLS)
             cells = Cells(origin, fact["unit"], places.long(), sizes)
         points = tensors[f"{number}.points"].to(device) if cells is None else cells.points
