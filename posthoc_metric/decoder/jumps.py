@@ -29,7 +29,7 @@ def flat_outputs(function: Function, z: Tensor, v: Tensor, step: float) -> Tenso
     return torch.nonzero(varies & (here == there).all(dim=0)).flatten()
 
 
-def stepped_outputs(function: Function, z: Tensor, suspects: Tensor) -> tuple[list[int], int]:
+def stepped_outputs(function: Function, z: Tensor, v: Tensor, step: float) -> tuple[list[int], int]:
     """Outputs that jump between latents, at most eight of them, and how many others are under the same suspicion.
 
     Of the suspects that :func:`flat_outputs` found a clamped or steep one is none; halving the way between two
@@ -37,10 +37,9 @@ def stepped_outputs(function: Function, z: Tensor, suspects: Tensor) -> tuple[li
     jumps does not.
 
     Args:
-        function: (B, d) -> (B, D).
-        z: latents (B, d).
-        suspects: (n,).
+        function, z, v, step: of :func:`flat_outputs`.
     """
+    suspects = flat_outputs(function, z, v, step)
     if not len(suspects):
         return [], 0
     here = function(z)

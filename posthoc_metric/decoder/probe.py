@@ -156,12 +156,19 @@ def _beside_poles(exam: Exam, error: NotFiniteError, output_shape: tuple[int, ..
 
 
 def _jumping(exam: Exam) -> tuple[list[int], int]:
-    """See :func:`stepped_outputs`."""
-    call = exam.reference_call
-    z = torch.cat([exam.place.few, exam.place.wider[:_WIDER_ROWS]]).to(call.dtype)
-    v = exam.v[:1].to(call.dtype).expand(len(z), -1)
+    """Outputs that jump among the few latents and some of the wider ones; see :func:`stepped_outputs`."""
+    return _jumps_among(exam, torch.cat([exam.place.few, exam.place.wider[:_WIDER_ROWS]]), exam.step)
+
+
+def _jumps_among(exam: Exam, z: Tensor, step: float) -> tuple[list[int], int]:
     with torch.no_grad():
-        return stepped_outputs(call, z, flat_outputs(call, z, v, exam.step))
+        return stepped_outputs(exam.reference_call, *_ways(exam, z), step)
+
+
+def _ways(exam: Exam, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents (n, d) as the reference takes them, and one direction for all."""
+    z = z.to(exam.reference_call.dtype)
+    return z, exam.v[:1].to(z.dtype).expand(len(z), -1)
 
 
 def _about_jumps(jumping: list[int], more: int, outputs: int) -> str:
@@ -198,23 +205,15 @@ def _stepped(exam: Exam, scale: float) -> bool:
     It is looked at among the wider latents, and from the few to the same ``scale`` times as far out, where the halvings
     of so long a way come down to a short one.
     """
-    call, place = exam.reference_call, exam.place
-    ways = [(place.wider, exam.step)]
-    if scale <= _HALVED[call.dtype == torch.float64]:
-        ways.append((torch.cat([place.few, scale * place.few]), scale * exam.step))
-    for way, step in ways:
-        z = way.to(call.dtype)
-        v = exam.v[:1].to(call.dtype).expand(len(z), -1)
-        with torch.no_grad():
-            if stepped_outputs(call, z, flat_outputs(call, z, v, step))[0]:
-                return True
-    return False
+    few = exam.place.few
+    if _jumps_among(exam, exam.place.wider, exam.step)[0]:
+        return True
+    short = scale <= _HALVED[exam.reference_call.dtype == torch.float64]
+    return short and bool(_jumps_among(exam, torch.cat([few, scale * few]), scale * exam.step)[0])
 
 
 def _steep(exam: Exam) -> bool:
     """Whether the outputs that are flat around the latents get from one to another without a jump."""
-    call = exam.reference_call
-    z = exam.place.few.to(call.dtype)
-    v = exam.v[:1].to(call.dtype).expand(len(z), -1)
     with torch.no_grad():
-        return len(flat_outputs(call, z, v, exam.step)) > 0 and not _jumping(exam)[0]
+        flat = flat_outputs(exam.reference_call, *_ways(exam, exam.place.few), exam.step)
+    return len(flat) > 0 and not _jumping(exam)[0]
