@@ -25,6 +25,17 @@ def own_precision() -> Iterator[None]:
 
 
 @contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Inside, torch computes in one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def lasting() -> Iterator[None]:
     """Inside, tensors are made for all later uses: one that is made in inference mode can be in no graph ever after."""
     if not torch.is_inference_mode_enabled():

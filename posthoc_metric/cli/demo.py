@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +17,7 @@ from ..output import check_folder
 from ..repair import repair
 from ..report import write_report
 from ..report.page import readable
+from ..surroundings import one_torch_thread
 from .shared import AsJson
 from .terminal import NEGATIVE, clear_errors, results, show_audit, show_json, stages
 
@@ -37,7 +36,8 @@ def demo(
     digits by geodesics before and after, audits the repair, and writes report.html, audit.json, geodesics.npz and the
     figures into DIR.
     """
-    with clear_errors(), one_thread():
+    # matrices as small as these gain nothing from threads, and lose much where cores are shared
+    with clear_errors(), one_torch_thread():
         began = time.perf_counter()
         check_folder(out)
         with stages(6) as bar:
@@ -72,17 +72,6 @@ def demo(
             _summarise(facts, audit, out, time.perf_counter() - began)
         if not audit.passed:
             raise typer.Exit(NEGATIVE)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Matrices as small as the demo's gain nothing from threads, and lose much where cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _pairs(latents: torch.Tensor, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,6 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from .._arrays import is_integer
 from ..errors import InvalidArgumentError, WorkerError
-from ..surroundings import lasting, own_precision
+from ..surroundings import lasting, one_torch_thread, own_precision
 from .progress import Progress
 
 try:
@@ -88,7 +87,8 @@ def run_blocks(
         return
     if _in_process(n_jobs):
         for index in missing:
-            with _one_thread():
+            # sums are then taken in one order whatever the machine
+            with one_torch_thread(), threadpool_limits(1):
                 result = _compute(task, shared, index, blocks[index])
             progress.advance(result.seconds)
             yield index, result.value
@@ -200,7 +200,7 @@ def _call(payload: np.ndarray | None, digest: str, task: Task, index: int, block
         return _Unknown()
     (shared,) = found
     if threading.current_thread() is threading.main_thread():
-        with _one_thread():
+        with one_torch_thread(), threadpool_limits(1):
             return _compute(task, shared, index, block)
     # a thread that restored the process's limits would do so under its neighbours; the driver restores them
     torch.set_num_threads(1)
@@ -213,18 +213,6 @@ def _compute(task: Task, shared: Any, index: int, block: Any) -> _Done:
     with torch.no_grad(), own_precision(), lasting():
         value = task(shared, block)
     return _Done(index, value, time.perf_counter() - begun)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for torch and for BLAS, so that sums are taken in one order whatever the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def cut(total: int, size: int) -> list[tuple[int, int]]:
