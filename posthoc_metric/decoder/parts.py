@@ -52,7 +52,8 @@ def find_parts(model: Any, method: Method) -> list[Part]:
     Raises:
         InvalidArgumentError: ``method`` names nothing that can be called, or ``model`` cannot be called.
     """
-    model = _opened(model)
+    if isinstance(model, torch.export.ExportedProgram):
+        model = model.module()
     if method is not None:
         return [_named(model, method)]
     if not isinstance(model, nn.Module):
@@ -68,12 +69,6 @@ def find_parts(model: Any, method: Method) -> list[Part]:
             f"with `method=`; it has: {', '.join(_callables(model)) or 'nothing that can be called'}."
         )
     return whole + halves
-
-
-def _opened(model: Any) -> Any:
-    if isinstance(model, torch.export.ExportedProgram):
-        return model.module()
-    return model
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
