@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...machine import AT_ONCE
 from ...metric import MetricParts
-from .quadrature import Measured
+from .quadrature import Measured, chord_lengths
 from .spline import Spline
 
 #: chords a span to begin with
@@ -74,15 +74,6 @@ def _sums(parts: MetricParts, spline: Spline, chords: int, memory_limit: int) ->
         weight = None if parts.weight is None else parts.weight(some)
         field = None if parts.field is None else parts.field(some)
         for level, stride in enumerate((1, 2, 4)):
-            step = some[::stride].diff(dim=0)
-            squares = step.new_zeros(len(step))
-            if values is not None:
-                squares = values[::stride].diff(dim=0).square().sum(1)
-            if weight is not None:
-                at = weight[::stride]
-                squares = squares + (at[1:] + at[:-1]) / 2 * step.square().sum(1)
-            if field is not None:
-                mean = (field[::stride][1:] + field[::stride][:-1]) / 2
-                squares = squares + torch.einsum("mi,mij,mj->m", step, mean, step)
-            sums[level].append(squares.clamp_min(0).sqrt().view(last - first, -1).sum(1))
+            lengths = chord_lengths(some, values, weight, field, stride)
+            sums[level].append(lengths.view(last - first, -1).sum(1))
     return tuple(torch.cat(part)[None] for part in sums)

@@ -182,18 +182,9 @@ def chorded(parts: MetricParts, spline: Spline, known: Measured) -> Measured:
     values = unpadded(parts.embedding(flat), dense)
     weight = None if parts.weight is None else unpadded(parts.weight(flat), dense)
     field = None if parts.field is None else unpadded(parts.field(flat), dense)
-    sums = []
-    for stride in (1, 2):
-        step = dense[:, ::stride].diff(dim=1)
-        squares = values[:, ::stride].diff(dim=1).square().sum(-1)
-        if weight is not None:
-            at = weight[:, ::stride]
-            squares = squares + (at[:, 1:] + at[:, :-1]) / 2 * step.square().sum(-1)
-        if field is not None:
-            mean = (field[:, ::stride][:, 1:] + field[:, ::stride][:, :-1]) / 2
-            squares = squares + torch.einsum("pmi,pmij,pmj->pm", step, mean, step)
-        sums.append(squares.clamp_min(0).sqrt().view(count, spans, -1).sum(2))
-    fine, coarse = sums
+    fine, coarse = (
+        chord_lengths(dense, values, weight, field, stride).view(count, spans, -1).sum(2) for stride in (1, 2)
+    )
     errors = (fine - coarse).abs() * (2 / 3)
     choose = (errors.sum(1) < known.errors.sum(1))[:, None]
     return Measured(
@@ -203,6 +194,24 @@ def chorded(parts: MetricParts, spline: Spline, known: Measured) -> Measured:
         known.energy,
         known.roughness,
     )
+
+
+def chord_lengths(
+    points: Tensor, values: Tensor | None, weight: Tensor | None, field: Tensor | None, stride: int
+) -> Tensor:
+    """Lengths (..., k) of the chords between every so many-th of points (..., m, d), by what the parts are there."""
+    step = points[..., ::stride, :].diff(dim=-2)
+    squares = step.new_zeros(step.shape[:-1])
+    if values is not None:
+        squares = values[..., ::stride, :].diff(dim=-2).square().sum(-1)
+    if weight is not None:
+        at = weight[..., ::stride]
+        squares = squares + (at[..., 1:] + at[..., :-1]) / 2 * step.square().sum(-1)
+    if field is not None:
+        at = field[..., ::stride, :, :]
+        mean = (at[..., 1:, :, :] + at[..., :-1, :, :]) / 2
+        squares = squares + torch.einsum("...i,...ij,...j->...", step, mean, step)
+    return squares.clamp_min(0).sqrt()
 
 
 def _inside(parts: MetricParts, spline: Spline, at: tuple[float, ...], known: Tensor | None = None) -> Tensor:
