@@ -61,8 +61,10 @@ class Solution:
     converged: Any
     _spline: Spline
     _clock: Clock
-    _length: Tensor
-    _rough: Tensor
+    #: lengths (B,) as a float64 tensor, whatever came in
+    double_length: Tensor
+    #: whose lengths converge as at kinks, which few curves under a smooth metric do and most under ReLU (B,)
+    rough: Tensor
     _metric: Any
     _restore: Restore
     _dtype: torch.dtype
@@ -71,7 +73,7 @@ class Solution:
         return len(self.status)
 
     def __repr__(self) -> str:
-        known = self._length[torch.isfinite(self._length)]
+        known = self.double_length[torch.isfinite(self.double_length)]
         lengths = f"; lengths {float(known.min()):.4g} to {float(known.max()):.4g}" if len(known) else ""
         many, dim = "" if len(self) == 1 else "s", self._spline.nodes.shape[2]
         first = f"{len(self)} geodesic{many}, d = {dim}: {tally(self.status) or 'nothing to solve'}{lengths}"
@@ -113,16 +115,6 @@ class Solution:
         """The structure of the metric that the curves are of."""
         return self._metric.parts()
 
-    @property
-    def double_length(self) -> Tensor:
-        """Lengths (B,) as a float64 tensor, whatever came in."""
-        return self._length
-
-    @property
-    def rough(self) -> Tensor:
-        """Whose lengths converge as at kinks, which few curves under a smooth metric do and most under ReLU (B,)."""
-        return self._rough
-
     def _velocities(self, times: Tensor) -> Tensor:
         points, velocities = self._spline.at(self._clock.at(times))
         count, moments, dim = points.shape
@@ -132,7 +124,7 @@ class Solution:
         if not bool(lost.all()):
             ways = filled(flat, lost)
             speed = guard(self._metric.parts()).inner(filled(places, lost), ways, ways).clamp_min(0).sqrt()
-        length = self._length.repeat_interleave(moments)
+        length = self.double_length.repeat_interleave(moments)
         scale = torch.where(speed > 0, length / speed, torch.ones_like(speed))
         return (flat * scale[:, None]).view(count, moments, dim)
 

@@ -21,6 +21,7 @@ from .first_variation import length_of
 from .guard import guard
 from .options import GIVEN, START_NAMES, FixedPointOptions, RelaxationOptions, solver_options
 from .pairs import spread_pairs
+from .refinement.candidates import Facts
 from .refinement.refined import Refined
 from .solution import Solution
 from .starts.given import curves_of
@@ -174,12 +175,10 @@ def geodesic(
             raise InvalidArgumentError("`support` must hold at least one latent; got none. Leave it out instead.")
         latents = None if known is None else known.to(device).double()
         own = None if initial is None else curves_of(initial, a, b)
-        if len(a) == 0:
-            solution = _empty(metric, points, restore, chosen.num_points)
-        else:
+        if len(a):
             _check_field(guard(metric.parts()), a, b)
-            found = spread_pairs(metric, a, b, latents, chosen, n_jobs, own)
-            solution = _assemble(metric, a, b, found, chosen.num_points, points.dtype, restore)
+        found = spread_pairs(metric, a, b, latents, chosen, n_jobs, own) if len(a) else _nothing(a)
+        solution = _assemble(metric, a, b, found, chosen.num_points, points.dtype, restore)
     if wanted(start, end) and isinstance(solution.length, Tensor):
         return replace(solution, length=length_of(recorded(start, points), recorded(end, others), solution))
     return solution
@@ -265,38 +264,17 @@ def _assemble(
         converged=out(facts.status == CODES[Status.CONVERGED]),
         _spline=spline,
         _clock=found.clock,
-        _length=length,
-        _rough=found.rough,
+        double_length=length,
+        rough=found.rough,
         _metric=metric,
         _restore=restore,
         _dtype=dtype,
     )
 
 
-def _empty(metric: Metric, points: Tensor, restore: Restore, num_points: int) -> Solution:
-    """The solution of no pairs."""
-    none = restore(points.new_zeros(0))
-    count = restore(points.new_zeros(0, dtype=torch.long))
-    knots = points.new_zeros(0, 2, dtype=torch.float64)
-    nodes = points.new_zeros(0, 2, points.shape[1], dtype=torch.float64)
-    return Solution(
-        points=restore(points.new_zeros(0, num_points, points.shape[1])),
-        length=none,
-        energy=none,
-        residual=none,
-        length_error=none,
-        speed_variation=none,
-        steps=count,
-        evaluations=count,
-        spans=count,
-        start=(),
-        status=(),
-        converged=restore(points.new_zeros(0, dtype=torch.bool)),
-        _spline=Spline(knots, nodes, nodes),
-        _clock=Clock(knots, knots),
-        _length=points.new_zeros(0, dtype=torch.float64),
-        _rough=points.new_zeros(0, dtype=torch.bool),
-        _metric=metric,
-        _restore=restore,
-        _dtype=points.dtype,
-    )
+def _nothing(points: Tensor) -> Refined:
+    """Of no pairs, whose points are (0, d)."""
+    none, count = points.new_zeros(0), points.new_zeros(0, dtype=torch.long)
+    knots, nodes = points.new_zeros(0, 2), points[:, None].expand(-1, 2, -1)
+    facts = Facts(none, none, none, none, none, count, count, none)
+    return Refined(facts, count, Spline(knots, nodes, nodes), Clock(knots, knots), count, count, none.bool())
