@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 from family import mlp
+from through import Through
 from torch import nn
 
 import posthoc_metric as pm
@@ -17,25 +18,14 @@ from posthoc_metric.uncertainty.measurement import measure
 from posthoc_metric.uncertainty.spectra import spectra
 
 
-class _Counting:
+class _Counting(Through):
     """A decoder that counts the points whose Jacobian is asked for, and the most at once."""
 
-    def __init__(self, decoder: pm.Decoder):
-        self.decoder, self.points, self.most = decoder, 0, 0
-        self.latent_dim, self.output_dim = decoder.latent_dim, decoder.output_dim
-
-    def __call__(self, z):
-        return self.decoder(z)
-
-    def jvp(self, z, v):
-        return self.decoder.jvp(z, v)
-
-    def vjp(self, z, u):
-        return self.decoder.vjp(z, u)
+    points = most = 0
 
     def value_and_jacobian(self, z):
         self.points, self.most = self.points + len(z), max(self.most, len(z))
-        return self.decoder.value_and_jacobian(z)
+        return super().value_and_jacobian(z)
 
 
 def _decoder(dim: int, outputs: int) -> pm.Decoder:

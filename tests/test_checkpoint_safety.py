@@ -14,6 +14,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from fuzzing import Payload
 from safetensors.torch import save_file
 from torch import nn
 
@@ -22,16 +23,6 @@ from posthoc_metric.checkpoint.vet import _script_reason
 from posthoc_metric.errors import CheckpointError, PosthocMetricError, UnsafeFileError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
-
-
-class Payload:
-    """Unpickling this writes a file."""
-
-    def __init__(self, marker):
-        self.marker = str(marker)
-
-    def __reduce__(self):
-        return pathlib.Path.write_text, (pathlib.Path(self.marker), "it ran")
 
 
 def half():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_spaces import points, upper
+from through import Through
 
 import posthoc_metric as pm
 from posthoc_metric.errors import InvalidArgumentError, NumericalError
@@ -299,30 +300,14 @@ def test_a_decoder_without_value_fails_its_own_pair_only():
     from posthoc_metric.errors import DecoderError
     from posthoc_metric.metric import PullbackMetric
 
-    roll = SwissRoll().embedding
-
-    class Holed:
-        latent_dim, output_dim = 2, 3
-
-        def _checked(self, z):
+    class Holed(Through):
+        def at(self, z):
             bad = (z[:, 1] > 12).nonzero().flatten().tolist()
             if bad:
                 raise DecoderError("no value", tuple(bad))
             return z
 
-        def __call__(self, z):
-            return roll(self._checked(z))
-
-        def jvp(self, z, v):
-            return roll.jvp(self._checked(z), v)
-
-        def vjp(self, z, u):
-            return roll.vjp(self._checked(z), u)
-
-        def value_and_jacobian(self, z):
-            return roll.value_and_jacobian(self._checked(z))
-
-    metric = PullbackMetric(Holed())
+    metric = PullbackMetric(Holed(SwissRoll().embedding))
     a, b = ORACLES["Swiss roll"][1:]
     bad = b.clone()
     bad[3, 1] = 20.0

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from through import Through
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -191,43 +192,24 @@ def test_behind_the_guard_bad_rows_are_nan_and_the_others_stay():
     assert (work.values, work.vjps) == (0, 6)
 
 
-class Plain:
-    """A user's own map, with what the protocol asks for and no more."""
-
-    def __init__(self, inner):
-        self.inner, self.latent_dim, self.output_dim = inner, inner.latent_dim, inner.output_dim
-
-    def __call__(self, z):
-        return self.inner(z)
-
-    def jvp(self, z, v):
-        return self.inner.jvp(z, v)
-
-    def vjp(self, z, u):
-        return self.inner.vjp(z, u)
-
-    def value_and_jacobian(self, z):
-        return self.inner.value_and_jacobian(z)
-
-
 def test_stacks_go_part_by_part():
     decoder = wrapped("mlp")[0]
     small = Decoder(mlp().double(), latent_dim=3, max_bytes=8 * 50 * decoder._engine.found.row_bytes)
     z, u = random(7, 3), random(7, 18, 2)
-    stack = StackedMap([decoder, Plain(decoder), small])
+    stack = StackedMap([decoder, Through(decoder), small])
     assert stack.pull_rows == small.pull_rows < decoder.pull_rows
     value, pull = stack.value_and_pull(z)
     assert torch.equal(value, stack(z))
     torch.testing.assert_close(pull(u), stack.vjp(z, u)[1])
-    assert StackedMap([Plain(decoder)]).pull_rows == 0
+    assert StackedMap([Through(decoder)]).pull_rows == 0
 
 
 def test_a_map_without_the_method_is_asked_twice():
     decoder, _ = wrapped("mlp")
     z, u = random(7, 3), random(7, 6, 2)
-    assert pull_rows(Plain(decoder)) == 0
+    assert pull_rows(Through(decoder)) == 0
     with decoder.counting() as work:
-        value, pull = value_and_pull(Plain(decoder), z)
+        value, pull = value_and_pull(Through(decoder), z)
         pulled = pull(u)
     assert (work.values, work.vjps) == (7, 7)
     assert torch.equal(value, decoder(z)) and torch.equal(pulled, decoder.vjp(z, u)[1])
@@ -245,7 +227,7 @@ def test_slopes_of_curves_are_the_same_by_one_evaluation_or_two(rows):
     if rows is not None:
         decoder = many(max_bytes=8 * rows * decoder._engine.found.row_bytes)
     nodes, h = random(2 * 65, 12).view(2, 65, 12), 0.2 + random(2, 64).abs()
-    one, two = (MatrixFreeEnergy(MetricParts(embedding=e), nodes[:, 0]) for e in (decoder, Plain(decoder)))
+    one, two = (MatrixFreeEnergy(MetricParts(embedding=e), nodes[:, 0]) for e in (decoder, Through(decoder)))
     with decoder.counting() as work:
         found = one.slope(nodes, h)
     # both in one call with a spare row each, their ends apart; three pieces that share three rows; or two evaluations
@@ -264,7 +246,7 @@ def test_a_geodesic_asks_for_less_and_is_the_same(rows):
     with decoder.counting() as one:
         found = PullbackMetric(decoder).geodesic(a, b)
     with decoder.counting() as two:
-        expected = PullbackMetric(Plain(decoder)).geodesic(a, b)
+        expected = PullbackMetric(Through(decoder)).geodesic(a, b)
     assert found.converged.all() and expected.converged.all()
     torch.testing.assert_close(found.length, expected.length, rtol=1e-6, atol=0)
     # 33 a pair tell with how many nodes to begin
