@@ -14,8 +14,9 @@ import numpy as np
 import scipy.sparse
 import torch
 
+from .checkpoint.extras import need
 from .checkpoint.torch_files import load_plain
-from .errors import CheckpointError, InvalidArgumentError, MissingExtraError, PosthocMetricError
+from .errors import CheckpointError, InvalidArgumentError, PosthocMetricError
 
 #: arrays in what ``scipy.sparse.save_npz`` writes
 _SPARSE = {"data", "format", "shape"}
@@ -190,13 +191,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _h5ad(path: Path, name: str, key: str | None) -> Any:
-    try:
-        import anndata
-    except ImportError:
-        raise MissingExtraError(
-            f"`{name}` is an .h5ad file, which needs AnnData. Install it with: pip install 'posthoc-metric[anndata]'"
-        ) from None
-    table = anndata.read_h5ad(path)
+    table = need("anndata", "anndata", f"`{name}`, an .h5ad file,").read_h5ad(path)
     # a table may hold layers alone
     main = () if table.X is None else ("X",)
     chosen = _chosen(list(dict.fromkeys([*main, *table.layers.keys(), *table.obsm.keys()])), path, name, key)
