@@ -168,10 +168,6 @@ def _solved(job: _Job) -> tuple[np.ndarray, DistanceReport]:
         failed=int((~np.isfinite(solved.lengths)).sum()),
         unconverged=solved.unconverged,
         largest_error=largest_error(solved.lengths, solved.errors),
-        error=None,
-        neighbours=0,
-        refined=0,
-        calibrated=1.0,
         stages=stages_of(job.bars.seconds),
     )
     return matrix, report

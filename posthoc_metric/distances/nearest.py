@@ -127,7 +127,6 @@ def neighbours(
             error=error,
             neighbours=graph.k,
             refined=entries.count if refine else 0,
-            calibrated=1.0,
             stages=stages_of(bars.seconds),
         )
     warn(report)

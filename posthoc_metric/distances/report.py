@@ -83,13 +83,13 @@ class DistanceReport:
     method: str
     pairs: int
     failed: int
-    unconverged: int
-    largest_error: float
-    error: ErrorEstimate | None
-    neighbours: int
-    refined: int
-    calibrated: float
-    stages: tuple[Stage, ...]
+    unconverged: int = 0
+    largest_error: float = 0.0
+    error: ErrorEstimate | None = None
+    neighbours: int = 0
+    refined: int = 0
+    calibrated: float = 1.0
+    stages: tuple[Stage, ...] = ()
 
     @property
     def seconds(self) -> float:

@@ -129,13 +129,8 @@ class GeodesicEstimator(BaseEstimator):
             method="graph",
             pairs=chosen.count,
             failed=int((~np.isfinite(found)).sum()),
-            unconverged=0,
-            largest_error=0.0,
             error=compare(found, solved.lengths, solved.errors),
             neighbours=self._graph.k,
-            refined=0,
-            calibrated=1.0,
-            stages=(),
         )
         warn(self.distance_report_, advice=_ADVICE)
 
