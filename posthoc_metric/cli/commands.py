@@ -9,7 +9,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from .._arrays import check_seed
@@ -26,6 +25,7 @@ from .shared import (
     OpenDecoder,
     Repaired,
     check_result,
+    draw_pairs,
     npy,
     open_repaired,
     packed,
@@ -271,9 +271,7 @@ def report(
         check_image_shape(shape, metric.decoder.output_dim)
         latents = metric.geometry.latents
         count = min(pairs, len(latents) // 2)
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(latents), generator=generator, device="cpu").to(latents.device)
-        start, end = latents[order[:count]], latents[order[count : 2 * count]]
+        start, end = draw_pairs(latents, count, seed)
         bar.next(f"{count} geodesics of the repaired metric")
         after = metric.geodesic(start, end)
         bar.next(f"{count} geodesics of the decoder alone")

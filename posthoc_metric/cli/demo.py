@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.markup import escape
 
@@ -18,7 +17,7 @@ from ..repair import repair
 from ..report import write_report
 from ..report.page import readable
 from ..surroundings import one_torch_thread
-from .shared import AsJson
+from .shared import AsJson, draw_pairs
 from .terminal import NEGATIVE, clear_errors, results, show_audit, show_json, stages
 
 
@@ -48,7 +47,7 @@ def demo(
             decoder = Decoder(module, latent_dim=LATENT_DIM)
             bar.next("repairing the metric")
             repaired = repair(decoder, latents, images, seed=seed)
-            start, end = _pairs(latents, pairs, seed)
+            start, end = draw_pairs(latents, pairs, seed)
             bar.next(f"{pairs} geodesics of the repaired metric")
             after = repaired.geodesic(start, end)
             bar.next(f"{pairs} geodesics of the decoder alone")
@@ -72,12 +71,6 @@ def demo(
             _summarise(facts, audit, out, time.perf_counter() - began)
         if not audit.passed:
             raise typer.Exit(NEGATIVE)
-
-
-def _pairs(latents: torch.Tensor, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents of ``count`` pairs of digits, no digit twice, (count, d) each."""
-    order = torch.randperm(len(latents), generator=torch.Generator().manual_seed(seed), device="cpu")
-    return latents[order[:count]], latents[order[count : 2 * count]]
 
 
 def _summarise(facts: dict, audit: Audit, out: Path, seconds: float) -> None:

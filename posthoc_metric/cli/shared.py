@@ -188,6 +188,13 @@ def open_repaired(open_decoder: OpenDecoder, path: Path, data: str | None = None
     return repaired
 
 
+def draw_pairs(latents: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The ends (count, d) of pairs of latents, none of which comes twice."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(latents), generator=generator, device="cpu").to(latents.device)
+    return latents[order[:count]], latents[order[count : 2 * count]]
+
+
 def points_of(arguments: list[str], name: str, latents: Tensor) -> Tensor:
     """Points (n, d) from row numbers of the latents, or coordinates such as ``0.5,-1.2``."""
     return torch.stack([_point(argument, name, latents) for argument in arguments])
