@@ -7,6 +7,8 @@ what the limit is (Richardson), with half of what is still to come as the error 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -44,7 +46,7 @@ def halved(
                 lengths[row], errors[row] = better, doubt
         chords *= 2
         todo = todo[errors[todo].sum(1) > wanted[todo]] if chords <= most else todo[:0]
-    return Measured(known.squares, lengths, errors, known.energy, known.roughness), asked
+    return replace(known, lengths=lengths, errors=errors), asked
 
 
 def _limit(fine: Tensor, middle: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -187,12 +187,10 @@ def chorded(parts: MetricParts, spline: Spline, known: Measured) -> Measured:
     )
     errors = (fine - coarse).abs() * (2 / 3)
     choose = (errors.sum(1) < known.errors.sum(1))[:, None]
-    return Measured(
-        known.squares,
-        torch.where(choose, fine + (fine - coarse) * (2 / 3), known.lengths),
-        torch.where(choose, errors, known.errors),
-        known.energy,
-        known.roughness,
+    return replace(
+        known,
+        lengths=torch.where(choose, fine + (fine - coarse) * (2 / 3), known.lengths),
+        errors=torch.where(choose, errors, known.errors),
     )
 
 
