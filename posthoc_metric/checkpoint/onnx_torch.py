@@ -35,9 +35,11 @@ def rebuilt(model: OnnxModel) -> tuple[nn.Module | None, str]:
     if reason:
         return None, f"run by ONNX Runtime: {reason}"
     try:
+        import onnx
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module: nn.Module = converter.convert(_graph(model)).eval()
+            module: nn.Module = converter.convert(onnx.load_model_from_string(model.graph)).eval()
         gap = _gap(model, module)
     except Exception as error:  # a converter without a rule for an operator says so in its own words
         words = " ".join(str(error).split())[:140]
@@ -57,12 +59,6 @@ def _unfit(model: OnnxModel) -> str:
     if model.inputs != 1 or model.outputs != 1:
         return f"it has {model.inputs} inputs and {model.outputs} outputs"
     return ""
-
-
-def _graph(model: OnnxModel) -> Any:
-    import onnx
-
-    return onnx.load_model_from_string(model.graph)
 
 
 def _gap(model: OnnxModel, module: nn.Module) -> float:
