@@ -142,8 +142,10 @@ class RBF(UncertaintyModel):
         return (top + total.log())[:, 0], evidence, total
 
     def _score(self, log_sum: Tensor, centred: Tensor) -> Tensor:
-        square = 2 * self._width.square() * (1 + self._total - log_sum) + centred.square().sum(1)
-        return square.sqrt()
+        two = 2 * self._width.square()
+        square = two * (1 + self._total - log_sum) + centred.square().sum(1)
+        # no less, as β is at most its total; beside a latent that went 1e8 astray rounding makes it anything
+        return square.maximum(two).sqrt()
 
     def _settle(self) -> None:
         """What every evaluation needs of ``log a_k - ‖z - c_k‖² / 2h²``: the part that is each centre's own."""
