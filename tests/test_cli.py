@@ -165,7 +165,7 @@ import torch
 class WithEncoder(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.encoder = torch.nn.Linear(7, 2)
+        self.recognition = torch.nn.Linear(7, 2)
         self.net = torch.nn.Sequential(torch.nn.Linear(2, 9), torch.nn.Tanh(), torch.nn.Linear(9, 7))
     def forward(self, z):
         return self.net(z)
