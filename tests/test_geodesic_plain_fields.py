@@ -182,3 +182,20 @@ def test_gradients_of_a_function_in_numpy_far_from_the_origin(far):
     z = torch.tensor([[0.0, far + 0.5], [1.0, far + 1.2]], dtype=torch.float64, requires_grad=True)
     metric.log_volume(z).sum().backward()
     assert z.grad[:, 1].tolist() == pytest.approx([2 * np.cos(0.5), 2 * np.cos(1.2)], rel=1e-4)
+
+
+def test_lengths_along_a_bent_valley_err_by_no_more_than_they_say():
+    """The plane sheared along a sine, sixty times as stiff across: flat, its distances are those of the image."""
+
+    def sheared(z: torch.Tensor) -> torch.Tensor:
+        jacobian = torch.zeros(len(z), 2, 2, dtype=z.dtype)
+        jacobian[:, 0, 0], jacobian[:, 1, 0], jacobian[:, 1, 1] = 1.0, -60 * z[:, 0].cos(), 60.0
+        return jacobian.mT @ jacobian
+
+    generator = torch.Generator().manual_seed(3)
+    start, end = (4 * torch.rand(40, 2, generator=generator, dtype=torch.float64) - 2 for _ in range(2))
+    image = [torch.stack([z[:, 0], 60 * (z[:, 1] - z[:, 0].sin())], dim=1) for z in (start, end)]
+    exact = (image[1] - image[0]).norm(dim=1)
+    solution = geodesic(FunctionMetric(sheared, 2), start, end)
+    assert solution.converged.all()
+    assert ((solution.length - exact).abs() <= 1.5 * solution.length_error + 1e-9 * exact).all()

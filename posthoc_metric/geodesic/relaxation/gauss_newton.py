@@ -31,6 +31,8 @@ _SMALLEST = 1e-9
 _NEAR = 8.0
 #: convergence slower than this counts as this
 _SLOWEST = 0.97
+#: what a residual under a field is multiplied by where only the model's convex part, too stiff by far, gives a step
+_NO_BOWL = 20.0
 #: rounding errors of the energy below which a decrease of it is taken from its gradients
 _HIDDEN = 10.0
 #: share of the predicted decrease that a step must bring
@@ -156,6 +158,8 @@ def relax(
         falling = step.residual <= 0.7 * active.last
         lost = active.blind & ~falling
         _correct(active, step)
+        if energy.embedding is None:
+            step.residual = torch.where(step.bowl, step.residual, _NO_BOWL * step.residual)
         final.residual[active.row], final.rate[active.row] = step.residual, active.rate
         done = (step.residual <= tol) | (active.here.energy <= 0)
         done |= active.hidden & ~falling & (step.residual <= _NEAR * tol)
