@@ -123,7 +123,8 @@ def sample_volume(
     hardly any of these count, by degrees, under rising powers of the density (Del Moral, Doucet & Jasra 2006).
     A step proposes ``z + h M(z)^(-1/2) ξ`` with a random h, half of the time, or else a uniform point of the box, and
     is accepted by Metropolis & Hastings' rule, which leaves the density exactly invariant (Girolami & Calderhead 2011).
-    Modes that are far apart in many dimensions take a narrow box, or more steps.
+    From some thirty dimensions on, and where modes are far apart, means may be several standard errors off: give a
+    narrow box, or more steps.
 
     Args:
         metric: any positive definite metric.
