@@ -61,6 +61,9 @@ STATES = {
     "plain": lambda state: state,
     "DataParallel": lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
     "compiled": lambda state: {f"_orig_mod.{name}": tensor for name, tensor in state.items()},
+    "activation checkpoints": lambda state: {
+        name.replace(".", "._checkpoint_wrapped_module.", 1): t for name, t in state.items()
+    },
     "compiled parallel": lambda state: {f"module._orig_mod.{name}": tensor for name, tensor in state.items()},
     "model prefix": lambda state: {f"model.{name}": tensor for name, tensor in state.items()},
     "averaged": lambda state: {"n_averaged": torch.tensor(3), **{f"module.{n}": t for n, t in state.items()}},

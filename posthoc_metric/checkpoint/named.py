@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_WRAPPERS = re.compile(r"(^|(?<=\.))(module|_orig_mod)\.")
+_WRAPPERS = re.compile(r"(^|(?<=\.))(module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 
 
 def bare(name: str) -> str:
-    """``name`` without the wrappers that DataParallel and torch.compile put into it."""
+    """``name`` without the wrappers that DataParallel, torch.compile, activation checkpoints and FSDP put into it."""
     return _WRAPPERS.sub("", name)
 
 

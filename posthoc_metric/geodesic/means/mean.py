@@ -36,7 +36,7 @@ class FrechetMean:
     Attributes:
         point: (d,).
         distances: of the points to it (N,).
-        variance: weighted mean of the squared distances.
+        variance: weighted mean of the squared distances, to which points that are not reached add nothing.
         gradient_norm: Riemannian norm of the mean logarithm, over the root of the variance; zero at a mean.
         gradient_error: by how much the gradient, measured like that, changed when the geodesics were last found anew at
             the same point: how well it is known.  Far below ``tol`` where the metric is smooth; at kinks, as under
