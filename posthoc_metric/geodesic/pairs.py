@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..metric import Metric, MetricParts
 from ..parallel import run_blocks, worker_count
+from .curves.batch import Batch
 from .curves.placement import even
 from .fixed_point import solve_fixed_point
 from .guard import guard
@@ -38,32 +39,37 @@ _ASTRAY = 0.02
 _LINE_SPANS = 128
 
 
-def solve_pairs(
-    metric: Metric,
-    start: Tensor,
-    end: Tensor,
-    latents: Tensor | None,
-    options: Options,
-    initial: Tensor | None = None,
-) -> Refined:
-    """Geodesics between the rows of ``start`` and ``end`` (B, d) float64, B of at least one.
+@dataclass
+class Pairs(Batch):
+    """B pairs, at least one, in float64.
 
-    Args:
-        latents: (N, d) that say where the data lie, if anything does.
+    Attributes:
+        start, end: (B, d).
         initial: curves (B, m, d) to start from, if there are any.
     """
+
+    start: Tensor
+    end: Tensor
+    initial: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+
+def solve_pairs(metric: Metric, pairs: Pairs, latents: Tensor | None, options: Options) -> Refined:
+    """Geodesics of the pairs; ``latents`` (N, d) say where the data lie, if anything does."""
     parts = guard(metric.parts())
     if isinstance(options, FixedPointOptions):
-        found = solve_fixed_point(parts, start, end, latents, options)
+        found = solve_fixed_point(parts, pairs.start, pairs.end, latents, options)
         admit_jumps(parts, found, options.rtol, options.memory_limit)
         return found
-    close = too_close(parts, start, end)
+    close = too_close(parts, pairs.start, pairs.end)
     precise = finer(metric.parts()) if bool(close.any()) else None
     if precise is None:
-        return _relaxed(metric, parts, start, end, latents, options, initial)
+        return _relaxed(metric, parts, pairs, latents, options)
     rows = [(~close).nonzero().flatten(), close.nonzero().flatten()]
     pieces = [
-        _relaxed(metric, chosen, start[some], end[some], latents, options, None if initial is None else initial[some])
+        _relaxed(metric, chosen, pairs.take(some), latents, options)
         for chosen, some in zip((parts, precise), rows, strict=True)
         if len(some)
     ]
@@ -71,26 +77,20 @@ def solve_pairs(
 
 
 def _relaxed(
-    metric: Metric,
-    parts: MetricParts,
-    start: Tensor,
-    end: Tensor,
-    latents: Tensor | None,
-    options: RelaxationOptions,
-    initial: Tensor | None,
+    metric: Metric, parts: MetricParts, pairs: Pairs, latents: Tensor | None, options: RelaxationOptions
 ) -> Refined:
     """Of the pairs in blocks, with ``parts`` that are the metric's or more precise."""
     blocks = []
-    for begin in range(0, len(start), _PAIRS):
-        some = slice(begin, begin + _PAIRS)
-        first, last, own = start[some], end[some], None if initial is None else initial[some]
+    for rows in torch.arange(len(pairs), device=pairs.start.device).split(_PAIRS):
+        some = pairs.take(rows)
+        start, end = some.start, some.end
         if metric.dim == 1:
-            blocks.append(measure_lines(parts, first, last, options))
+            blocks.append(measure_lines(parts, start, end, options))
             continue
-        starts = make_starts(metric, parts, first, last, latents, options.starts, own)
-        found = admit_unseen(parts, Refiner(parts, starts, len(first), options).run(), options)
+        starts = make_starts(metric, parts, start, end, latents, options.starts, some.initial)
+        found = admit_unseen(parts, Refiner(parts, starts, len(some), options).run(), options)
         found, crossed = across_folds(parts, found, options, leaping(parts, found.spline, found.facts.spans))
-        found = _along_lines(parts, first, last, options, found)
+        found = _along_lines(parts, start, end, options, found)
         found = _relaxed_on(parts, options, found, admit_slopes(parts, found, options, but=crossed))
         found, _ = across_folds(parts, found, options, ~crossed)
         admit_jumps(parts, found, max(options.rtol, options.rough_rtol), options.memory_limit)
@@ -152,40 +152,30 @@ def _once_more(parts: MetricParts, found: Refined, options: RelaxationOptions) -
     return again
 
 
-def spread_pairs(
-    metric: Metric,
-    start: Tensor,
-    end: Tensor,
-    latents: Tensor | None,
-    options: Options,
-    n_jobs: int | None,
-    initial: Tensor | None = None,
-) -> Refined:
+def spread_pairs(metric: Metric, pairs: Pairs, latents: Tensor | None, options: Options, n_jobs: int | None) -> Refined:
     """As :func:`solve_pairs`, the pairs dealt out to the workers that ``n_jobs`` stands for.
 
     Workers keep the metric, and the start graphs that they build for it, as long as it is the same metric.
     """
-    workers = min(worker_count(n_jobs), len(start))
+    workers = min(worker_count(n_jobs), len(pairs))
     if workers == 1:
-        return solve_pairs(metric, start, end, latents, options, initial)
+        return solve_pairs(metric, pairs, latents, options)
     # graphs are no part of a pickled metric; latents that are its own travel with it
     own = latents is not None and metric.support is not None and torch.equal(latents, metric.support.double())
     shared = (metric, cache_of(metric).graphs, None if own else latents, own, options)
     # neighbours in a batch are often alike, and alike in how hard they are
-    rows = [torch.arange(first, len(start), workers, device=start.device) for first in range(workers)]
+    rows = [torch.arange(first, len(pairs), workers, device=pairs.start.device) for first in range(workers)]
     found: list[Any] = [None] * workers
-    blocks = [(start[some], end[some], None if initial is None else initial[some]) for some in rows]
-    for index, piece in run_blocks(_solve, shared, blocks, n_jobs=n_jobs):
+    for index, piece in run_blocks(_solve, shared, [pairs.take(some) for some in rows], n_jobs=n_jobs):
         found[index] = pickle.loads(piece)
     return joined(found).take(torch.cat(rows).argsort())
 
 
-def _solve(shared: Any, block: tuple[Tensor, Tensor, Tensor | None]) -> bytes:
-    start, end, initial = block
+def _solve(shared: Any, pairs: Pairs) -> bytes:
     metric, graphs, latents, own, options = shared
     for key, graph in graphs.items():
         cache_of(metric).graphs.setdefault(key, graph)
     if own:
         latents = metric.support.double()
     # tensors would be handed back through shared memory, one file for each
-    return pickle.dumps(solve_pairs(metric, start, end, latents, options, initial))
+    return pickle.dumps(solve_pairs(metric, pairs, latents, options))

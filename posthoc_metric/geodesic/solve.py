@@ -20,7 +20,7 @@ from .curves.spline import Spline
 from .first_variation import length_of
 from .guard import guard
 from .options import GIVEN, START_NAMES, FixedPointOptions, RelaxationOptions, solver_options
-from .pairs import spread_pairs
+from .pairs import Pairs, spread_pairs
 from .refinement.candidates import Facts
 from .refinement.refined import Refined
 from .solution import Solution
@@ -177,7 +177,7 @@ def geodesic(
         own = None if initial is None else curves_of(initial, a, b)
         if len(a):
             _check_field(guard(metric.parts()), a, b)
-        found = spread_pairs(metric, a, b, latents, chosen, n_jobs, own) if len(a) else _nothing(a)
+        found = spread_pairs(metric, Pairs(a, b, own), latents, chosen, n_jobs) if len(a) else _nothing(a)
         solution = _assemble(metric, a, b, found, chosen.num_points, points.dtype, restore)
     if wanted(start, end) and isinstance(solution.length, Tensor):
         return replace(solution, length=length_of(recorded(start, points), recorded(end, others), solution))
