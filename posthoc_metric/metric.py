@@ -19,7 +19,7 @@ from .errors import InvalidArgumentError, NumericalError
 from .gradients import attach, matrices, recorded, recorded_field, wanted
 from .matrix_field import CheckedField, check_symmetric, to_matrices
 from .metric_parts import MetricParts
-from .smooth_map import SmoothMap, check_smooth_map, condition_numbers, resolved_eigenvalues
+from .smooth_map import SmoothMap, check_smooth_map, condition_numbers, isometric, resolved_eigenvalues
 
 if TYPE_CHECKING:
     from .geodesic import Solution
@@ -227,7 +227,7 @@ class PullbackMetric(StructuredMetric):
 
     def __init__(self, decoder: SmoothMap):
         check_smooth_map(decoder)
-        super().__init__(MetricParts(embedding=decoder), decoder.latent_dim)
+        super().__init__(MetricParts(embedding=isometric(decoder)), decoder.latent_dim)
         self.decoder = decoder
 
     def _spectrum(self, z: Tensor, tensors: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from .errors import (
     InvalidArgumentError,
 )
 from .metric import MetricParts, PullbackMetric, StructuredMetric
-from .smooth_map import SmoothMap, StackedMap, check_smooth_map, device_of
+from .smooth_map import SmoothMap, StackedMap, check_smooth_map, device_of, isometric
 from .support import Support
 from .surroundings import lasting
 from .uncertainty import PublishedRBF, UncertaintyModel, make_model, model_name
@@ -290,10 +290,11 @@ def _check_fitted(model: UncertaintyModel | PublishedRBF, dim: int) -> None:
 
 
 def _parts(decoder: SmoothMap, model: UncertaintyModel | PublishedRBF, gate: Gate | None) -> MetricParts:
+    embedding = isometric(decoder)
     if isinstance(model, PublishedRBF):
-        return MetricParts(embedding=StackedMap([decoder, model.noise]))
+        return MetricParts(embedding=StackedMap([embedding, model.noise]))
     assert gate is not None
     shape = model.shape()
     if shape is None:
-        return MetricParts(embedding=decoder, weight=gate)
-    return MetricParts(embedding=decoder, field=ShapedField(gate, Evened(shape, gate.even) if gate.even else shape))
+        return MetricParts(embedding=embedding, weight=gate)
+    return MetricParts(embedding=embedding, field=ShapedField(gate, Evened(shape, gate.even) if gate.even else shape))

@@ -64,6 +64,15 @@ def in_float64(embedding: SmoothMap) -> SmoothMap | None:
     return found
 
 
+def isometric(embedding: SmoothMap) -> SmoothMap:
+    """A map of the same metric with fewer outputs, where ``embedding`` has one; else itself.
+
+    A :class:`SmoothMap` need not have it.
+    """
+    found: SmoothMap = embedding.isometric() if hasattr(embedding, "isometric") else embedding
+    return found
+
+
 def check_smooth_map(decoder: Any, names: Sequence[str] = ("jvp", "vjp", "value_and_jacobian")) -> None:
     """See that ``decoder`` is a :class:`SmoothMap`, or has at least these of its methods.
 

@@ -20,6 +20,7 @@ from .call import Call
 from .cuts import about_cuts
 from .engine import Engine, eval_mode_of
 from .frozen import EvalMode
+from .isometry import thinner
 from .observation import Given, Observer
 from .probe import Found, doubled
 from .probe import probe as run_probe
@@ -255,6 +256,20 @@ class Decoder:
         other = copy.copy(self)
         other._engine = replace(self._engine, found=found, eval_mode=eval_mode_of(found))
         other.dtype = found.call.dtype
+        return other
+
+    def isometric(self) -> Decoder:
+        """A decoder of the same metric with fewer outputs, where this one ends in a wide linear layer; else itself.
+
+        The outputs are others, as far from each other.  It calls the same model and counts with this decoder.
+        """
+        with lasting(), self._engine.eval_mode(), torch.random.fork_rng(devices=[]):
+            found = thinner(self._engine.found)
+        if found is None:
+            return self
+        other = copy.copy(self)
+        other._engine = replace(self._engine, found=found, eval_mode=eval_mode_of(found))
+        other.output_shape, other.output_dim, other.observer = found.output_shape, found.output_dim, None
         return other
 
     def counting(self) -> AbstractContextManager[Work]:
