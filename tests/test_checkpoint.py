@@ -745,3 +745,20 @@ def test_words_that_hold_the_name_of_another_part_are_none(tmp_path, name):
 def test_other_parts_by_their_names_are_left(tmp_path, name):
     torch.save({**half().state_dict(), f"{name}.weight": torch.zeros(2, 2)}, tmp_path / "decoder.pt")
     load_decoder(tmp_path / "decoder.pt", factory=half)
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda state: {"epoch": 3, "state_dict": state}])
+@pytest.mark.parametrize("change", [lambda a: a, lambda a: a.astype(">f4"), lambda a: a[::-1].copy()[::-1]])
+def test_weights_as_numpy_arrays(tmp_path, z, wrap, change):
+    module = half()
+    torch.save(wrap({name: change(t.numpy()) for name, t in module.state_dict().items()}), tmp_path / "m.pt")
+    assert_same(load_decoder(tmp_path / "m.pt", factory=half), module, z)
+
+
+def test_weights_as_numpy_arrays_in_npz_are_told_how_to_be_saved(tmp_path, z):
+    module = half()
+    np.savez(tmp_path / "m.npz", **{name: t.numpy() for name, t in module.state_dict().items()})
+    with pytest.raises(CheckpointError, match=r"torch.save\(dict\(numpy.load\(path\)\)"):
+        load_decoder(tmp_path / "m.npz", factory=half)
+    torch.save(dict(np.load(tmp_path / "m.npz")), tmp_path / "m.pt")
+    assert_same(load_decoder(tmp_path / "m.pt", factory=half), module, z)

@@ -159,7 +159,10 @@ def _zip(path: Path) -> Container:
     if "data.pkl" in inner:
         return Container(path, "torch", "a torch.save file")
     if names and all(name.endswith(".npy") for name in names):
-        raise CheckpointError(f"{path} looks like NumPy arrays (.npz), which hold numbers and no model.")
+        raise CheckpointError(
+            f"{path} looks like NumPy arrays (.npz), which hold numbers and no model. If they are weights by name, "
+            "save them with torch.save(dict(numpy.load(path)), ...) and pass factory=."
+        )
     raise CheckpointError(
         f"{path} looks like an ordinary zip archive ({', '.join(names[:3]) or 'nothing in it'}). Unpack it first."
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,13 +51,21 @@ def states_in(content: Any) -> dict[str, State]:
 def _states(content: Any, name: str, depth: int) -> Iterator[tuple[str, State]]:
     if not isinstance(content, Mapping) or depth < 0:
         return
-    named = {key: value for key, value in content.items() if isinstance(key, str)}
+    named = {key: _as_tensor(value) for key, value in content.items() if isinstance(key, str)}
     tensors = {key: value for key, value in named.items() if isinstance(value, Tensor) or is_own(key)}
     if tensors and len(tensors) >= len(content) / 2:
         yield name, State(tensors, getattr(content, "_metadata", None))
         return
     for key, value in content.items():
         yield from _states(value, f"{name}.{key}" if name else str(key), depth - 1)
+
+
+def _as_tensor(value: Any) -> Any:
+    """A NumPy array of numbers as the tensor that a state dict holds in its place; anything else as it is."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biufc" or value.dtype.char in "gG":
+        return value
+    # torch takes neither the other byte order nor rows that run backwards
+    return torch.tensor(value.astype(value.dtype.newbyteorder("="), order="C"))
 
 
 def at_key(content: Any, key: str, path: Any) -> Any:
