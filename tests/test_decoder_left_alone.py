@@ -92,6 +92,8 @@ class KeepingSeveral(nn.Module):
         x = x.tanh()
         if self.kind == "entry":
             self.seen["x"] = x
+        elif self.kind == "growing":
+            self.seen.append(x)
         else:
             self.seen = [x] if self.kind == "list" else (x,)
         return x
@@ -114,7 +116,7 @@ def pruned():
     "make",
     [
         *(weight_normed, pruned, lambda: layers(Keeping())),
-        *(lambda kind=kind: layers(KeepingSeveral(kind)) for kind in ("entry", "list", "tuple")),
+        *(lambda kind=kind: layers(KeepingSeveral(kind)) for kind in ("entry", "list", "tuple", "growing")),
     ],
 )
 def test_a_model_that_writes_to_itself_can_be_copied_and_pickled_afterwards(make):

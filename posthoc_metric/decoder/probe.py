@@ -26,6 +26,7 @@ from .promises import (
     check_values,
     in_float64,
 )
+from .written import kept
 
 #: latents at which single outputs are watched for jumps, beside the first few
 _WIDER_ROWS = 12
@@ -45,6 +46,16 @@ def probe(call: Call, latent_dim: int, latents: Tensor | None = None) -> Found:
         DecoderError: the outputs are no finite floating-point numbers, differ from call to call, depend on
             other rows of the batch, are piecewise constant, or have derivatives that are not finite.
     """
+    # what modules keep of derivatives in lists that only grow can be neither copied nor pickled
+    before = list(kept(call.roots))
+    try:
+        return _probe(call, latent_dim, latents)
+    finally:
+        for one in before:
+            one.put_back()
+
+
+def _probe(call: Call, latent_dim: int, latents: Tensor | None) -> Found:
     if latents is not None:
         return _probed(call, latent_dim, given(call, latents))[0]
     place = standard(call, latent_dim)
