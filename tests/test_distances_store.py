@@ -94,7 +94,7 @@ class TestFullDisk:
 
     def test_no_room_for_the_matrix(self, tmp_path, monkeypatch):
         monkeypatch.setattr(
-            "posthoc_metric.distances.matrix.make_array",
+            "posthoc_metric.distances.result.make_array",
             lambda path, *rest: (
                 monkeypatch.setattr(os, "posix_fallocate", full, raising=False),
                 mapped.make_array(path, *rest),
@@ -319,3 +319,36 @@ def test_a_store_of_an_earlier_version_is_refused_in_words(tmp_path):
     plan.write_text(json.dumps({**{k: v for k, v in known.items() if k not in ("rule", "repair")}, "metric": [1.0]}))
     with pytest.raises(InvalidArgumentError, match="`store` holds blocks.*another version.*delete this folder"):
         solved(tmp_path)
+
+
+class TestMatricesOfSeveralRuns:
+    """One store, several runs whose blocks do not exclude each other: by another method, or calibrated."""
+
+    calls = (
+        lambda store: distances(Sphere(), points(20, 2), method="solver", store=store),
+        lambda store: distances(Sphere(), points(20, 2), method="graph", sample=16, store=store),
+        lambda store: distances(Sphere(), points(20, 2), method="graph", sample=16, calibrate=True, store=store),
+    )
+
+    def test_each_is_kept(self, tmp_path):
+        found = [np.array(call(tmp_path)) for call in self.calls]
+        for name, matrix in zip(("distances-1.npy", "distances-2.npy", "distances.npy"), found, strict=True):
+            assert np.array_equal(np.load(tmp_path / name), matrix)
+        # the same again is kept once
+        assert np.array_equal(self.calls[2](tmp_path), found[2])
+        assert len([*tmp_path.glob("*.npy"), *tmp_path.glob(".*.npy")]) == 3
+
+    @pytest.mark.parametrize("trouble", ["refused", "stopped"])
+    def test_a_run_that_fails_leaves_them(self, tmp_path, monkeypatch, trouble):
+        whole = np.array(self.calls[2](tmp_path))
+        with pytest.raises(InvalidArgumentError if trouble == "refused" else KeyboardInterrupt):
+            if trouble == "stopped":
+
+                def stop(*_):
+                    raise KeyboardInterrupt
+
+                monkeypatch.setattr("posthoc_metric.distances.matrix._judge", stop)
+            distances(Sphere(), points(20, 2), method="graph", sample=16 + 2 * (trouble == "refused"), store=tmp_path)
+        assert [path.name for path in tmp_path.glob("*.npy")] == ["distances.npy"]
+        assert not [*tmp_path.glob(".*.npy")]
+        assert np.array_equal(np.load(tmp_path / "distances.npy"), whole)

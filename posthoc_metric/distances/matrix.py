@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from .forecast import MATRIX, forecasts
 from .graph import build_distance_graph, default_neighbours
 from .identity import fingerprint
 from .job import as_points, below, check_solver, make_nodes, warn
-from .mapped import make_array
 from .pairs import AllPairs, Pairs, Solved, SomePairs, draw, sampled, solve
 from .report import DistanceReport, ErrorEstimate, compare, largest_error, stages_of
+from .result import Result
 from .store import computed
 
 METHODS = ("auto", "solver", "graph")
@@ -71,7 +72,8 @@ def distances(
         seed: of the sample.
         n_jobs: as in joblib; any backend of ``joblib.parallel_config`` is used.  The result does not depend on it.
         store: a folder for finished blocks.  A run that was killed continues there when it is called again with the
-            same arguments; the result is then a memory map of float64 in that folder.
+            same arguments; the result is then a memory map of float64, ``distances.npy`` in that folder.  Another
+            matrix of that name, as of another ``method``, stays there as ``distances-1.npy`` and so on.
         progress: whether to show progress bars on standard error.
         return_report: whether to return a :class:`DistanceReport` too.
         **solver: options of :func:`posthoc_metric.geodesic`.
@@ -113,14 +115,16 @@ def distances(
     if support is not None:
         solver = {**solver, "support": support}
     plan = fingerprint(metric, start, end, solver, store, method=method)
-    with forecasts(progress, MATRIX, n_jobs) as bars:
-        job = _Job(metric, start, end, pairs, solver, n_jobs, store, plan, bars)
+    shape = len(start), len(start if end is None else end)
+    with closing(Result(shape, below(store, "."))) as result, forecasts(progress, MATRIX, n_jobs) as bars:
+        job = _Job(metric, start, end, pairs, solver, n_jobs, store, plan, bars, result)
         if method == "solver":
-            matrix, report = _solved(job)
+            report = _solved(job)
         else:
             nodes = make_nodes(metric, start, end, support)
             k = default_neighbours(len(nodes.points)) if neighbours is None else neighbours
-            matrix, report = _on_graph(job, nodes, k, refine, calibrate, sample, seed)
+            report = _on_graph(job, nodes, k, refine, calibrate, sample, seed)
+        matrix = result.whole()
     warn(report)
     out = matrix if store is not None else restore(torch.from_numpy(matrix).to(raw))
     return (out, report) if return_report else out
@@ -139,10 +143,7 @@ class _Job:
     store: str | Path | None
     plan: dict[str, Any]
     bars: Progress
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.start), len(self.start if self.end is None else self.end)
+    result: Result
 
     def solve(self, pairs: Pairs, name: str, **facts: Any) -> Solved:
         """The solver over ``pairs``, kept in the store under ``name``."""
@@ -157,12 +158,12 @@ class _Job:
         )  # fmt: skip
 
 
-def _solved(job: _Job) -> tuple[np.ndarray, DistanceReport]:
+def _solved(job: _Job) -> DistanceReport:
     solved = job.solve(job.pairs, "pairs")
-    matrix = _empty(job)
+    job.result.begun()
     for low, high in cut(job.pairs.count, _TILE * _TILE):
-        _fill(job, matrix, *job.pairs.at(np.arange(low, high)), solved.lengths[low:high])
-    report = DistanceReport(
+        _fill(job, *job.pairs.at(np.arange(low, high)), solved.lengths[low:high])
+    return DistanceReport(
         method="solver",
         pairs=job.pairs.count,
         failed=int((~np.isfinite(solved.lengths)).sum()),
@@ -170,12 +171,9 @@ def _solved(job: _Job) -> tuple[np.ndarray, DistanceReport]:
         largest_error=largest_error(solved.lengths, solved.errors),
         stages=stages_of(job.bars.seconds),
     )
-    return matrix, report
 
 
-def _on_graph(
-    job: _Job, nodes: Any, k: int, refine: int, calibrate: bool, sample: int, seed: int
-) -> tuple[np.ndarray, DistanceReport]:
+def _on_graph(job: _Job, nodes: Any, k: int, refine: int, calibrate: bool, sample: int, seed: int) -> DistanceReport:
     graph = build_distance_graph(
         job.metric,
         nodes.points,
@@ -185,22 +183,18 @@ def _on_graph(
         plan=job.plan,
         progress=job.bars,
     )
-    matrix = found = computed(
+    found = computed(
         shortest.rows,
         (graph.lengths, nodes.rows, nodes.columns),
         cut(len(job.start), shortest.ROW_BLOCK),
-        {"distances": (job.shape, np.float64)},
+        {"distances": (job.result.shape, np.float64)},
         folder=below(job.store, "rows"),
         plan={**job.plan, "neighbours": graph.k},
         n_jobs=job.n_jobs,
         progress=job.bars,
         stage="paths",
     )["distances"]
-    if job.store is not None:
-        # blocks of a store stay as they were found, for the next run
-        matrix = _empty(job)
-        for low, high in cut(len(matrix), _TILE):
-            matrix[low:high] = found[low:high]
+    matrix = job.result.begun(found)
     if job.end is None:
         shortest.symmetric(matrix)
     error, factor, unconverged, largest = None, 1.0, 0, 0.0
@@ -215,10 +209,10 @@ def _on_graph(
     if refine:
         asked = _smallest(matrix, refine, job.end is None)
         solved = job.solve(asked, "refined", refine=refine, neighbours=graph.k)
-        _fill(job, matrix, asked.first, asked.second, solved.lengths)
+        _fill(job, asked.first, asked.second, solved.lengths)
         unconverged, largest = solved.unconverged, largest_error(solved.lengths, solved.errors)
     failed = sum(int((~np.isfinite(matrix[low:high])).sum()) for low, high in cut(len(matrix), _TILE))
-    report = DistanceReport(
+    return DistanceReport(
         method="graph",
         pairs=job.pairs.count,
         failed=failed if job.end is not None else failed // 2,
@@ -230,7 +224,6 @@ def _on_graph(
         calibrated=factor,
         stages=stages_of(job.bars.seconds),
     )
-    return matrix, report
 
 
 def _judge(
@@ -263,14 +256,8 @@ def _smallest(matrix: np.ndarray, count: int, symmetric: bool) -> SomePairs:
     return SomePairs(keys // matrix.shape[1], keys % matrix.shape[1])
 
 
-def _fill(job: _Job, matrix: np.ndarray, first: np.ndarray, second: np.ndarray, lengths: np.ndarray) -> None:
+def _fill(job: _Job, first: np.ndarray, second: np.ndarray, lengths: np.ndarray) -> None:
+    matrix = job.result.matrix
     matrix[first, second] = lengths
     if job.end is None:
         matrix[second, first] = lengths
-
-
-def _empty(job: _Job) -> np.ndarray:
-    """The matrix to be filled: in memory, or beside the store's blocks."""
-    if job.store is None:
-        return np.zeros(job.shape)
-    return make_array(Path(job.store) / "distances.npy", np.float64, job.shape)

@@ -64,7 +64,7 @@ class Store(Results):
         wanted = json.loads(json.dumps(dict(plan)))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._acquire()
+            self._lock = locked(self.folder)
             if self._plan.exists():
                 self._compare(self._read_plan(), wanted)
                 self.arrays = {
@@ -102,19 +102,6 @@ class Store(Results):
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.npy"
-
-    def _acquire(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # no such locks on Windows; the plan's check is then the only guard
-            return
-        self._lock = open(self.folder / "lock", "w")  # noqa: SIM115
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(
-                f"`store` is in use: another process is writing to {str(self.folder)!r}. Wait for it."
-            ) from None
 
     def _begin(self, plan: Mapping[str, Any], shapes: Shapes) -> None:
         """New arrays, then the plan, so that where there is a plan there are arrays; or nothing at all."""
@@ -173,6 +160,25 @@ class Store(Results):
         if whole < len(content):
             os.truncate(self._ledger, whole)
         return done
+
+
+def locked(folder: Path) -> Any:
+    """What is to be closed for another to write to ``folder``; nothing on Windows, which has no such locks.
+
+    Raises:
+        OutputError: another process is writing to it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    lock = open(folder / "lock", "w")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise OutputError(f"`store` is in use: another process is writing to {str(folder)!r}. Wait for it.") from None
+    return lock
 
 
 def _same(known: Any, wanted: Any) -> bool:
