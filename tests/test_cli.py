@@ -690,3 +690,18 @@ def test_latents_may_have_axes(tmp_path):
     decoder = posthoc_metric.Decoder(OfMaps(), latent_shape=(2, 3, 3))
     repaired = posthoc_metric.load(tmp_path / "run" / "repaired.safetensors", decoder)
     assert repaired.dim == 18 and repaired.decoder.output_dim == 49
+
+
+@pytest.mark.parametrize("option", ["repair --out", "report --out", "demo --out", "distances --store"])
+def test_an_empty_name_is_not_the_current_folder(place, tmp_path, monkeypatch, option):
+    """As of a shell's variable that is not set."""
+    monkeypatch.chdir(tmp_path)
+    command, name = option.split()
+    others = {
+        "repair": (*absolute(place), "--latents", place / "latents.npy"),
+        "report": (place / "out", *absolute(place)),
+        "distances": (place / "out", *absolute(place), "--most", 3, "--out", tmp_path / "d.npy"),
+        "demo": (),
+    }[command]
+    assert f"'{name}': it must name a folder, and is empty" in mistake(command, *others, f"{name}=")
+    assert not [*tmp_path.iterdir()]

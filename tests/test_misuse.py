@@ -366,6 +366,7 @@ MISUSES = {
     "distances of data": (lambda e: e.metric.distances(e.x[:3]), "`a` must have 2 columns"),
     "distances of nothing": (lambda e: e.metric.distances(e.z[:0]), "`a` must hold at least one point"),
     "no jobs": (lambda e: e.metric.distances(e.z[:3], n_jobs=0), "`n_jobs` must be None or an integer other than 0"),
+    "a store without a name": (lambda e: e.metric.distances(e.z[:3], store=""), "`store` must be a folder; got str"),
     "a store that is a number": (lambda e: e.metric.distances(e.z[:3], store=3), "`store` must be a folder; got int"),
     "a store that is a file": (
         lambda e: e.metric.distances(e.z[:3], store=e.folder / "w.pt"),

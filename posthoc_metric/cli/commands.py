@@ -26,6 +26,7 @@ from .shared import (
     Repaired,
     check_result,
     draw_pairs,
+    folder,
     npy,
     open_repaired,
     packed,
@@ -61,7 +62,9 @@ def repair(
             metavar="FILE", help="Training latents (N, d): .npy, .npz, .pt, .csv, .h5ad; FILE:NAME picks one."
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for repaired.safetensors and repair.json.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", parser=folder, help="Folder for repaired.safetensors and repair.json.")
+    ],
     data: Data = None,
     uncertainty: Annotated[
         Uncertainty, typer.Option(metavar="NAME", help="What models the unknown: rbf, gp or rbf-published.")
@@ -217,7 +220,9 @@ def distances(
         Method, typer.Option(metavar="NAME", help="solver, graph, or auto: the graph beyond 4,000 pairs.")
     ] = Method.auto,
     jobs: Annotated[int, typer.Option(help="Processes; -1 for all cores.")] = 1,
-    store: Annotated[Path | None, typer.Option(metavar="DIR", help="What is done, to go on from if killed.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(metavar="DIR", parser=folder, help="What is done, to go on from if killed.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the matrix of geodesic distances between points; exit code 1 if some are missing or not converged."""
@@ -248,7 +253,7 @@ def distances(
 def report(
     open_decoder: OpenDecoder,
     repaired: Repaired,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", parser=folder, help="Folder for the report.")],
     data: Data = None,
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of latents to join.")] = 100,
     image_shape: Annotated[

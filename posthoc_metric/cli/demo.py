@@ -17,12 +17,12 @@ from ..repair import repair
 from ..report import write_report
 from ..report.page import readable
 from ..surroundings import one_torch_thread
-from .shared import AsJson, draw_pairs
+from .shared import AsJson, draw_pairs, folder
 from .terminal import NEGATIVE, clear_errors, results, show_audit, show_json, stages
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.")] = Path(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", parser=folder, help="Folder for the results.")] = Path(
         "posthoc-metric-demo"
     ),
     pairs: Annotated[int, typer.Option(min=1, max=800, help="How many pairs of digits.")] = 100,

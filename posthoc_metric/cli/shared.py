@@ -237,6 +237,13 @@ def sides(text: str, option: str, example: str) -> tuple[int, ...]:
         raise InvalidArgumentError(f"`{option}` must read like {example}; got {text!r}.") from None
 
 
+def folder(text: str) -> Path:
+    """The folder that an option names; an empty name, as of a variable that is not set, would be the current one."""
+    if not text:
+        raise typer.BadParameter("it must name a folder, and is empty. '.' is the folder that you are in.")
+    return Path(text)
+
+
 def check_result(out: Path | None, ending: str = "") -> None:
     """See that a result can be written to ``out``, before long work begins.
 

@@ -81,8 +81,11 @@ def below(store: str | Path | None, name: str) -> Path | None:
     Raises:
         InvalidArgumentError: ``store`` is no path.
     """
-    if store is not None and not isinstance(store, (str, os.PathLike)):
-        raise InvalidArgumentError(f"`store` must be a folder; got {describe(store)}.")
+    # an empty name, as of a variable that is not set, would be the current folder
+    if store is not None and (not isinstance(store, (str, os.PathLike)) or store == ""):
+        raise InvalidArgumentError(
+            f"`store` must be a folder; got {describe(store)}. Name one, or '.' for the one you are in."
+        )
     return None if store is None else Path(store) / name
 
 
