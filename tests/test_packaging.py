@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 import posthoc_metric
@@ -67,6 +68,18 @@ class TestReadme:
         assert done.returncode == 0, done.stderr
         assert "repair audit:" in done.stdout
         assert [path.name for path in tmp_path.iterdir()] == ["repaired.safetensors"]
+
+    def test_its_decoder_of_logits_is_one_of_distributions(self, tmp_path):
+        (told,) = (block for block in fenced("python") if "class Pixels" in block)
+        (tmp_path / "told.py").write_text(told)
+        model = "from torch import nn\n\nclass Decoder(nn.Sequential):\n    def __init__(self):\n        "
+        model += "super().__init__(nn.Linear(2, 9))\n"
+        (tmp_path / "mymodels.py").write_text(model)
+        torch.save(torch.nn.Sequential(torch.nn.Linear(2, 9)).state_dict(), tmp_path / "model.pt")
+        options = ["describe", "--checkpoint", "model.pt", "--factory", "told.py:Pixels", "--fisher-rao"]
+        command = [sys.executable, "-m", "posthoc_metric_command", *options]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert "observations of Bernoulli distributions" in done.stdout, done.stderr
 
     def test_its_links_and_pictures_are_there(self):
         text = README.read_text(encoding="utf-8")
