@@ -190,7 +190,13 @@ def geodesic_mixup(
     if curve == "straight" and options:
         raise InvalidArgumentError(f"straight lines take no solver options; got {', '.join(options)}.")
     alpha = check_range(alpha, "alpha", 0.0, float("inf"), "the parameter of a Beta distribution")
-    share = check_range(share, "share", 0.0, 1.0 + 1e-12, "the share of a batch that is replaced")
+    try:
+        share = min(check_range(share, "share", 0.0, 1.0 + 1e-12, ""), 1.0)
+    except InvalidArgumentError:
+        raise InvalidArgumentError(
+            "`share` is the share of a batch that is replaced and must be above 0 and at most 1, which is all of it; "
+            f"got {describe(share)}."
+        ) from None
     draws = Draws(seed)
     first, second = _draw_pairs(soft, partners, pairs, draws.generator)
     start, end = points[first.to(points.device)].double(), points[second.to(points.device)].double()
@@ -213,7 +219,7 @@ def geodesic_mixup(
         status=tuple(status[int(row)] for row in kept) if status else (),
         dropped=len(curves) - len(kept),
         alpha=alpha,
-        share=min(share, 1.0),
+        share=share,
         _draws=draws,
     )
 

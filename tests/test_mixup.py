@@ -142,7 +142,7 @@ def test_a_pair_without_a_curve_is_left_out_and_said(labelled):
         ({"partners": "friends"}, "`partners`"),
         ({"pairs": 0}, "`pairs`"),
         ({"alpha": 0.0}, "`alpha`"),
-        ({"share": 1.5}, "`share`"),
+        ({"share": 1.5}, "`share` is .* above 0 and at most 1, .*; got float"),
         ({"num_classes": 2}, "num_classes"),
         ({"labels": torch.arange(5)}, "`labels`"),
         ({"labels": torch.rand(12)}, "class indices"),
