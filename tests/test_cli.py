@@ -297,6 +297,8 @@ class TestExitCodes:
         more = ("--pairs", "1", "--out", tmp_path / "r[/b]") if command == "report" else ("--pairs", "0")
         done = CliRunner().invoke(app, list(map(str, (command, place / "poor", *absolute(place), *more))))
         assert done.exit_code == 1 and "FAIL" in done.output, done.output
+        said = " ".join(done.output.split())
+        assert "smoothness is not judged: the published baseline needs the training data." in said
         if command == "report":
             assert "r[/b]/report.html to see it" in done.output
             assert {path.name for path in (tmp_path / "r[/b]").iterdir()} >= {"report.html", "audit.json"}

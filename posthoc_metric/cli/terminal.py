@@ -197,6 +197,9 @@ def show_audit(audit: Audit) -> None:
         bound = "" if row.passed is None else sign + readable(plain(row.bound))
         table.add_row(row.name, readable(plain(row.before)), readable(plain(row.after)), bound, VERDICTS[row.passed])
     results().print(table)
+    for row in audit.criteria:
+        if row.passed is None:
+            say(f"{row.name} is not judged: {row.reason}.")
 
 
 def show_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
