@@ -59,10 +59,10 @@ class GeodesicEstimator(BaseEstimator):
         except exceptions.NotFittedError as error:
             raise EstimatorNotFittedError(str(error)) from None
         except TypeError as error:
-            advice = "Give one of its arrays, such as X.obsm[name]. " if hasattr(X, "obsm") else ""
+            advice = " Give one of its arrays, such as X.obsm[name]." if hasattr(X, "obsm") else ""
             raise EstimatorTypeError(
-                f"`X` must be finite latents (n_samples, n_features); got {type(X).__name__}: {error}. "
-                f"{advice}Sparse matrices become arrays by .toarray()."
+                f"`X` must be finite latents (n_samples, n_features); got {type(X).__name__}: "
+                f"{str(error).rstrip('.')}.{advice}"
             ) from None
         except ValueError as error:
             # without the array itself and the advice on imputing
