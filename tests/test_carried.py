@@ -343,9 +343,3 @@ def test_longer_lists_are_data_and_chains_have_an_end():
     assert modules_used_by(lambda z: many[0](z)) == ()
     assert modules_used_by(lambda z: deep[0][0][0][0][0][0](z)) == ()
     assert modules_used_by(lambda z: deep, NET) == (NET,)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_copy_in_single_precision_says_that_later_weights_do_not_reach_it(dtype):
-    model = mlp().to(dtype)
-    assert "weights that are loaded later do not reach it" in Decoder(model, latent_dim=2).describe()

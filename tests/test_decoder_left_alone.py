@@ -155,6 +155,19 @@ def test_derivatives_of_a_copy_are_refused_once_the_weights_have_changed():
             ask(z)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_copy_of_a_half_precision_model_is_refused_once_the_weights_have_changed(dtype):
+    model, z = layers().to(dtype), latents()
+    decoder = Decoder(model)
+    asked = (decoder, decoder.jacobian, decoder.isometric(), decoder.in_float64(), copy.deepcopy(decoder))
+    for ask in asked:
+        ask(z)
+    model.load_state_dict({name: 2 * weight for name, weight in model.state_dict().items()})
+    for ask in asked:
+        with pytest.raises(DecoderError, match="weights changed after it was wrapped.*again"):
+            ask(z)
+
+
 class InPlace(nn.Module):
     def __init__(self, change):
         super().__init__()

@@ -33,6 +33,7 @@ class Call:
         batch: the only number of rows the model takes; ``None`` where it takes any.
         most: the largest number of rows it takes; ``None`` where it takes any.
         alone: whether the model takes a row without others.
+        stands_for: the modules that those in ``roots`` are copies of, where the caller has these.
     """
 
     target: Callable[..., Any]
@@ -46,6 +47,7 @@ class Call:
     batch: int | None = None
     most: int | None = None
     alone: bool = True
+    stands_for: tuple[nn.Module, ...] = ()
 
     def __call__(self, z: Tensor) -> Tensor:
         """(B, d) -> (B, D), in torch operations where the model is."""

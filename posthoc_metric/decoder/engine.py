@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import DecoderError
 from .derivatives import reverse_later
@@ -115,16 +115,25 @@ class Engine:
         return rows.split(self._chunk(weight))
 
     def _for_values(self, z: Tensor) -> Tensor:
-        return z.to(self.found.call.device, self.found.call.dtype)
+        call = self.found.call
+        self._check_weights(call.stands_for, call.roots, "a float32 copy of the half-precision model is what is called")
+        return z.to(call.device, call.dtype)
 
     def _for_derivatives(self, z: Tensor) -> Tensor:
         call, smooth = self.found.call, self.found.smooth
-        if smooth is not call and not weights_alike(call.roots, smooth.roots):
+        if smooth is call:
+            return self._for_values(z)
+        self._check_weights(
+            call.stands_for or call.roots, smooth.roots, "its derivatives are finite differences of a float64 copy"
+        )
+        return z.to(smooth.device, smooth.dtype)
+
+    def _check_weights(self, now: tuple[nn.Module, ...], copied: tuple[nn.Module, ...], why: str) -> None:
+        if now and not weights_alike(now, copied):
             raise DecoderError(
-                "the decoder's weights changed after it was wrapped; its derivatives are finite differences of a "
-                "float64 copy, which has the old ones. Wrap the model again."
+                f"the decoder's weights changed after it was wrapped; {why}, which has the old ones. "
+                "Wrap the model again."
             )
-        return z.to(self.found.smooth.device, self.found.smooth.dtype)
 
     def _chunk(self, weight: int) -> int:
         return max(1, self.max_bytes // (weight * self.found.row_bytes))

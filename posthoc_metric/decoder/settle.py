@@ -158,7 +158,7 @@ class _Attempts:
                     f"the decoder computes in {dtypes[0]}, too coarse for derivatives, and cannot be copied to float32 "
                     f"({_words(error)}). Convert it with .float() before wrapping it."
                 ) from error
-            yield copied, f"a float32 copy stands in for {dtypes[0]}: weights that are loaded later do not reach it"
+            yield replace(copied, stands_for=roots), f"a float32 copy stands in for {dtypes[0]}"
             return
         for dtype in dtypes:
             yield replace(plain, dtype=dtype), ""
