@@ -66,7 +66,8 @@ class CheckedField:
         bad = bad_rows(z.detach())
         if bad is not None:
             if bool(bad.all()):
-                return z.new_full((*z.shape, z.shape[1]), torch.nan)
+                # it hangs on the points, or nothing could be differentiated by them
+                return (z[..., None] * torch.nan).expand(*z.shape, z.shape[1])
             # of fewer rows products would be summed in another order
             return self(torch.where(bad[:, None], z[~bad][:1], z)).masked_fill(bad[:, None, None], torch.nan)
         with own_precision():

@@ -115,3 +115,13 @@ def test_what_does_not_fit_is_told(options, words):
     """The message names the argument and what to do."""
     with pytest.raises(InvalidArgumentError, match=words):
         pm.geodesic(HILL, LEFT, RIGHT, **options)
+
+
+def test_a_curve_that_overflows_does_not_stop_the_others():
+    """What has no value at any node of a batch is still differentiated, and comes out as not finite."""
+    start, end = [[0.0, 1.0], [0.0, 1.0]], [[0.0, 2.0]] * 2
+    curves = torch.tensor([[[0.0, 1.0], [far, far], [0.0, 2.0]] for far in (1e300, 1.5)], dtype=torch.float64)
+    found = pm.geodesic(lambda z: HalfPlane().tensor(z), start, end, initial=curves, starts="given")
+    assert found.status == (pm.Status.NOT_FINITE, pm.Status.CONVERGED)
+    alone = pm.geodesic(lambda z: HalfPlane().tensor(z), start[:1], end[:1], initial=curves[:1], starts="given")
+    assert alone.status == (pm.Status.NOT_FINITE,)
