@@ -39,7 +39,7 @@ class FieldDerivative:
         self.field = field
         with torch.no_grad():
             some = _usable(field, probe)
-            single = rounds_in_single(field, probe)
+            self._single = single = rounds_in_single(field, probe)
         # twice continuously differentiable fields: eps^(1/3) of the scale on which the field varies
         self.step = 5e-3 if single else 1e-5
         self._least = 5e-6 if single else 1e-11
@@ -59,7 +59,7 @@ class FieldDerivative:
     def row_bytes(self) -> int:
         """What a row takes in :meth:`pull`, approximately."""
         dim = self._few[0].shape[1]
-        return 8 * dim**2 * (4 if self.sloped is not None or self.by_autograd else 2 * dim + 4)
+        return 8 * dim**2 * (4 if self.sloped is not None or self.by_autograd else (4 if self._single else 2) * dim + 4)
 
     @cached_property
     def twice(self) -> bool:
@@ -144,14 +144,18 @@ class FieldDerivative:
         # where v is zero so is U v, and any step will do that is longer than roundings of z
         step = torch.maximum(self.step * v.norm(dim=1), self._least * z.abs().amax(1)).clamp_min(1e-300)
         offsets = step[:, None] * torch.eye(dim, dtype=z.dtype, device=z.device)[:, None]
-        ahead, behind = z + offsets, z - offsets
+        # steps of single precision are so long that twice as long ones must tell what they leave out (Richardson)
+        reaches = (1, 2) if self._single else (1,)
+        ends = torch.stack([z + sign * reach * offsets for reach in reaches for sign in (1, -1)])
         # as they come out, far from the origin
-        length = (ahead - behind).abs().amax(2).clamp_min(1e-300)
-        shifted = torch.cat([z[None], ahead, behind]).reshape(-1, dim)
+        length = (ends[::2] - ends[1::2]).abs().amax(3).clamp_min(1e-300)
+        shifted = torch.cat([z[None], ends.flatten(0, 1)]).reshape(-1, dim)
         with torch.no_grad():
-            matrices = self.field(shifted).to(z.dtype).view(2 * dim + 1, count, dim, dim)
+            matrices = self.field(shifted).to(z.dtype).view(-1, count, dim, dim)
         pushed = (matrices @ v[..., None])[..., 0]
-        slope = (pushed[1 : dim + 1] - pushed[dim + 1 :]) / length[..., None]
+        ahead, behind = pushed[1:].view(-1, 2, dim, count, dim).unbind(1)
+        slopes = (ahead - behind) / length[..., None]
+        slope = (4 * slopes[0] - slopes[1]) / 3 if self._single else slopes[0]
         return matrices[0], slope.permute(1, 2, 0)
 
 

@@ -236,3 +236,16 @@ def test_no_step_leaps_over_a_ridge_between_flat_parts(width, height):
     assert shot.converged.all() and found.converged.all()
     torch.testing.assert_close(shot.points, b, rtol=0, atol=1e-6)
     torch.testing.assert_close(found.velocities, velocity, rtol=1e-5, atol=1e-5)
+
+
+def test_the_exponential_map_of_a_plain_field_in_single_precision_without_autograd():
+    """Long difference steps do not bend the way: ends in the half-plane are right to 1e-4."""
+
+    def single(z):
+        return np.eye(2, dtype=np.float32) / z.numpy().astype(np.float32)[:, 1, None, None] ** 2
+
+    z, v = np.array([[0.0, 1.0], [0.5, 0.7]]), np.array([[2.0, 1.5], [-1.5, 1.8]])
+    found = shoot(FunctionMetric(single, 2), z, v)
+    known = shoot(FunctionMetric(lambda z: HalfPlane().tensor(z), 2), z, v)
+    assert found.converged.all()
+    np.testing.assert_allclose(found.points, known.points, rtol=1e-4)
