@@ -227,12 +227,14 @@ class PullbackMetric(StructuredMetric):
 
     def __init__(self, decoder: SmoothMap):
         check_smooth_map(decoder)
-        super().__init__(MetricParts(embedding=isometric(decoder)), decoder.latent_dim)
+        #: what ``J`` is taken of: as far apart as the decoder's outputs, and fewer where it ends in a wide linear layer
+        self.embedding = isometric(decoder)
+        super().__init__(MetricParts(embedding=self.embedding), decoder.latent_dim)
         self.decoder = decoder
 
     def _spectrum(self, z: Tensor, tensors: Tensor) -> Tensor:
         """Squares of the Jacobian's singular values; zero where rounding hides them."""
-        return resolved_eigenvalues(super()._spectrum(z, tensors), self.decoder, z)
+        return resolved_eigenvalues(super()._spectrum(z, tensors), self.embedding, z)
 
 
 class FunctionMetric(Metric):

@@ -72,7 +72,9 @@ class RepairedMetric(StructuredMetric):
         knobs: Knobs,
         data: Rows | None = None,
     ):
-        super().__init__(_parts(decoder, model, gate), decoder.latent_dim)
+        self.decoder_metric = PullbackMetric(decoder)
+        self.decoder_metric.support = geometry.training
+        super().__init__(_parts(self.decoder_metric.embedding, model, gate), decoder.latent_dim)
         self.decoder = decoder
         self.model = model
         self.gate = gate
@@ -80,8 +82,6 @@ class RepairedMetric(StructuredMetric):
         self.knobs = knobs
         self.data = data
         self.support = geometry.training
-        self.decoder_metric = PullbackMetric(decoder)
-        self.decoder_metric.support = geometry.training
 
     def __repr__(self) -> str:
         name, space = type(self.decoder).__name__, f"R^{self.dim} -> R^{self.decoder.output_dim}"
@@ -247,7 +247,7 @@ def repair(
             if not ready and len(geometry.calibration) < _FEW_HELD_OUT:
                 held_out = model.held_out_scores(decoder, geometry.training, rows, seed=seed)
                 check_held_out(model, held_out, len(geometry.training))
-            gate = calibrate(model, measure(decoder, geometry, seed=seed), knobs, held_out)
+            gate = calibrate(model, measure(isometric(decoder), geometry, seed=seed), knobs, held_out)
         return RepairedMetric(decoder, model, gate, geometry, knobs, rows)
 
 
@@ -290,8 +290,7 @@ def _check_fitted(model: UncertaintyModel | PublishedRBF, dim: int) -> None:
         )
 
 
-def _parts(decoder: SmoothMap, model: UncertaintyModel | PublishedRBF, gate: Gate | None) -> MetricParts:
-    embedding = isometric(decoder)
+def _parts(embedding: SmoothMap, model: UncertaintyModel | PublishedRBF, gate: Gate | None) -> MetricParts:
     if isinstance(model, PublishedRBF):
         return MetricParts(embedding=StackedMap([embedding, model.noise]))
     assert gate is not None

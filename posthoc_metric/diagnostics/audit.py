@@ -113,7 +113,7 @@ def audit(
     seed, pairs = check_seed(seed), check_count(pairs, "pairs", 0, "how many geodesics to follow")
     if points is not None:
         points = check_count(points, "points", 2, "how many points of each shell to measure at")
-    entries = repaired.dim * repaired.decoder.output_dim * 10
+    entries = repaired.dim * repaired.decoder_metric.embedding.output_dim * 10
     within = min(_BUDGET / entries, _MATRIX_BUDGET / repaired.dim**2)
     count = points or int(min(max(within, _FEWEST_POINTS), AUDITED))
     added: dict[str, Field] = {"decoder": lambda z: z.new_zeros(len(z)), "repaired": _added(repaired)}
@@ -202,14 +202,14 @@ def _enough_on_data(
 
     Of the others only those where the decoder's condition number is within ``bound`` are looked for; the rest is NaN.
     """
-    count = len(values["decoder"])
+    count, embedding = len(values["decoder"]), repaired.decoder_metric.embedding
     for z in repaired.geometry.audit[count : _MOST_SHELLS * count].split(count):
         if int((condition_numbers(values["decoder"]) <= bound).sum()) >= _FEWEST_SOUND:
             break
-        base = gram(repaired.decoder, z)
+        base = gram(embedding, z)
         own = torch.linalg.eigvalsh(base).clamp_min(0)
         if bound > _TOLD:
-            own = resolved_eigenvalues(own, repaired.decoder, z)
+            own = resolved_eigenvalues(own, embedding, z)
         sound = condition_numbers(own) <= bound
         more = {name: torch.full_like(own, torch.nan) for name in added}
         for name, extra in added.items() if bool(sound.any()) else ():
@@ -234,12 +234,13 @@ def _measure(
     """
     radius = repaired.geometry.radius
     z = shell.points
-    base = gram(repaired.decoder, z)
+    embedding = repaired.decoder_metric.embedding
+    base = gram(embedding, z)
     few = z[: max(len(z) // 2, 1)]
     u = directions(few, seed=seed)
     changes = torch.stack(
         [
-            (gram(repaired.decoder, few + step * u) - gram(repaired.decoder, few - step * u)) / (2 * step)
+            (gram(embedding, few + step * u) - gram(embedding, few - step * u)) / (2 * step)
             for step in (share * radius for share in _DECODER_STEPS)
         ]
     )
@@ -254,7 +255,7 @@ def _measure(
         else:
             own, turned = _decomposed(base + here, changes + slope)
         values[name], rough[name] = own.clamp_min(0), smoothness(own[: len(few)], turned, radius).amin(0)
-    values["decoder"] = resolved_eigenvalues(values["decoder"], repaired.decoder, z)
+    values["decoder"] = resolved_eigenvalues(values["decoder"], embedding, z)
     return values, rough
 
 
