@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import posthoc_metric as pm
 
@@ -37,6 +38,17 @@ class Tokens(nn.Module):
 
     def forward(self, z):
         return self.last(torch.tanh(self.body(z)).view(-1, 5, 4))
+
+
+class Recomputed(nn.Module):
+    """Evaluates itself anew for its gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = wide()
+
+    def forward(self, z):
+        return checkpoint(self.net, z, use_reentrant=False)
 
 
 def latents(rows: int = 40) -> torch.Tensor:
@@ -77,12 +89,17 @@ def test_lengths_are_those_of_chords_of_all_outputs():
         wide(nn.SiLU(inplace=True)),
         nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 12)).double(),
         torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 60).double()),
+        Recomputed(),
+        torch.vmap(wide()),
+        torch.compile(wide(), backend="eager"),
     ],
-    ids=["sigmoid", "in place", "narrow", "normed"],
+    ids=["sigmoid", "in place", "narrow", "normed", "recomputed", "mapped", "compiled"],
 )
 def test_other_ends_are_taken_as_they_are(model):
-    decoder = pm.Decoder(model, latent_dim=3)
+    decoder, z = pm.Decoder(model, latent_dim=3), latents(5)
     assert decoder.isometric() is decoder
+    jacobian = decoder.jacobian(z)
+    assert torch.allclose(pm.PullbackMetric(decoder).tensor(z), jacobian.mT @ jacobian, rtol=1e-12)
 
 
 def test_a_layer_that_is_used_twice_is_taken_as_it_is():

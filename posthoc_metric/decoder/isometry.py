@@ -20,12 +20,12 @@ from ..errors import DecoderError
 from .exam import Found
 from .memory import bytes_per_row
 from .outputs import Output, pick
-from .written import FEW
+from .written import modules_of
 
 #: how many times as many outputs as inputs the layer must have
 _WIDER = 2
-#: roundings by which squares of distances may differ
-_ROUNDINGS = 1e4
+#: of so many numbers of a weight, evenly chosen, any change is to reach one
+_WATCHED = 256
 
 
 def thinner(found: Found) -> Found | None:
@@ -34,25 +34,49 @@ def thinner(found: Found) -> Found | None:
     To be called while the modules are in eval mode.
     """
     call, z = found.call, found.place.few
-    if found.smooth is not call or found.route.forward == "differences":
+    if found.smooth is not call or any(map(_is_compiled, modules_of(call.roots))):
         return None
-    with torch.no_grad():
-        with _Watch() as seen:
-            value = call(z)
-        weight = seen.behind(value)
-        if weight is None:
-            return None
-        thin = replace(call, target=Thin(call.target, call.output, weight), output=None)
-        short, row_bytes = bytes_per_row(thin, z)
-    if not _as_far_apart(value, short):
+    with torch.no_grad(), _Watch() as seen:
+        value = call(z)
+    weight = seen.behind(value)
+    if weight is None:
         return None
-    return replace(found, call=thin, smooth=thin, output_shape=tuple(short.shape[1:]), row_bytes=row_bytes)
+    thin = replace(call, target=Thin(call.target, call.output, weight), output=None)
+    try:
+        with torch.no_grad():
+            short, row_bytes = bytes_per_row(thin, z)
+        other = replace(found, call=thin, smooth=thin, output_shape=tuple(short.shape[1:]), row_bytes=row_bytes)
+        products, expected = _products(other), _products(found)
+    except Exception:
+        # a model that evaluates itself anew for its gradient, as activation checkpoints do, does so in full
+        return None
+    eps = torch.finfo(value.dtype).eps ** 0.5
+    same = (
+        torch.allclose(a, b, rtol=eps, atol=eps * float(b.abs().amax()))
+        for a, b in zip(products, expected, strict=True)
+    )
+    return other if all(same) else None
 
 
-def _as_far_apart(value: Tensor, short: Tensor) -> bool:
-    wide, thin = ((rows[1:] - rows[:1]).double() for rows in (value, short))
-    rounding = _ROUNDINGS * torch.finfo(value.dtype).eps * float(value.double().square().sum(1).amax())
-    return torch.allclose(thin @ thin.mT, wide @ wide.mT, rtol=1e-3, atol=rounding)
+def _products(found: Found) -> tuple[Tensor, ...]:
+    """What does not change if outputs are turned: products of differences and of columns, and ``Jᵀ`` of a column."""
+    route, z = found.route, found.place.few
+    value, columns = route.columns(found.call, z, 0, min(2, z.shape[1]))
+    ways = torch.cat([columns, (value - value[:1])[None]]).double()
+    pulled = (route.vjp(found.call, z, columns[0])[1].double(),) if route.reverse == "reverse" else ()
+    return torch.einsum("ibo,jbo->bij", ways, ways), *pulled
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor that counts what is written to it, no stand-in of a compiler or of a model's own vmap."""
+    if type(value) is not Tensor or torch.compiler.is_compiling():
+        return False
+    return not (value.is_inference() or torch._C._functorch.is_functorch_wrapped_tensor(value))
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    # which is compiled anew for everything that is put around it
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 class _Watch(TorchFunctionMode):
@@ -64,7 +88,7 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func is functional.linear and len(args) > 1:
+        if func is functional.linear and len(args) > 1 and _is_plain(result):
             self._seen.append((args[1], result, result._version))
         return result
 
@@ -116,11 +140,10 @@ class Thin:
         self._kept = self._factored()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        dtype, few, factor = self._kept
-        now = self.weight.detach()
+        dtype, some, factor = self._kept
         # averages of weights are put in place of others through their data, which leaves no trace but the numbers;
         # a copy in another precision has had what is kept here converted
-        if dtype != now.dtype or not torch.equal(few, now.reshape(-1)[:FEW]):
+        if dtype != self.weight.dtype or not torch.equal(some, self._some()):
             self._kept = _, _, factor = self._factored()
         try:
             with _UpTo(self.weight, factor):
@@ -129,8 +152,13 @@ class Thin:
             return layer.result
         raise DecoderError("the decoder's last layer was replaced after it was wrapped. Wrap the model again.")
 
+    def _some(self) -> Tensor:
+        numbers = self.weight.detach().flatten()
+        # no multiple of the layer's width, or a column would be all that is seen
+        return numbers[:: max(1, len(numbers) // _WATCHED) | 1]
+
     def _factored(self) -> tuple[torch.dtype, Tensor, Tensor]:
-        weight = self.weight.detach()
         # not every device has double precision
-        factor = torch.linalg.qr(weight.to("cpu", torch.float64), mode="r").R
-        return weight.dtype, weight.reshape(-1)[:FEW].clone(), factor.to(weight)
+        weight = self.weight.detach().to("cpu", torch.float64)
+        factor = torch.linalg.qr(weight, mode="r").R
+        return self.weight.dtype, self._some().clone(), factor.to(self.weight.detach())

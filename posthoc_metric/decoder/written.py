@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 #: of so many numbers of a weight, training changes one
-FEW = 16
+_FEW = 16
 #: what every module has
 _TORCHS = frozenset(vars(nn.Module()))
 
@@ -72,7 +72,7 @@ def weights_alike(roots: tuple[nn.Module, ...], twins: tuple[nn.Module, ...]) ->
     """Whether copies of ``roots``, in another precision, still have the same weights, by a few of each."""
     for root, twin in zip(roots, twins, strict=True):
         for weight, copied in zip(root.parameters(), twin.parameters(), strict=True):
-            few, same = weight.detach().reshape(-1)[:FEW], copied.detach().reshape(-1)[:FEW]
+            few, same = weight.detach().reshape(-1)[:_FEW], copied.detach().reshape(-1)[:_FEW]
             if not weight.is_meta and not torch.allclose(few.to(same), same, rtol=0.0, atol=0.0, equal_nan=True):
                 return False
     return True
