@@ -151,9 +151,9 @@ class FieldDerivative:
         length = (ends[::2] - ends[1::2]).abs().amax(3).clamp_min(1e-300)
         shifted = torch.cat([z[None], ends.flatten(0, 1)]).reshape(-1, dim)
         with torch.no_grad():
-            matrices = self.field(shifted).to(z.dtype).view(-1, count, dim, dim)
+            matrices = self.field(shifted).to(z.dtype).view(2 * dim * len(reaches) + 1, count, dim, dim)
         pushed = (matrices @ v[..., None])[..., 0]
-        ahead, behind = pushed[1:].view(-1, 2, dim, count, dim).unbind(1)
+        ahead, behind = pushed[1:].view(len(reaches), 2, dim, count, dim).unbind(1)
         slopes = (ahead - behind) / length[..., None]
         slope = (4 * slopes[0] - slopes[1]) / 3 if self._single else slopes[0]
         return matrices[0], slope.permute(1, 2, 0)
