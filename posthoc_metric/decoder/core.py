@@ -216,12 +216,10 @@ class Decoder:
         before = self._engine.found
         if not len(points) or (before.place.holds(points) and not before.saturated):
             return self
-        other = copy.copy(self)
         found = _probed(before.call, self.latent_dim, points)
-        other._engine = replace(self._engine, found=found, eval_mode=eval_mode_of(found))
         if found.warning and not before.warning:
             warn_caller(found.warning, DerivativeWarning)
-        return other
+        return self._calling(found)
 
     def describe(self) -> str:
         """What the probe found and chose, for a person to read."""
@@ -253,8 +251,7 @@ class Decoder:
             found = doubled(self._engine.found)
         if found is None:
             return None
-        other = copy.copy(self)
-        other._engine = replace(self._engine, found=found, eval_mode=eval_mode_of(found))
+        other = self._calling(found)
         other.dtype = found.call.dtype
         return other
 
@@ -267,9 +264,14 @@ class Decoder:
             found = thinner(self._engine.found)
         if found is None:
             return self
+        other = self._calling(found)
+        other.output_shape, other.output_dim, other.observer = found.output_shape, found.output_dim, None
+        return other
+
+    def _calling(self, found: Found) -> Decoder:
+        """A copy that calls what was ``found`` and counts with this decoder."""
         other = copy.copy(self)
         other._engine = replace(self._engine, found=found, eval_mode=eval_mode_of(found))
-        other.output_shape, other.output_dim, other.observer = found.output_shape, found.output_dim, None
         return other
 
     def counting(self) -> AbstractContextManager[Work]:

@@ -7,6 +7,7 @@ hundred hidden units, the layer is nearly all that a decoder does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -154,8 +155,11 @@ class Thin:
 
     def _some(self) -> Tensor:
         numbers = self.weight.detach().flatten()
-        # no multiple of the layer's width, or a column would be all that is seen
-        return numbers[:: max(1, len(numbers) // _WATCHED) | 1]
+        step = max(1, len(numbers) // _WATCHED)
+        # with a factor of the layer's width some columns would never be seen
+        while math.gcd(step, self.weight.shape[1]) > 1:
+            step += 1
+        return numbers[::step]
 
     def _factored(self) -> tuple[torch.dtype, Tensor, Tensor]:
         # not every device has double precision
