@@ -166,6 +166,23 @@ def test_the_checkpoints_own_arguments_are_used(tmp_path, z):
     assert_same(decoder, big.decoder, z)
 
 
+@pytest.mark.parametrize("key", [None, "ema", "ema.shadow_params"])
+def test_averages_kept_without_names_are_told_apart_from_a_missing_key(tmp_path, vae, key):
+    averages = {"decay": 0.999, "shadow_params": [weight.detach() for weight in vae.parameters()]}
+    torch.save({"ema": averages} if key else averages, tmp_path / "ema.pt")
+    with pytest.raises(
+        CheckpointError, match=r"shadow_params' is a list of 8 tensors without names.*state_dict\(\)"
+    ) as e:
+        load_decoder(tmp_path / "ema.pt", factory=VAE, key=key)
+    assert "key=" not in str(e.value)
+
+
+def test_a_key_that_leads_to_no_weights_says_what_is_there(tmp_path, vae):
+    torch.save({"model": vae.state_dict(), "epoch": 3}, tmp_path / "vae.pt")
+    with pytest.raises(CheckpointError, match="under the key 'epoch'; it holds int .3.*another key="):
+        load_decoder(tmp_path / "vae.pt", factory=VAE, key="epoch")
+
+
 def test_two_networks_in_one_file_need_a_key(tmp_path, z):
     one, two = half(), half()
     torch.save({"netA_state_dict": one.state_dict(), "netB_state_dict": two.state_dict()}, tmp_path / "gan.pt")

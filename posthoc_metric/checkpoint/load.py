@@ -138,6 +138,7 @@ def _from_weights(
                 "weights by name. Save the model's state dict."
             )
         return whole, ()
+    content_at_key: Any = content
     if key is not None:
         content_at_key = at_key(content, key, container.path)
         if isinstance(content_at_key, nn.Module):
@@ -150,10 +151,7 @@ def _from_weights(
             return module, (f"the module under the key {name!r}",)
         states = states_in(content)
     if not states:
-        raise CheckpointError(
-            f"{container.path} looks like {container.looks_like} but holds no weights by name; it holds "
-            f"{', '.join(map(repr, list(content)[:8])) or 'nothing'}. Name where they are with key=."
-        )
+        raise CheckpointError(_no_weights(container, content_at_key, key))
     if factory is None:
         raise CheckpointError(
             f"{container.path} looks like {container.looks_like} that holds weights and no model: {_sample(states)}. "
@@ -164,6 +162,23 @@ def _from_weights(
     if not isinstance(model, nn.Module):
         raise InvalidArgumentError(f"`factory` must make a torch module to fill; it made {describe(model)}.")
     return model, (*notes, *fill(model, states, prefix=prefix, strict=strict, path=container.path))
+
+
+def _no_weights(container: Container, content: Any, key: str | None) -> str:
+    """What to do about ``content``, at ``key`` of the file, in which no state dict was found."""
+    there = "" if key is None else f" under the key {key!r}"
+    start = f"{container.path} looks like {container.looks_like} but holds no weights by name{there}; "
+    for name, value in content.items() if isinstance(content, Mapping) else [(key, content)]:
+        if isinstance(value, (list, tuple)) and value and all(isinstance(one, torch.Tensor) for one in value):
+            return (
+                f"{start}{name!r} is a list of {len(value)} tensors without names, as moving averages are kept in "
+                "the order of model.parameters(). Copy them into the model by the class that saved them (its "
+                "load_state_dict and copy_to, say) and save model.state_dict() instead."
+            )
+    if not isinstance(content, Mapping):
+        return f"{start}it holds {describe(content)}. Choose another key=, or leave it out."
+    held = ", ".join(map(repr, list(content)[:8])) or "nothing"
+    return f"{start}it holds {held}. Name where they are with {'' if key is None else 'another '}key=."
 
 
 def _content(container: Container, trust: bool) -> Any:
