@@ -58,9 +58,13 @@ def _import(where: str, factory: str) -> Any:
             return _run(spec, spec.loader)
         return importlib.import_module(where)
     except Exception as error:  # the caller's own module runs, and may raise anything
+        advice = "Name a module that is installed or on PYTHONPATH, or a file as 'path/to/file.py:Class'."
+        if where.endswith(".py") and isinstance(error, ModuleNotFoundError):
+            advice = (
+                f"It is {where} that imports {error.name!r}: put the folder that has it on PYTHONPATH, or install it."
+            )
         raise InvalidArgumentError(
-            f"`factory` is {factory!r}, which cannot be imported ({type(error).__name__}: {error}). "
-            "Name a module that is installed or on PYTHONPATH, or a file as 'path/to/file.py:Class'."
+            f"`factory` is {factory!r}, which cannot be imported ({type(error).__name__}: {error}). {advice}"
         ) from error
 
 
