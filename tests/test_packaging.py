@@ -77,7 +77,9 @@ class TestReadme:
         (tmp_path / "mymodels.py").write_text(model)
         torch.save(torch.nn.Sequential(torch.nn.Linear(2, 9)).state_dict(), tmp_path / "model.pt")
         options = ["describe", "--checkpoint", "model.pt", "--factory", "told.py:Pixels", "--fisher-rao"]
-        command = [sys.executable, "-m", "posthoc_metric_command", *options]
+        # the installed command's path lacks the folder one is in, which `python -m` would put there
+        start = "import sys; sys.path.remove(''); from posthoc_metric_command import main; main()"
+        command = [sys.executable, "-c", start, *options]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert "observations of Bernoulli distributions" in done.stdout, done.stderr
 

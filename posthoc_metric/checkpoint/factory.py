@@ -55,6 +55,10 @@ def _import(where: str, factory: str) -> Any:
             spec = importlib.util.spec_from_file_location(f"_{stem}" if stem in sys.modules else stem, where)
             if spec is None or spec.loader is None:
                 raise ImportError(f"{where} is no Python file")
+            # what lies beside it can be imported, as beside a script, and by workers; last, so that it hides nothing
+            folder = str(Path(where).resolve().parent)
+            if folder not in sys.path:
+                sys.path.append(folder)
             return _run(spec, spec.loader)
         return importlib.import_module(where)
     except Exception as error:  # the caller's own module runs, and may raise anything
