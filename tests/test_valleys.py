@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import posthoc_metric as pm
+from posthoc_metric.examples import digits, digits_vae
 from posthoc_metric.geodesic.curves.contenders import contenders
 from posthoc_metric.geodesic.curves.placement import Clock
 from posthoc_metric.geodesic.curves.spline import interpolate
@@ -58,6 +60,17 @@ def test_the_shorter_of_two_ways_whatever_the_grid_takes_for_it():
     # whichever gate a curve is sent through, only one of them is the shortest
     held = [gates(0.6).geodesic(a, b).length, gates(-0.58).geodesic(a, b).length]
     assert torch.allclose(solution.length, torch.minimum(*held), rtol=1e-3)
+
+
+def test_the_way_back_is_as_long():
+    module, encoder = digits_vae()
+    data = digits().data
+    latents = encoder(data).double()
+    repaired = pm.repair(pm.Decoder(module), latents, data)
+    # pairs whose ways there and back began in different valleys
+    first, second = latents[[14, 14, 25, 16, 7, 24]], latents[[25, 22, 27, 17, 26, 31]]
+    there, back = repaired.geodesic(first, second), repaired.geodesic(second, first)
+    torch.testing.assert_close(there.length, back.length, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("dim", [1, 3])

@@ -44,8 +44,8 @@ def geodesic(
 ) -> Solution:
     """Geodesics between the rows of ``start`` and ``end``, all pairs at once, each independent of the others.
 
-    Curves start from the straight line and from shortest paths: through a grid (d <= 3), with up to three more through
-    other valleys, and through the graph of ``support`` (d > 3, or 3 where the grid has not resolved the metric).  In
+    Curves start from the straight line and from shortest paths: through a grid (d <= 3), with a few more through other
+    valleys, and through the graph of ``support`` (d > 3, or 3 where the grid has not resolved the metric).  In
     the plane they move to the shortest way that the grid knows through a corridor around them.  A trust-region
     Gauss-Newton method relaxes their energy with ever more nodes; the shortest is kept, and its length is integrated
     anew inside the spans.

@@ -38,6 +38,8 @@ _ENOUGH = 1.25
 _ENOUGH_RESOLVED = 1.1
 #: curves between two, these included, that tell whether a hill parts them
 _BETWEEN = 5
+#: curves through other valleys than the shortest path's; and where corridors tell which of them are worth relaxing
+_OTHERS, _OTHERS_NARROWED = 3, 6
 #: a curve between two that is longer than its neighbours by this share of them is a hill
 _HILL = 0.002
 #: one that is longer than this many runs through another valley, and paths through those are found by themselves
@@ -90,14 +92,16 @@ def make_starts(
             grid = _grid(cache, parts, box, start.device, support) if len(rows) else None
             if grid is None or grid.cells is None or len(grid.points) == 0:
                 continue
+            # a field is asked about as quickly as corridors are searched, and a metric that is resolved needs none
+            narrowed = dim == 2 and parts.embedding is not None and not bool(grid.resolved.all())
+            others = _OTHERS_NARROWED if narrowed else _OTHERS
             for some in rows.split(PAIRS_AT_ONCE):
                 line = lines.take(some)
-                curves, joined, told = _on_grid(grid, line, start, end, "straight" in names)
+                curves, joined, told = _on_grid(grid, line, start, end, "straight" in names, others)
                 found += curves
                 # in two dimensions cells are small enough for their lengths to tell valleys apart
                 sure[some if dim < GRID_MOST_DIM else told] = True
-                # a field is asked about as quickly as corridors are searched, and a metric that is resolved needs none
-                if dim == 2 and parts.embedding is not None and not bool(grid.resolved.all()):
+                if narrowed:
                     planes.append((grid, some))
                 merged[joined] = True
                 lines.put_rows(some, line)
@@ -128,9 +132,12 @@ def make_starts(
 
 
 def _on_grid(
-    grid: MetricGraph, line: StartCurves, start: Tensor, end: Tensor, with_lines: bool
+    grid: MetricGraph, line: StartCurves, start: Tensor, end: Tensor, with_lines: bool, others: int
 ) -> tuple[list[StartCurves], Tensor, Tensor]:
     """Curves through a grid for the pairs of the straight lines ``line``, which are measured in place.
+
+    Args:
+        others: how many there may be through other valleys than the shortest path's.
 
     Returns:
         The curves; the pairs (m,) whose line is one with a curve, where lines are asked for; and those (k,) whose
@@ -153,7 +160,7 @@ def _on_grid(
         joined[_merge(grid, line.take(there), curves, smooth[there] & smooth_too)] = True
     found = [curves]
     if not bool(joined.all()):
-        found.append(_others(grid, start, end, curves.take(~joined), paths.take(there[~joined])))
+        found.append(_others(grid, start, end, curves.take(~joined), paths.take(there[~joined]), others))
     return found, curves.pair[joined], told
 
 
@@ -211,13 +218,18 @@ def _worth_relaxing(
     return chosen if not bool(missing.any()) else StartCurves.join([chosen, lines.take(missing[lines.pair])])
 
 
-def _others(grid: MetricGraph, start: Tensor, end: Tensor, curves: StartCurves, paths: Paths) -> StartCurves:
-    """Curves through other valleys for the pairs of the rounded shortest ``paths``, ``curves``."""
+def _others(grid: MetricGraph, start: Tensor, end: Tensor, curves: StartCurves, paths: Paths, most: int) -> StartCurves:
+    """Up to ``most`` curves through other valleys for the pairs of the rounded shortest ``paths``, ``curves``."""
     pair = curves.pair
     which, corners, lengths = detours(grid, start[pair], end[pair], paths, curves.nodes)
     others = rounded(corners, lengths, pair[which], START_NAMES.index("grid"))
     estimate(grid, others)
-    return others
+    # zigzags of one length, rounded off, are of very different ones
+    order = others.length.argsort(stable=True)
+    order = order[others.pair[order].argsort(stable=True)]
+    owner = others.pair[order]
+    place = torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner, owner)
+    return others.take(order[place < most])
 
 
 def _boxes(start: Tensor, end: Tensor, support: Tensor | None) -> dict[tuple[float, ...], Tensor]:

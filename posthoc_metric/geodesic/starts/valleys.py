@@ -18,12 +18,14 @@ from .shortest_paths import Paths, trees
 
 #: how much longer than the shortest path, relative to it: about what the grid's lengths err by
 _MARGIN = 0.1
-#: other paths of a pair
-_MOST = 3
+#: other paths of a pair that are looked at
+_MOST = 16
 #: share of the shortest path that a plateau must make up
 _LEAST = 0.1
 #: a rise of the length on the way across, relative to it, that is a hill and no roughness of the grid's
 _HILL = 0.005
+#: share of a plateau's points that a hill must part from the shortest path
+_SHARE = 0.5
 #: points at which the way across is looked at
 _ACROSS = 13
 
@@ -43,9 +45,15 @@ def detours(grid: MetricGraph, start: Tensor, end: Tensor, found: Paths, curves:
     plateaus = [
         _plateaus(total[i], there.distance[i], there.before[i], back.before[i], limits[i]) for i in range(len(limits))
     ]
-    point, owner = np.concatenate(plateaus), np.repeat(np.arange(len(limits)), [len(part) for part in plateaus])
-    parted = _parted(grid, total, owner, point, curves)
-    point, owner = point[parted], owner[parted]
+    point = np.concatenate([points for points, _ in plateaus])
+    owner = np.repeat(np.arange(len(limits)), [len(points) for points, _ in plateaus])
+    group = np.concatenate([groups for _, groups in plateaus])
+    # the way through all points of a plateau is one and the same
+    _, first, number = np.unique(np.stack([owner, group]), axis=1, return_index=True, return_inverse=True)
+    number = number.ravel()
+    apart = np.bincount(number, _parted(grid, total, owner, point, curves), len(first))
+    parted = apart >= _SHARE * np.bincount(number, minlength=len(first))
+    point, owner = point[first[parted]], owner[first[parted]]
     order = np.lexsort((total[owner, point], owner))
     point, owner = point[order], owner[order]
     number = np.arange(len(owner)) - np.searchsorted(owner, owner)
@@ -63,8 +71,8 @@ def detours(grid: MetricGraph, start: Tensor, end: Tensor, found: Paths, curves:
 
 def _plateaus(
     total: np.ndarray, distance: np.ndarray, before: np.ndarray, after: np.ndarray, most: float
-) -> np.ndarray:
-    """Points (k,) in the middle of the plateaus that are no longer than ``most``.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points (k,) of the plateaus that are no longer than ``most``, and which of these each belongs to (k,).
 
     Args:
         total: length of the shortest way through each of n points (n,).
@@ -78,15 +86,14 @@ def _plateaus(
     shared = after[earlier] == point
     point, earlier = point[shared], earlier[shared]
     if len(point) == 0:
-        return point
+        return point, point
     # the way through all points of a plateau is equally long
     shortest = total[point].min()
     _, group = np.unique(np.round(total[point] / (1e-8 * shortest)).astype(np.int64), return_inverse=True)
     run = np.bincount(group, distance[point] - distance[earlier])
-    middle = np.bincount(group, distance[point]) / np.bincount(group)
-    order = np.lexsort((np.abs(distance[point] - middle[group]), group))
-    first = order[np.diff(group[order], prepend=-1) > 0]
-    return point[first[run >= _LEAST * shortest]]
+    long = (run >= _LEAST * shortest)[group]
+    # both ends of every edge, so that the way back has the same points
+    return np.concatenate([point[long], earlier[long]]), np.concatenate([group[long], group[long]])
 
 
 def _parted(grid: MetricGraph, total: np.ndarray, owner: np.ndarray, point: np.ndarray, paths: Tensor) -> np.ndarray:
