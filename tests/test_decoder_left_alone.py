@@ -297,3 +297,37 @@ def test_a_model_that_was_given_another_precision_after_it_was_wrapped_is_named(
             call(z)
     module.float()
     assert decoder.jacobian(z).shape == (6, 5, 2)
+
+
+class Initialising(nn.Module):
+    """Shifts by the mean of the first batch that it sees, as the flows' activation norms do."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(2))
+        self.register_buffer("initialized", torch.tensor(0))
+
+    def forward(self, z):
+        if self.initialized.item() == 0:
+            self.shift.data.copy_(-z.mean(0))
+            self.initialized.fill_(1)
+        return torch.sin(z + self.shift)
+
+
+def test_a_layer_that_initialises_itself_from_the_first_batch_is_not_given_the_probes():
+    module = Initialising()
+    with pytest.raises(DecoderError, match="sets shift anew.*initialized.*call the model once on latents of yours"):
+        Decoder(module, latent_dim=2)
+    assert module.shift.tolist() == [0.0, 0.0] and module.initialized.item() == 0
+    module(latents())
+    shift = module.shift.clone()
+    Decoder(module, latent_dim=2)
+    assert torch.equal(module.shift, shift)
+
+
+def test_weights_that_are_no_numbers_are_not_taken_for_weights_set_anew():
+    module = layers()
+    with torch.no_grad():
+        module[0].bias[0] = torch.nan
+    with pytest.raises(DecoderError, match="finite"):
+        Decoder(module, latent_dim=2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ from .written import kept, modules_of
 _COPY_BYTES = 2**30
 #: second differences over a short step that are this large, in the outputs, are roundings of half precision
 _COARSE = 3e-5
+#: numbers of a tensor up to which a layer may set it from its first batch: it is a scale or a shift, no kernel
+_FEW = 2**16
 #: what ``parameter.data = ...`` is to a mode
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 
@@ -225,6 +229,41 @@ class ModulesLeftAlone(TorchFunctionMode):
                 "norm or a moving average, leave as it is in eval mode."
             )
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def small_weights_left_alone(roots: tuple[nn.Module, ...]) -> Iterator[None]:
+    """Refuses what writes into weights of few numbers, as a layer does that initialises itself; they are put back.
+
+    Large ones are not looked after: a copy of them may be too much.
+    """
+    named = [one for root in roots for one in (*root.named_parameters(), *root.named_buffers())]
+    few = [(name, held) for name, held in named if held.numel() <= _FEW and held.device.type != "meta"]
+    before = [held.detach().clone() for _, held in few]
+    written: list[str] = []
+    try:
+        yield
+    finally:
+        pairs = list(zip(few, before, strict=True))
+        for (name, held), old in pairs:
+            if isinstance(held, nn.Parameter) and _alike(held, old) and not torch.equal(held, old):
+                # numbers that are none differ from themselves
+                written += [name] if not torch.allclose(held, old, rtol=0, atol=0, equal_nan=True) else []
+        for (_, held), old in pairs if written else ():
+            if _alike(held, old):
+                held.data.copy_(old)
+    if written:
+        shown = ", ".join(written[:3]) + (", ..." if len(written) > 3 else "")
+        raise DecoderError(
+            f"the decoder must leave its weights as they are; when it is called it sets {shown} anew, as layers do "
+            "that initialise themselves from their first batch. They have been put back. Load the flag that says that "
+            "it is done (`initialized`, say) with the weights, or call the model once on latents of yours first."
+        )
+
+
+def _alike(held: Tensor, old: Tensor) -> bool:
+    """Whether they can be compared: ``.data`` set anew may be elsewhere."""
+    return held.shape == old.shape and held.dtype == old.dtype and held.device == old.device
 
 
 def in_float64(call: Call, z: Tensor, value: Tensor, unit: float = 1.0) -> Call | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import Parameter, signature
@@ -20,6 +21,7 @@ from .conditions import advice, otherwise, several_rows, spread
 from .doubts import doubt
 from .frozen import EvalMode
 from .parts import Method, Part, find_parts, other_decoders, refuse_unready
+from .promises import small_weights_left_alone
 from .widths import Width, candidates, check_width
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -203,15 +205,15 @@ class _Attempts:
         return None
 
     def _once(self, call: Call, dim: int, rows: int = ROWS) -> Tensor | Exception:
-        try:
-            with EvalMode(call.roots)(), torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return call(probe_latents(rows, dim, call))
-        except Exception as error:  # a caller's model may raise anything; what it said is reported
-            self.first = self.first or error
-            if isinstance(error, DecoderError):
-                self.informative = self.informative or error
-            return error
+        with small_weights_left_alone(call.roots):
+            try:
+                with EvalMode(call.roots)(), torch.no_grad(), torch.random.fork_rng(devices=[]), _silence():
+                    return call(probe_latents(rows, dim, call))
+            except Exception as error:  # a caller's model may raise anything; what it said is reported
+                self.first = self.first or error
+                if isinstance(error, DecoderError):
+                    self.informative = self.informative or error
+                return error
 
     def _one_without_axis(self, part: Part, widths: list[Width]) -> str:
         """What to do with a function of one latent (d,), as those are written that are to be mapped over a batch."""
@@ -237,6 +239,13 @@ class _Attempts:
         )
         error.__cause__ = self.first
         return error
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _width_changes(value: Tensor, more: Tensor, condition: Any) -> DecoderError:
