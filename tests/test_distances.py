@@ -190,6 +190,7 @@ def test_bad_input_is_named():
         (lambda: distances(None, a), "FunctionMetric"),
         (lambda: distances(Sphere(), a, method="magic"), "method"),
         (lambda: distances(Sphere(), a, rtl=1.0), "Did you mean `rtol`"),
+        (lambda: distances(Sphere(), a, return_reports=True), "known are method.*Did you mean `return_report`"),
         (lambda: distances(Sphere(), a[:0]), "no rows"),
         (lambda: distances(Sphere(), points(3, 5)), "2 columns"),
         (lambda: distances(Sphere(), a, method="graph", neighbours=0), "neighbours"),

@@ -154,6 +154,7 @@ def test_bad_input_is_named():
         ((torch.nn.Linear(2, 3).forward, ok, ok), {}, "PullbackMetric"),
         ((lambda z: z, ok, ok), {}, "3, 2, 2"),
         ((Sphere(), ok, ok), {"max_step": 3}, "Did you mean `max_steps`"),
+        ((Sphere(), ok, ok), {"suport": ok}, "Did you mean `support`"),
         ((Sphere(), ok, ok), {"rtol": -1.0}, "positive"),
         ((Sphere(), ok, ok), {"solver": "magic"}, "solver"),
         ((Sphere(), ok, ok), {"starts": 3}, "straight, grid, graph"),

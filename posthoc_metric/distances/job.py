@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,14 @@ class Nodes:
     columns: np.ndarray
 
 
-def check_solver(solver: dict[str, Any]) -> None:
-    """See that the solver will take these options, before hours of work.
+def check_solver(solver: dict[str, Any], taker: Callable[..., Any]) -> None:
+    """See that the solver will take these options of the function ``taker``, before hours of work.
 
     Raises:
         InvalidArgumentError: no such solver, an unknown option or a bad value.
     """
     options = {key: value for key, value in solver.items() if key != "solver"}
-    solver_options(solver.get("solver", "relaxation"), options)
+    solver_options(solver.get("solver", "relaxation"), options, taker)
 
 
 def as_points(metric: Metric, value: ArrayLike, name: str) -> tuple[Tensor, Tensor, Restore]:

@@ -97,7 +97,7 @@ def distances(
             cheaper; none of it is decided by the clock.
     """
     check_metric(metric)
-    check_solver(solver)
+    check_solver(solver, distances)
     seed = check_seed(seed)
     if method not in METHODS:
         raise InvalidArgumentError(f"`method` must be one of {', '.join(METHODS)}; got {method!r}.")

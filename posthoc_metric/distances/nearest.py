@@ -64,7 +64,7 @@ def neighbours(
         ConvergenceWarning, PosthocMetricWarning: as in :func:`distances`.
     """
     check_metric(metric)
-    check_solver(solver)
+    check_solver(solver, neighbours)
     seed = check_seed(seed)
     k = check_count(k, "k", 1, "the number of neighbours")
     sample = check_count(sample, "sample", 0, "how many pairs to check")

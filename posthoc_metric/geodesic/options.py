@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from inspect import Parameter, signature
 from numbers import Integral, Real
 from typing import Any
 
@@ -107,8 +109,10 @@ SOLVERS: dict[str, type[RelaxationOptions] | type[FixedPointOptions]] = {
 }
 
 
-def solver_options(solver: Any, options: dict[str, Any]) -> RelaxationOptions | FixedPointOptions:
-    """The options of the solver of that name, from keywords.
+def solver_options(
+    solver: Any, options: dict[str, Any], taker: Callable[..., Any] | None = None
+) -> RelaxationOptions | FixedPointOptions:
+    """The options of the solver of that name, from the keywords that ``taker``, a function, has none of its own for.
 
     Raises:
         InvalidArgumentError: no such solver, an unknown option, with the nearest known one, or a bad value.
@@ -119,6 +123,8 @@ def solver_options(solver: Any, options: dict[str, Any]) -> RelaxationOptions | 
     known = [field.name for field in fields(kind)]
     for name in options:
         if name not in known:
+            arguments = signature(taker).parameters.values() if taker else ()
+            known = [one.name for one in arguments if one.kind is Parameter.KEYWORD_ONLY] + known
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
             raise InvalidArgumentError(f"`{name}` is no option here; known are {', '.join(known)}.{hint}")

@@ -164,7 +164,7 @@ def geodesic(
         raise InvalidArgumentError(
             f"`end` must hold one point for each of the {len(points)} rows of `start`; got {describe(end)}."
         )
-    chosen = solver_options(solver, options)
+    chosen = solver_options(solver, options, geodesic)
     _check_given(chosen, initial)
     with torch.no_grad(), own_precision(), lasting():
         # what is kept with a metric is where its latents are
