@@ -142,7 +142,7 @@ def check_file(path: str | Path) -> None:
 
 def _unwritable(path: str | Path, error: OSError) -> OutputError:
     return OutputError(
-        f"cannot write {str(path)!r}: {error.strerror}. Check that the folder is there and can be written to."
+        f"cannot write {str(path)!r}: {error.strerror}. Check that the folder is there, can be written to and has room."
     )
 
 

@@ -331,3 +331,9 @@ def test_weights_that_are_no_numbers_are_not_taken_for_weights_set_anew():
         module[0].bias[0] = torch.nan
     with pytest.raises(DecoderError, match="finite"):
         Decoder(module, latent_dim=2)
+
+
+def test_a_half_precision_model_that_casts_its_latents_itself_is_told_what_to_cast_to():
+    net = nn.Linear(2, 5).bfloat16()
+    with pytest.raises(DecoderError, match=r"called as a float32 copy, torch.bfloat16.*z.to\(weight.dtype\)"):
+        Decoder(net, latent_dim=2, method=lambda model, z: model(z.to(torch.bfloat16)))

@@ -63,7 +63,9 @@ def _import(where: str, factory: str) -> Any:
         return importlib.import_module(where)
     except Exception as error:  # the caller's own module runs, and may raise anything
         advice = "Name a module that is installed or on PYTHONPATH, or a file as 'path/to/file.py:Class'."
-        if where.endswith(".py") and isinstance(error, ModuleNotFoundError):
+        if where.endswith(".py") and not Path(where).exists():
+            advice = "Check the path of the file; it starts from the folder that you are in."
+        elif where.endswith(".py") and isinstance(error, ModuleNotFoundError):
             advice = (
                 f"It is {where} that imports {error.name!r}: put the folder that has it on PYTHONPATH, or install it."
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import Parameter, signature
@@ -101,6 +100,7 @@ class _Attempts:
         self.first: Exception | None = None
         self.informative: DecoderError | None = None
         self.doubted: InvalidArgumentError | None = None
+        self.copied_from: torch.dtype | None = None
 
     def run(self, part: Part, widths: list[Width], given: bool) -> Settled | None:
         for dim, shape, source in widths:
@@ -160,6 +160,7 @@ class _Attempts:
                     f"the decoder computes in {dtypes[0]}, too coarse for derivatives, and cannot be copied to float32 "
                     f"({_words(error)}). Convert it with .float() before wrapping it."
                 ) from error
+            self.copied_from = dtypes[0]
             yield replace(copied, stands_for=roots), f"a float32 copy stands in for {dtypes[0]}"
             return
         for dtype in dtypes:
@@ -205,9 +206,10 @@ class _Attempts:
         return None
 
     def _once(self, call: Call, dim: int, rows: int = ROWS) -> Tensor | Exception:
-        with small_weights_left_alone(call.roots):
+        with small_weights_left_alone(call.roots), torch.no_grad(), torch.random.fork_rng(devices=[]):
             try:
-                with EvalMode(call.roots)(), torch.no_grad(), torch.random.fork_rng(devices=[]), _silence():
+                with EvalMode(call.roots)(), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
                     return call(probe_latents(rows, dim, call))
             except Exception as error:  # a caller's model may raise anything; what it said is reported
                 self.first = self.first or error
@@ -224,28 +226,30 @@ class _Attempts:
                     return f" It runs on one latent of shape ({dim},): wrap torch.vmap of it, which takes a batch."
         return ""
 
+    def _cast(self) -> str:
+        """What to do where a copy in single precision was called, and something is still cast to the old one."""
+        if self.copied_from is None or "dtype" not in str(self.first):
+            return ""
+        return (
+            f"It was called as a float32 copy, {self.copied_from} being too coarse for derivatives; where it casts to "
+            "that itself, let it cast to the dtype of its weights: z.to(weight.dtype). "
+        )
+
     def failure(self, part: Part, widths: list[Width]) -> DecoderError:
         if self.informative is not None:
             return self.informative
         tried = ", ".join(dict.fromkeys(f"{dim} ({source})" for dim, _, source in widths))
         error = DecoderError(
             f"{part.name} cannot be called on {ROWS} latents; latent dimension tried: {tried}. "
-            f"It says: {_words(self.first)}. {_signature(part)}Check latent_dim=; say with method= which part decodes "
-            "(its name, or a function of the model and z), with condition= what it needs beside z, with latent_shape= "
-            "which axes a latent has. "
+            f"It says: {_words(self.first)}. {self._cast()}{_signature(part)}Check latent_dim=; say with method= "
+            "which part decodes (its name, or a function of the model and z), with condition= what it needs beside z, "
+            "with latent_shape= which axes a latent has. "
             f"{advice(self.condition)}".rstrip()
             + self._others(part)
             + self._one_without_axis(part, widths)
         )
         error.__cause__ = self.first
         return error
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _width_changes(value: Tensor, more: Tensor, condition: Any) -> DecoderError:
