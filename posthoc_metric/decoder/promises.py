@@ -238,20 +238,16 @@ def small_weights_left_alone(roots: tuple[nn.Module, ...]) -> Iterator[None]:
     Large ones are not looked after: a copy of them may be too much.
     """
     named = [one for root in roots for one in (*root.named_parameters(), *root.named_buffers())]
-    few = [(name, held) for name, held in named if held.numel() <= _FEW and held.device.type != "meta"]
-    before = [held.detach().clone() for _, held in few]
+    before = [(name, held, held.detach().clone()) for name, held in named if _is_small(held)]
     written: list[str] = []
     try:
         yield
     finally:
-        pairs = list(zip(few, before, strict=True))
-        for (name, held), old in pairs:
-            if isinstance(held, nn.Parameter) and _alike(held, old) and not torch.equal(held, old):
-                # numbers that are none differ from themselves
-                written += [name] if not torch.allclose(held, old, rtol=0, atol=0, equal_nan=True) else []
-        for (_, held), old in pairs if written else ():
-            if _alike(held, old):
-                held.data.copy_(old)
+        # where ``.data`` was set anew it may be of another kind
+        now = [one for one in before if _kind(one[1]) == _kind(one[2])]
+        written = [name for name, held, old in now if isinstance(held, nn.Parameter) and _differ(held, old)]
+        for _, held, old in now if written else ():
+            held.data.copy_(old)
     if written:
         shown = ", ".join(written[:3]) + (", ..." if len(written) > 3 else "")
         raise DecoderError(
@@ -261,9 +257,18 @@ def small_weights_left_alone(roots: tuple[nn.Module, ...]) -> Iterator[None]:
         )
 
 
-def _alike(held: Tensor, old: Tensor) -> bool:
-    """Whether they can be compared: ``.data`` set anew may be elsewhere."""
-    return held.shape == old.shape and held.dtype == old.dtype and held.device == old.device
+def _is_small(held: Tensor) -> bool:
+    plain = type(held.data) is Tensor and held.layout is torch.strided and not held.is_quantized
+    return plain and held.device.type != "meta" and held.numel() <= _FEW
+
+
+def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
+def _differ(held: Tensor, old: Tensor) -> bool:
+    # numbers that are none differ from themselves
+    return bool(((held != old) & ((held == held) | (old == old))).any())
 
 
 def in_float64(call: Call, z: Tensor, value: Tensor, unit: float = 1.0) -> Call | None:
