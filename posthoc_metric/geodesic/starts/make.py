@@ -23,7 +23,7 @@ from .grid_estimates import estimate, everywhere, held, lengths_of_pieces
 from .ruler import TensorRuler, make_ruler
 from .shortest_paths import PAIRS_AT_ONCE, Paths, shortest_paths
 from .start_curves import StartCurves, rounded, straight, timed
-from .valleys import detours
+from .valleys import detours, shortest_of_each
 
 GRID_MOST_DIM = 3
 _GRAPH_K = 10
@@ -225,11 +225,8 @@ def _others(grid: MetricGraph, start: Tensor, end: Tensor, curves: StartCurves, 
     others = rounded(corners, lengths, pair[which], START_NAMES.index("grid"))
     estimate(grid, others)
     # zigzags of one length, rounded off, are of very different ones
-    order = others.length.argsort(stable=True)
-    order = order[others.pair[order].argsort(stable=True)]
-    owner = others.pair[order]
-    place = torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner, owner)
-    return others.take(order[place < most])
+    rows = shortest_of_each(others.pair.cpu().numpy(), others.length.cpu().numpy(), most)
+    return others.take(torch.from_numpy(rows).to(others.pair.device))
 
 
 def _boxes(start: Tensor, end: Tensor, support: Tensor | None) -> dict[tuple[float, ...], Tensor]:

@@ -54,10 +54,8 @@ def detours(grid: MetricGraph, start: Tensor, end: Tensor, found: Paths, curves:
     apart = np.bincount(number, _parted(grid, total, owner, point, curves), len(first))
     parted = apart >= _SHARE * np.bincount(number, minlength=len(first))
     point, owner = point[first[parted]], owner[first[parted]]
-    order = np.lexsort((total[owner, point], owner))
-    point, owner = point[order], owner[order]
-    number = np.arange(len(owner)) - np.searchsorted(owner, owner)
-    point, owner = point[number < _MOST], owner[number < _MOST]
+    rows = shortest_of_each(owner, total[owner, point], _MOST)
+    point, owner = point[rows], owner[rows]
     first, last = there.trails(owner, point), back.trails(owner, point)
     trails = [
         np.concatenate([one[one >= 0], other[other >= 0][-2::-1]]) for one, other in zip(first, last, strict=True)
@@ -67,6 +65,13 @@ def detours(grid: MetricGraph, start: Tensor, end: Tensor, found: Paths, curves:
         corners[row, : len(trail)] = trail
     index = torch.from_numpy(owner).to(start.device)
     return index, grid.corners(start[index], end[index], corners), torch.from_numpy(total[owner, point]).to(start)
+
+
+def shortest_of_each(owner: np.ndarray, lengths: np.ndarray, most: int) -> np.ndarray:
+    """Rows (k,) of the ``most`` shortest of every owner (n,), one owner after the other; equal ones as they came."""
+    order = np.lexsort((lengths, owner))
+    place = np.arange(len(owner)) - np.searchsorted(owner[order], owner[order])
+    return order[place < most]
 
 
 def _plateaus(
