@@ -12,6 +12,7 @@ from . import saving
 from ._arrays import as_tensor, check_seed, describe
 from .errors import CheckpointError, InvalidArgumentError, PosthocMetricError
 from .geodesic.starts.saved_graphs import restore_graphs
+from .metric import PullbackMetric
 from .repair import PROBES, RepairedMetric, acquainted
 from .smooth_map import SmoothMap, check_smooth_map, device_of
 from .support import Support
@@ -93,7 +94,7 @@ def _rebuilt(
     gate = None
     if facts["gate"] is not None:
         gate = Gate(model=fitted, floor=Floor(**_under("floor.", tensors)), **facts["gate"])
-    metric = RepairedMetric(decoder, fitted, gate, geometry, knobs)
+    metric = RepairedMetric(PullbackMetric(decoder), fitted, gate, geometry, knobs)
     restore_graphs(metric, _under("starts.", tensors), facts["starts"])
     return metric
 

@@ -22,7 +22,7 @@ from .errors import (
     InvalidArgumentError,
 )
 from .metric import MetricParts, PullbackMetric, StructuredMetric
-from .smooth_map import SmoothMap, StackedMap, check_smooth_map, device_of, isometric
+from .smooth_map import SmoothMap, StackedMap, check_smooth_map, device_of
 from .support import Support
 from .surroundings import lasting
 from .uncertainty import PublishedRBF, UncertaintyModel, make_model, model_name
@@ -65,17 +65,17 @@ class RepairedMetric(StructuredMetric):
 
     def __init__(
         self,
-        decoder: SmoothMap,
+        decoder_metric: PullbackMetric,
         model: UncertaintyModel | PublishedRBF,
         gate: Gate | None,
         geometry: Support,
         knobs: Knobs,
         data: Rows | None = None,
     ):
-        self.decoder_metric = PullbackMetric(decoder)
+        self.decoder_metric = decoder_metric
         self.decoder_metric.support = geometry.training
-        super().__init__(_parts(self.decoder_metric.embedding, model, gate), decoder.latent_dim)
-        self.decoder = decoder
+        super().__init__(_parts(decoder_metric.embedding, model, gate), decoder_metric.dim)
+        self.decoder = decoder_metric.decoder
         self.model = model
         self.gate = gate
         self.geometry = geometry
@@ -241,15 +241,15 @@ def repair(
             _check_fitted(model, decoder.latent_dim)
         else:
             model.fit(decoder, geometry.training, rows, seed=seed)
-        gate = None
+        unrepaired, gate = PullbackMetric(decoder), None
         if isinstance(model, UncertaintyModel):
             check_contract(model, geometry)
             held_out = None
             if not ready and len(geometry.calibration) < _FEW_HELD_OUT:
                 held_out = model.held_out_scores(decoder, geometry.training, rows, seed=seed)
                 check_held_out(model, held_out, len(geometry.training))
-            gate = calibrate(model, measure(isometric(decoder), geometry, seed=seed), knobs, held_out)
-        return RepairedMetric(decoder, model, gate, geometry, knobs, rows)
+            gate = calibrate(model, measure(unrepaired.embedding, geometry, seed=seed), knobs, held_out)
+        return RepairedMetric(unrepaired, model, gate, geometry, knobs, rows)
 
 
 def acquainted(decoder: SmoothMap, latents: Tensor) -> SmoothMap:

@@ -80,7 +80,8 @@ def test_a_loose_condition_number_fails():
 def changed(repaired, **numbers):
     """The same repair with other numbers in its gate."""
     gate = replace(repaired.gate, **numbers)
-    return RepairedMetric(repaired.decoder, repaired.model, gate, repaired.geometry, repaired.knobs, repaired.data)
+    parts = (repaired.decoder_metric, repaired.model, gate, repaired.geometry, repaired.knobs)
+    return RepairedMetric(*parts, repaired.data)
 
 
 def test_a_support_that_is_too_small_fails(repaired):
