@@ -453,7 +453,7 @@ class TestMistakes:
     def test_wrong_image_shape(self, place, tmp_path, monkeypatch):
         monkeypatch.setattr(posthoc_metric.RepairedMetric, "geodesic", lambda *args: pytest.fail("work began"))
         common = ("report", place / "out", *absolute(place), "--out", tmp_path / "r")
-        said = "`--image-shape` must be (h, w) or (h, w, 3) with 64 entries"
+        said = "`--image-shape` must be (h, w), (h, w, 3) or (3, h, w) with 64 entries"
         assert said in mistake(*common, "--image-shape", "28x28")
         assert "must read like 28x28" in mistake(*common, "--image-shape", "big")
         assert list(tmp_path.iterdir()) == []

@@ -248,6 +248,25 @@ class TestFiles:
                 write_report(tmp_path / "out", *job, image_shape=shape)
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.parametrize(("first", "shape"), [(True, (6, 5, 3)), (True, (3, 6, 5)), (False, (6, 5, 3))])
+    def test_colours_are_where_the_decoder_puts_them(self, job, tmp_path, monkeypatch, first, shape):
+        """Convolutions give (3, h, w), whose pictures were once cut out of it as (h, w, 3)."""
+        _, _, _, audit = job
+        weights = torch.randn(2, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+        def decode(z):
+            grey = torch.sigmoid(z @ weights.to(z)).view(-1, 6, 5)
+            return torch.stack([grey, grey / 2, 0 * grey], dim=1 if first else 3)
+
+        drawn = []
+        monkeypatch.setattr("posthoc_metric.plots.draw_frames", lambda axes, images, **_: drawn.append(images))
+        latents = torch.randn(120, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        repaired = pm.repair(pm.Decoder(decode, latent_dim=2), latents)
+        after = repaired.geodesic(latents[:1], latents[1:2])
+        write_report(tmp_path / "out", repaired, after, after, audit, image_shape=shape)
+        grey = torch.sigmoid(latents[:1] @ weights).view(6, 5, 1).numpy()
+        assert np.allclose(drawn[0][0], grey * [1, 0.5, 0], atol=1e-6)
+
     def test_settings_may_be_numpys_numbers(self, job, tmp_path):
         settings = {"rate": np.float32(0.5), "epochs": np.int64(300), "augmented": True}
         facts = write_report(tmp_path / "out", *job, settings=settings)

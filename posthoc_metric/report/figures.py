@@ -20,6 +20,7 @@ from .pairs import PairStatistics, has_curve, sampled, shares_off_data, straight
 if TYPE_CHECKING:
     from ..geodesic import Solution
     from ..repair import RepairedMetric
+    from ..smooth_map import SmoothMap
 
 WIDTH = 9.2
 DPI = 150
@@ -53,8 +54,8 @@ def pictures(
     Args:
         before, after: geodesics of the decoder's own and of the repaired metric between the same pairs.
         pairs: what these came to.
-        image_shape: (h, w) or (h, w, 3) where the decoder's outputs are images with values in [0, 1], or coordinates
-            of distributions whose means are.
+        image_shape: (h, w), (h, w, 3) or (3, h, w) where the decoder's outputs are images with values in [0, 1], or
+            coordinates of distributions whose means are.
     """
     if repaired.dim >= 2:
         yield maps(repaired)
@@ -154,7 +155,7 @@ def frames(repaired: RepairedMetric, before: Solution, after: Solution, image_sh
         grid = block.subplots(len(rows), _FRAMES, squeeze=False)
         for axes, (name, curves) in zip(grid, rows.items(), strict=True):
             values = means(decoder, _tensor(decoder(curves[index])))
-            images = values.reshape(_FRAMES, *image_shape).cpu().numpy()
+            images = _images(values, decoder, image_shape).cpu().numpy()
             off_data = (geometry.offset(curves[index]) > 0).tolist()
             plots.draw_frames(axes, images, label=name, off_data=off_data)
         block.suptitle(f"pair {int(chosen[index])}", size=9, color=plots.MUTED, x=0.01, ha="left")
@@ -164,6 +165,15 @@ def frames(repaired: RepairedMetric, before: Solution, after: Solution, image_sh
         "lies off the data, where the decoder was never trained and its picture is a guess."
     )
     return Picture("frames", "Decoded frames along the way", caption, figure)
+
+
+def _images(values: torch.Tensor, decoder: SmoothMap, image_shape: tuple[int, ...]) -> torch.Tensor:
+    """Flat outputs as images with their colours last; where torch's convolutions gave them first, that decides."""
+    if len(image_shape) == 3:
+        first = (3, *image_shape[:2]) if image_shape[2] == 3 else image_shape
+        if image_shape[2] != 3 or getattr(decoder, "output_shape", None) == first:
+            return values.reshape(-1, *first).movedim(1, -1)
+    return values.reshape(-1, *image_shape)
 
 
 def profile(audit: Audit) -> Picture:

@@ -45,7 +45,8 @@ def write_report(
         repaired: the metric.
         before, after: geodesics of ``repaired.decoder_metric`` and of ``repaired`` between the same pairs.
         audit: of ``repaired``.
-        image_shape: (h, w) or (h, w, 3), if the decoder's outputs are images in [0, 1]; frames are shown then.
+        image_shape: (h, w), (h, w, 3) or (3, h, w), if the decoder's outputs are images in [0, 1]; frames are shown
+            then.  Outputs of a decoder that returns (3, h, w) are taken so under either name.
         title: of the page.
         settings: further facts for the page's last section, by their names: numbers, text, lists and dictionaries.
 
@@ -92,10 +93,10 @@ def check_image_shape(image_shape: tuple[int, ...] | None, output_dim: int) -> N
     """
     if image_shape is None:
         return
-    colours = len(image_shape) == 2 or (len(image_shape) == 3 and image_shape[2] == 3)
-    if not colours or min(image_shape) < 1 or int(np.prod(image_shape)) != output_dim:
+    known = len(image_shape) == 2 or (len(image_shape) == 3 and 3 in (image_shape[0], image_shape[2]))
+    if not known or min(image_shape) < 1 or int(np.prod(image_shape)) != output_dim:
         raise InvalidArgumentError(
-            f"`image_shape` must be (h, w) or (h, w, 3) with {output_dim} entries, the decoder's "
+            f"`image_shape` must be (h, w), (h, w, 3) or (3, h, w) with {output_dim} entries, the decoder's "
             f"outputs; got {describe(image_shape)}. Leave it out if the outputs are no images."
         )
 
