@@ -730,11 +730,13 @@ def test_a_module_with_computed_weights_as_factory(tmp_path, z):
 def test_a_file_as_factory_that_imports_its_neighbour_says_where_to_put_it(tmp_path, vae):
     torch.save(vae.state_dict(), tmp_path / "vae.pt")
     (tmp_path / "wrapping.py").write_text("from neighbouring_blocks import Block\n")
+    before = list(sys.path)
     with pytest.raises(
         InvalidArgumentError, match=r"wrapping.py that imports 'neighbouring_blocks'.*on PYTHONPATH"
     ) as e:
         load_decoder(tmp_path / "vae.pt", factory=f"{tmp_path / 'wrapping.py'}:Block")
     assert "Name a module" not in str(e.value)
+    assert sys.path == before  # its folder stayed there
 
 
 def test_a_file_as_factory_may_define_dataclasses(tmp_path, monkeypatch):

@@ -48,6 +48,7 @@ def resolve(factory: Any) -> Callable[..., Any]:
 
 
 def _import(where: str, factory: str) -> Any:
+    added: str | None = None
     try:
         if where.endswith(".py"):
             stem = Path(where).stem
@@ -59,9 +60,12 @@ def _import(where: str, factory: str) -> Any:
             folder = str(Path(where).resolve().parent)
             if folder not in sys.path:
                 sys.path.append(folder)
+                added = folder
             return _run(spec, spec.loader)
         return importlib.import_module(where)
     except Exception as error:  # the caller's own module runs, and may raise anything
+        if added is not None and added in sys.path:
+            sys.path.remove(added)
         advice = "Name a module that is installed or on PYTHONPATH, or a file as 'path/to/file.py:Class'."
         if where.endswith(".py") and not Path(where).exists():
             advice = "Check the path of the file; it starts from the folder that you are in."

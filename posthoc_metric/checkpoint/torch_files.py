@@ -60,7 +60,8 @@ def read_torch(container: Container, trust: bool, plain: Sequence[Any] = ()) -> 
     except Exception as error:  # a trusted pickle runs its own code, which may raise anything
         raise CheckpointError(
             f"{path} cannot be unpickled ({type(error).__name__}: {error}). The classes it names must be importable "
-            "under the names they had when it was saved."
+            "under the names they had when it was saved: put the folder that has their module on PYTHONPATH. Of those "
+            "that a script itself defined (in __main__) save the state dict, and pass factory=."
         ) from error
 
 
