@@ -46,13 +46,16 @@ def read_array(path: str | Path, name: str, key: str | None = None, *, sparse: b
     """
     source = Path(path)
     reader = _READERS.get(source.suffix.lower())
+    # an empty name, as of a variable that is not set, is the current folder to pathlib
+    if source.is_dir():
+        what = f"{str(path)!r} is a folder" if str(path) else "its name is empty"
+        raise CheckpointError(f"`{name}` must be a file; {what}. Check the path.")
     if reader is None:
         raise InvalidArgumentError(
-            f"`{name}` must be a file that ends in {', '.join(_READERS)}; got {str(source)!r}. Convert it to .npy."
+            f"`{name}` must be a file that ends in {', '.join(_READERS)}; got {str(path)!r}. Convert it to .npy."
         )
     if not source.is_file():
-        what = "is a folder" if source.is_dir() else "does not exist"
-        raise CheckpointError(f"`{name}` must be a file; {str(source)!r} {what}. Check the path.")
+        raise CheckpointError(f"`{name}` must be a file; {str(path)!r} does not exist. Check the path.")
     try:
         array = reader(source, name, key)
         if scipy.sparse.issparse(array) and not sparse:

@@ -370,7 +370,7 @@ class TestMistakes:
         monkeypatch.setattr(commands_module, "open_repaired", lambda *args: pytest.fail("work began"))
         common = (command[0], place / "out", *absolute(place), *command[1:], "--out")
         assert "cannot write" in mistake(*common, tmp_path / "no" / "file")
-        assert "is a folder" in mistake(*common, tmp_path)
+        assert "`--out` must be a file to write" in mistake(*common, tmp_path)
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(
@@ -409,6 +409,10 @@ class TestMistakes:
             ("pass a function of the result.", "pass a function of the result (in Python only)."),
             ("or use method='solver'.", "or use --by solver."),
             ("and `store` keeps what is done", "and `--store` keeps what is done"),
+            ("`factory` must be a class", "`--factory` must be a class"),
+            ("`data` may not belong to `latents`", "`--data` may not belong to `--latents`"),
+            ("`support_quantile` is a share", "`--support-quantile` is a share"),
+            ("Pass the file that `repaired.save(path)` wrote.", "Pass the file that `posthoc-metric repair` wrote."),
             ("again with latent_dim=9 (and method=, the part", "again with --latent-dim 9 (and --method, the part"),
             ("If they are right pass latent_shape=(4, 8, 8);", "If they are right pass --latent-shape 4x8x8;"),
             ("what it needs as factory_kwargs={...}.", "what it needs as --factory-args '{...}'."),
@@ -436,10 +440,37 @@ class TestMistakes:
 
     def test_data_of_another_length(self, place, tmp_path):
         text = mistake("audit", place / "out", *absolute(place), "--data", place / "latents.npy")
-        assert "`data` must have 64 values a row, as the decoder's output; got 2" in text
+        assert "`--data` must have 64 values a row, as the decoder's output; got 2" in text
         np.save(tmp_path / "few.npy", np.zeros((3, 64)))
         text = mistake("audit", place / "out", *absolute(place), "--data", tmp_path / "few.npy")
-        assert "`data` must have one row for each of the 400 latents; got 3 rows" in text
+        assert "`--data` must have one row for each of the 400 latents; got 3 rows" in text
+
+    def test_data_in_another_order_are_told_of_by_every_command_that_takes_them(self, place, tmp_path, monkeypatch):
+        """The audit's bound on smoothness was fitted to them without a word."""
+
+        def enough(*args, **options):
+            raise InvalidArgumentError("enough")
+
+        monkeypatch.setattr(posthoc_metric.RepairedMetric, "audit", enough)
+        images = np.load(place / "data.npz")["images"]
+        np.save(tmp_path / "x.npy", images[np.random.default_rng(0).permutation(len(images))])
+        done = CliRunner().invoke(
+            app, ["audit", *map(str, (place / "out", *absolute(place))), "--data", str(tmp_path / "x.npy")]
+        )
+        assert "`--data` may not belong to `--latents` row by row" in done.output
+
+    def test_a_message_in_a_file_is_not_broken_into_lines(self, tmp_path):
+        """A path of more than 80 characters came in two."""
+        place = tmp_path / ("long" * 30) / "no.pt"
+        done = CliRunner().invoke(app, ["describe", "--checkpoint", str(place)])
+        assert done.exit_code == 2 and str(place) in done.output and len(done.output.splitlines()) == 1
+
+    def test_a_file_that_is_no_repaired_metric(self, place, tmp_path):
+        text = mistake("audit", tmp_path, *absolute(place))
+        assert "no such file. Pass the file that `posthoc-metric repair` wrote." in text
+        assert "`--checkpoint`, a repaired metric by the argument REPAIRED" in mistake(
+            "audit", place / "latents.npy", *absolute(place)
+        )
 
     def test_another_decoder(self, place, tmp_path):
         torch.save({name: 2 * value for name, value in digits_vae()[0].state_dict().items()}, tmp_path / "d.pt")
@@ -462,13 +493,13 @@ class TestMistakes:
     def test_a_seed_of_the_report_is_one_of_the_repair(self, place, tmp_path, seed):
         """torch's own error for a large one ended the command with a stack trace."""
         common = ("report", place / "out", *absolute(place), "--out", tmp_path / "r")
-        assert "`seed` must be an integer from 0 to 2**32 - 1" in mistake(*common, "--seed", seed)
+        assert "`--seed` must be an integer from 0 to 2**32 - 1" in mistake(*common, "--seed", seed)
         assert list(tmp_path.iterdir()) == []
 
     def test_wrong_knobs(self, place, tmp_path):
         common = ("repair", *absolute(place), "--latents", place / "latents.npy", "--out", tmp_path / "r")
-        assert "`inflation`" in mistake(*common, "--inflation", "-1")
-        assert "`support_quantile`" in mistake(*common, "--support-quantile", "1.5")
+        assert "`--inflation`" in mistake(*common, "--inflation", "-1")
+        assert "`--support-quantile`" in mistake(*common, "--support-quantile", "1.5")
         assert list(tmp_path.iterdir()) == []
 
     def test_an_output_folder_that_is_a_file(self, tmp_path, monkeypatch):
@@ -658,7 +689,7 @@ def test_a_decoder_that_needs_more_than_latents_gets_it(tmp_path):
     decoder = ("--checkpoint", tmp_path / "m.pt", "--factory", f"{__file__}:AtLibrary")
     assert "with --condition what it needs" in mistake("describe", *decoder)
     assert "pass [9.5]" in mistake("describe", *decoder, "--condition", '{"library": 9.5}')
-    assert "`condition` must be JSON" in mistake("describe", *decoder, "--condition", "library=3")
+    assert "`--condition` must be JSON" in mistake("describe", *decoder, "--condition", "library=3")
     found = {}
     for name, condition in {"keyword": '{"library": [9.5]}', "second argument": "[9.5]"}.items():
         arguments = ("describe", *decoder, "--condition", condition, "--json")

@@ -370,7 +370,11 @@ MISUSES = {
     "a store that is a number": (lambda e: e.metric.distances(e.z[:3], store=3), "`store` must be a folder; got int"),
     "a store that is a file": (
         lambda e: e.metric.distances(e.z[:3], store=e.folder / "w.pt"),
-        "`store` cannot be written",
+        "`store` must be a folder; '.*w.pt' is a file. Choose another name",
+    ),
+    "a store below a file": (
+        lambda e: e.metric.distances(e.z[:3], store=e.folder / "w.pt" / "parts"),
+        "`store` must be a folder; '.*w.pt' is a file. Choose another name",
     ),
     "calibration without a sample": (
         lambda e: e.metric.distances(e.z[:3], calibrate=True, sample=1),
@@ -516,10 +520,10 @@ COMMANDS = {
     ),
     "an unknown uncertainty": ((*REPAIR, "--uncertainty", "rfb"), "'rfb' is not one of 'rbf', 'gp', 'rbf-published'"),
     "a knob that is no number": ((*REPAIR, "--inflation", "ten"), "Invalid value for '--inflation'"),
-    "latents that are not there": (("--latents", "no.npy"), "`latents` must be a file; 'no.npy' does not exist"),
-    "latents of an unknown kind": (("--latents", "text.txt"), "`latents` must be a file that ends in .npy"),
-    "data as latents": (("--latents", "x.npy"), "`latents` must have 2 columns"),
-    "latents as data": (("--latents", "z.npy", "--data", "z.npy"), "`data` must have 5 values a row"),
+    "latents that are not there": (("--latents", "no.npy"), "`--latents` must be a file; 'no.npy' does not exist"),
+    "latents of an unknown kind": (("--latents", "text.txt"), "`--latents` must be a file that ends in .npy"),
+    "data as latents": (("--latents", "x.npy"), "`--latents` must have 2 columns"),
+    "latents as data": (("--latents", "z.npy", "--data", "z.npy"), "`--data` must have 5 values a row"),
     "a metric that is not there": (("audit", "nowhere", "--checkpoint", "script.pt"), "'nowhere': no such file"),
     "a checkpoint as metric": (("audit", "w.pt", "--checkpoint", "script.pt"), "not a whole safetensors file"),
     "a row beyond the last": (
@@ -544,7 +548,7 @@ COMMANDS = {
     ),
     "a report into a file": (
         ("report", "r.safetensors", "--checkpoint", "script.pt", "--out", "text.txt"),
-        "`out` must be a folder; 'text.txt' is a file",
+        "`--out` must be a folder; 'text.txt' is a file",
     ),
 }
 

@@ -21,12 +21,13 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from .._arrays import describe
+from .._warn import warn_caller
 from ..arrays_io import read_named
-from ..belonging import data_rows
+from ..belonging import check_data
 from ..checkpoint import load_decoder
 from ..decoder import Decoder, fisher_rao
 from ..decoder.outputs import entry
-from ..errors import DecoderError, InvalidArgumentError, OutputError, PosthocMetricError
+from ..errors import CalibrationWarning, DecoderError, InvalidArgumentError, OutputError, PosthocMetricError
 from ..loading import load
 from ..output import check_file
 from ..parallel import cut
@@ -106,11 +107,11 @@ def _open(
         given["output"] = functools.partial(_told_apart, given.get("output"))
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if factory_args is not None:
-        options["factory_kwargs"] = _json(factory_args, "factory-args", 'a JSON object such as {"width": 64}', dict)
+        options["factory_kwargs"] = _json(factory_args, "--factory-args", 'a JSON object such as {"width": 64}', dict)
     if latent_shape is not None:
         options["latent_shape"] = sides(latent_shape, "--latent-shape", "4x8x8")
     if condition is not None:
-        options["condition"] = _json(condition, "condition", 'JSON such as 3, [0.5, 1] or {"library": [9.2]}')
+        options["condition"] = _json(condition, "--condition", 'JSON such as 3, [0.5, 1] or {"library": [9.2]}')
     return load_decoder(checkpoint, factory=factory, trust=trust, **options)
 
 
@@ -183,7 +184,9 @@ def open_repaired(open_decoder: OpenDecoder, path: Path, data: str | None = None
     file = path / "repaired.safetensors" if path.is_dir() else path
     repaired = load(file, open_decoder(latent_columns(file)))
     if data is not None:
-        rows = data_rows(repaired.decoder, read_named(data, "data", sparse=True), len(repaired.geometry.latents))
+        rows, doubt = check_data(repaired.decoder, read_named(data, "data", sparse=True), repaired.geometry.latents)
+        if doubt:
+            warn_caller(doubt, CalibrationWarning)
         repaired.data = rows.subset(repaired.geometry.training_rows)
     return repaired
 
@@ -254,7 +257,7 @@ def check_result(out: Path | None, ending: str = "") -> None:
     if out is None:
         return
     if os.path.isdir(out):
-        raise OutputError(f"`out` must be a file to write; {str(out)!r} is a folder. Add a name to it.")
+        raise OutputError(f"`--out` must be a file to write; {str(out)!r} is a folder. Add a name to it.")
     check_file(out)
     if ending and out.suffix.lower() != ending:
         raise InvalidArgumentError(

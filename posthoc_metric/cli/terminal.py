@@ -34,15 +34,23 @@ _OPTIONS = {
     "n_jobs": "--jobs",
     "uncertainty": "--uncertainty",
 }
-#: options by arguments of other names, which messages name alone
+#: options by arguments that messages name alone
 _NAMED = {
+    **{name: f"--{name}" for name in ("out", "latents", "data", "points", "store", "seed", "pairs", "inflation")},
+    **{name: option for name, option in _OPTIONS.items() if name != "trust"},
+    "support_quantile": "--support-quantile",
+    "max_condition_number": "--max-condition-number",
+    "image_shape": "--image-shape",
     "a": "--points",
-    "points": "--points",
     "start": "--from",
     "end": "--to",
-    "n_jobs": "--jobs",
-    "store": "--store",
-    "image_shape": "--image-shape",
+}
+#: what stands for calls of Python's that messages name
+_CALLS = {
+    "`repaired.save(path)`": "`posthoc-metric repair`",
+    "`repaired.save`": "`posthoc-metric repair`",
+    "`pm.load_decoder`": "`--checkpoint`",
+    "`pm.load`": "the argument REPAIRED",
 }
 #: arguments that no command has an option for
 _PYTHON_ONLY = (
@@ -64,8 +72,12 @@ _ARGUMENT = re.compile(
 
 
 def results() -> Console:
-    shown = sys.stdout.isatty()
-    return Console(highlight=False, emoji=False, soft_wrap=not shown, width=None if shown else _WIDE)
+    return _console(sys.stdout.isatty())
+
+
+def _console(shown: bool, **options: Any) -> Console:
+    """Lines are broken for a terminal alone: in a file or a pipe a path must stay whole."""
+    return Console(highlight=False, emoji=False, soft_wrap=not shown, width=None if shown else _WIDE, **options)
 
 
 def say(text: str) -> None:
@@ -74,7 +86,7 @@ def say(text: str) -> None:
 
 
 def notes() -> Console:
-    return Console(stderr=True, highlight=False, emoji=False)
+    return _console(sys.stderr.isatty(), stderr=True)
 
 
 @contextmanager
@@ -112,6 +124,8 @@ def as_options(message: str) -> str:
 
     What has no option is said to be for Python only.
     """
+    for call, command in _CALLS.items():
+        message = message.replace(call, command)
     return _ARGUMENT.sub(_as_option, message)
 
 

@@ -88,6 +88,9 @@ def open_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 def cannot_write(folder: Path, error: OSError) -> OutputError:
     """What to say where the operating system refuses."""
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            return OutputError(f"`store` must be a folder; {str(place)!r} is a file. Choose another name.")
     return OutputError(
         f"`store` cannot be written in {str(folder)!r}: {error}. Make room or rights there, or choose another folder."
     )
