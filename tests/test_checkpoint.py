@@ -306,6 +306,22 @@ def test_a_pickled_module_needs_trust(tmp_path, vae, z):
     assert_same(load_decoder(tmp_path / "m.pt", trust=True), vae.decoder, z)
 
 
+@pytest.mark.parametrize("key", [None, "model"])
+def test_the_weights_of_a_pickled_module_go_into_what_the_factory_makes(tmp_path, vae, z, key):
+    """The factory was left out without a word, and what it does otherwise with it."""
+
+    class Doubled(type(vae)):
+        def decode(self, z):
+            return 2 * self.decoder(z)
+
+    torch.save(vae if key is None else {"model": vae, "epoch": 3}, tmp_path / "m.pt")
+    for told in (None, key):
+        found = load_decoder(tmp_path / "m.pt", factory=Doubled, key=told, method="decode", trust=True)
+        assert torch.allclose(found(z), 2 * load_decoder(tmp_path / "m.pt", trust=True)(z))
+    with pytest.raises(CheckpointError, match="do not fit the module"):
+        load_decoder(tmp_path / "m.pt", factory=lambda: torch.nn.Linear(2, 3), trust=True)
+
+
 @pytest.mark.parametrize("how", ["script", "trace", "freeze"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torchscript(tmp_path, vae, z, how):

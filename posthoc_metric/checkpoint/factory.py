@@ -36,7 +36,8 @@ def resolve(factory: Any) -> Callable[..., Any]:
         return factory
     if not isinstance(factory, str) or ":" not in factory:
         raise InvalidArgumentError(
-            f"`factory` must be a class, a function or 'package.module:Class'; got {describe(factory)}."
+            "`factory` must be a class, a function, 'package.module:Class' or 'path/to/file.py:Class'; got "
+            f"{describe(factory)}."
         )
     where, _, name = factory.rpartition(":")
     found: Any = _import(where, factory)

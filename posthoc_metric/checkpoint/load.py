@@ -64,8 +64,9 @@ def load_decoder(
 
     Args:
         path: the file or folder.
-        factory: makes the module that a state dict is loaded into: a class or function, ``"package.module:Class"``,
-            ``"path/to/file.py:Class"`` (imported because you name it), or a module to be copied.
+        factory: makes the module that a state dict, or that of a whole module, is loaded into: a class or function,
+            ``"package.module:Class"``, ``"path/to/file.py:Class"`` (imported because you name it), or a module to be
+            copied.
         factory_kwargs: its keyword arguments.
         key: where in the file the state dict is, such as ``"netG_state_dict"``; by default it is looked for.
         prefix: what stands before the module's names in the file, such as ``"model.decoder."``; by default looked for.
@@ -130,6 +131,8 @@ def _from_weights(
     trust: bool,
 ) -> tuple[Any, tuple[str, ...]]:
     content = _content(container, trust)
+    if factory is not None:
+        content = _without_modules(content)
     if not isinstance(content, Mapping):
         whole = rebuilt(content)
         if not callable(whole) and not hasattr(whole, "predict"):
@@ -146,7 +149,7 @@ def _from_weights(
         states = states_in(content_at_key)
     else:
         modules = {name: value for name, value in content.items() if isinstance(value, nn.Module)}
-        if len(modules) == 1 and factory is None:
+        if len(modules) == 1:
             name, module = next(iter(modules.items()))
             return module, (f"the module under the key {name!r}",)
         states = states_in(content)
@@ -162,6 +165,15 @@ def _from_weights(
     if not isinstance(model, nn.Module):
         raise InvalidArgumentError(f"`factory` must make a torch module to fill; it made {describe(model)}.")
     return model, (*notes, *fill(model, states, prefix=prefix, strict=strict, path=container.path))
+
+
+def _without_modules(content: Any) -> Any:
+    """``content`` with the weights of whole modules in their place: what ``factory`` makes may decode otherwise."""
+    if isinstance(content, nn.Module):
+        return content.state_dict()
+    if not isinstance(content, Mapping) or not any(isinstance(value, nn.Module) for value in content.values()):
+        return content
+    return {name: _without_modules(value) for name, value in content.items()}
 
 
 def _no_weights(container: Container, content: Any, key: str | None) -> str:
