@@ -129,6 +129,9 @@ def _csv(path: Path, name: str, key: str | None) -> np.ndarray:
     with path.open(encoding="utf-8-sig") as lines:
         told = ((n, line.split("#")[0]) for n, line in enumerate(lines, 1) if line.split("#")[0].strip())
         (number, first), (_, second) = next(told, (0, "")), next(told, (0, ""))
+    apart = re.search(r"[;\t ]", second.strip())
+    if apart and "," not in first:
+        raise ValueError(f"its fields stand apart by {apart[0]!r}, and must by commas")
     names = _cells(first) if _is_header(first, number) else []
     row = _cells(second if names else first)
     # the column of row names has no name: R's write.csv leaves its field empty, write.table leaves the field out

@@ -535,6 +535,14 @@ class TestArrays:
         (tmp_path / "a.csv").write_text(head + "0,1\n2,3\n4,5\n", encoding="utf-8")
         assert np.array_equal(read_named(str(tmp_path / "a.csv"), "latents"), self.VALUES)
 
+    @pytest.mark.parametrize("apart", [";", "\t", " "])
+    def test_fields_that_stand_apart_otherwise_are_told_of(self, tmp_path, apart):
+        (tmp_path / "a.csv").write_text(f"a{apart}b\n0.5{apart}1\n2{apart}3\n")
+        with pytest.raises(
+            CheckpointError, match=f"fields stand apart by {apart!r}, and must by commas".replace("\\", "\\\\")
+        ):
+            read_named(str(tmp_path / "a.csv"), "latents")
+
     @pytest.mark.parametrize(
         ("first", "field"), [(",1", "1 is ''"), ("0,", "2 is ''"), ("0,NA", "2 is 'NA'"), ("NA,NA", "2"), (",0,1", "1")]
     )
