@@ -137,6 +137,16 @@ def test_transport_of_a_pair_without_a_curve_is_nan_alone():
     torch.testing.assert_close(found.vectors[1], torch.ones(2).double())
 
 
+def test_transport_along_a_curve_at_the_edge_of_the_metric_s_domain_is_nan():
+    """Geodesics under sqrt(y) I run into y = 0, below which there is no metric: integration ended in 1e212, finite."""
+    metric = FunctionMetric(lambda z: z[:, 1, None, None].sqrt() * torch.eye(2).to(z), 2)
+    a, b = torch.tensor([[0.0, 1e-3], [0.0, 1.0]]).double(), torch.tensor([[1.0, 1e-3], [1.0, 1.0]]).double()
+    found = transport(metric, a, b, torch.ones(2, 2).double())
+    assert found.converged.tolist() == [False, True]
+    assert torch.isnan(found.vectors[0]).all() and not found.norm_drift[0] < 1
+    assert torch.isfinite(found.vectors[1]).all()
+
+
 def test_volume_of_a_cap_and_of_a_hyperbolic_rectangle():
     # the chart's disc of radius r is a cap of height 2 r² / (1 + r²)
     cap = volume(Sphere(), [-0.8, -0.8], [0.8, 0.8], inside=lambda z: z.norm(dim=1) <= 0.8)

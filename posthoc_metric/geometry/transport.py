@@ -27,8 +27,9 @@ _FINE: dict[str, Any] = {"spans": 64, "tol": 1e-5, "rtol": 1e-5}
 _GROWTH = 8.0
 #: moments whose matrices are found at once, and at most how many rows and axes of them, but for a single pair
 _AT_ONCE, _ROWS = 16, 4096
-#: error of half as many steps of fourth order, over the error of all, less one; and what may be off
-_GAIN, _MOST = 15.0, 1e-3
+#: error of half as many steps of fourth order, over the error of all, less one; what may be off; and what is off by
+#: as much as the vector itself, so that nothing is left of it
+_GAIN, _MOST, _LOST = 15.0, 1e-3, 1.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class Transport:
     """Vectors carried along geodesics.
 
     Attributes:
-        vectors: (B, d) at the ends.
+        vectors: (B, d) at the ends.  NaN where there is no curve, where the metric is not finite along it, and where
+            drift or error is 1 or more, as where a curve has run to the edge of where the metric is defined: then
+            nothing is known of the vector, and more steps or another geodesic are needed.
         norm_drift: ``|norm at the end / norm at the start - 1|`` (B,).  Transport along any curve keeps norms, so this
             is an error of the integration.
         error: of the integration over the norm at the start (B,), rotations included, estimated from what half as many
@@ -116,6 +119,8 @@ def transport(
     none = torch.zeros_like(after)
     drift = torch.where(before > 0, (after / before - 1).abs(), none).masked_fill(lost, float("nan"))
     error = torch.where(before > 0, change / before / _GAIN, none).masked_fill(lost, float("nan"))
+    # what should have kept its norm and has not is no vector, however finite
+    lost |= ~((drift < _LOST) & (error < _LOST))
     carried = carried.masked_fill(lost[:, None], float("nan"))
     good = as_tensor(solution.converged).to(drift.device) & (drift < _MOST) & (error < _MOST)
     carried, drift, error = (restore(x.to(points.dtype)) for x in (carried, drift, error))
