@@ -23,6 +23,8 @@ import posthoc_metric as pm
 from posthoc_metric.diagnostics import Audit
 
 METHODS = ("rbf", "rbf-published", "gp")
+#: geodesics that each audit follows: the shares of two or four hang on which pairs were drawn
+PAIRS = 10
 SHOWN = ("decoder", "rbf-published", "rbf", "gp")
 COLOURS = {"decoder": "#8a8a8a", "rbf-published": "#d55e00", "rbf": "#0072b2", "gp": "#009e73"}
 
@@ -35,12 +37,6 @@ class Subject:
     decoder: nn.Module
     latents: Tensor
     data: Tensor | None
-
-    @property
-    def pairs(self) -> int:
-        """How many geodesics the audit follows: those of the unrepaired decoder take minutes in many dimensions."""
-        dim = self.latents.shape[1]
-        return 10 if dim == 2 else 4 if dim <= 10 else 2
 
 
 def convolutional(latent_dim: int, shape: tuple[int, int], last: type[nn.Module] = nn.Sigmoid) -> nn.Sequential:
@@ -229,7 +225,7 @@ def main(
             metric = study.repair(decoder, latents, subject.data, uncertainty=method)
             taken = time.process_time() - started
             quick_pairs = 2 if latents.shape[1] == 2 else 0
-            pairs = 0 if method == "rbf-published" else quick_pairs if quick else subject.pairs
+            pairs = 0 if method == "rbf-published" else quick_pairs if quick else PAIRS
             audit = metric.audit(pairs=pairs, baseline=method != "rbf-published", points=40 if quick else None)
             rows = [row for row in audit.shells if row.name != "gaps"]
             if "decoder" not in shown:
@@ -243,8 +239,8 @@ def main(
         "void over the largest on the data; fall: of the median log volume from the data outwards; κ near and κ void: "
         "95th percentile of the condition number on and off the data; roughness: relative change of the metric over a "
         "data radius, bounded by the published model's; off and edge: share of the length of geodesics between "
-        "held-out data at offset > 0.25 and > 0, mean over pairs that the data connect (10 where d = 2, 4 where "
-        "d = 10, 2 where d = 64), not followed for the published model; a dash: not judged.",
+        f"held-out data at offset > 0.25 and > 0, mean over {PAIRS} pairs that the data connect, not followed for the "
+        "published model; a dash: not judged.",
         "fit: seconds for the whole repair, calibration included; evaluation: time of the repaired metric tensor over "
         "the decoder's own, median of runs; both in processor time.",
         "the GANs come without data, so the published model, which needs residuals, cannot be fitted to them.",
