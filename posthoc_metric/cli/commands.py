@@ -258,9 +258,7 @@ def report(
     pairs: Annotated[int, typer.Option(min=1, help="Pairs of latents to join.")] = 100,
     image_shape: Annotated[
         str | None,
-        typer.Option(
-            metavar="HxW[x3]|3xHxW", help="If the outputs are images in [0, 1]: their shape, as 28x28 or 3x64x64."
-        ),
+        typer.Option(metavar="HxW[x3]|3xHxW", help="If the outputs are images in [0, 1]: their shape, as 28x28."),
     ] = None,
     title: Annotated[str, typer.Option(help="Of the page.")] = "Repaired latent geometry",
     seed: Annotated[int, typer.Option(help="Which pairs are drawn.")] = 0,

@@ -137,13 +137,13 @@ def shell_criteria(
     return (
         at_least(
             "inflation",
-            "smallest eigenvalue at offset 1 and beyond (5th percentile) over the largest on held-out data (95th)",
+            "smallest eigenvalue on shells from offset 1 on (5th percentile) over the largest on held-out data (95th)",
             least,
             inflation**2 / INFLATION_SLACK,
         ),
         at_most(
             "persistence",
-            "largest fall of the median log volume per dimension, from the data out to offset 1000",
+            "largest fall of the median log volume per dimension over the shells, from the data out to offset 1000",
             fall,
             PERSISTENCE,
         ),
