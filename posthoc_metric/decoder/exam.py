@@ -26,9 +26,9 @@ _ODD_ROWS = 5
 #: why a decoder that is constant between jumps is refused
 STEPPED = (
     "the decoder is piecewise constant: its output jumps instead of changing smoothly (rounding, argmax, "
-    "quantisation or reduced precision inside), so that its derivative is zero or meaningless. "
-    "Wrap the layer before that step instead (method=, output=), or a float32 version of the model; if its "
-    "latents are of another scale than one, or far from zero, pass some of them as probe=."
+    "quantisation, or a precision reduced inside, as by torch.autocast), so that its derivative is zero or "
+    "meaningless. Wrap the layer before that step instead (method=, output=), or a float32 version of the model; if "
+    "its latents are of another scale than one, or far from zero, pass some of them as probe=."
 )
 
 

@@ -50,11 +50,18 @@ def render(facts: dict[str, Any], pictures: Sequence[Inlined], title: str) -> st
         title=title,
         num=_number_from(facts),
         verdict=_PLACES.__getitem__,
+        coded=coded,
         met=sum(row["passed"] for row in judged),
         judged=len(judged),
         index={row["name"]: position for position, row in enumerate(facts["criteria"])},
         published=any(row["published"] is not None for row in facts["criteria"]),
     )
+
+
+def coded(text: str) -> Markup:
+    """What stands between backticks as code."""
+    parts = enumerate(text.split("`"))
+    return Markup("").join(Markup("<code>{}</code>").format(part) if odd % 2 else escape(part) for odd, part in parts)
 
 
 def readable(value: Any, style: str = "number") -> str:
