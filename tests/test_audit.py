@@ -11,8 +11,8 @@ from family import gan, mlp, vae
 
 import posthoc_metric as pm
 from posthoc_metric.diagnostics import share_off_data, shells
-from posthoc_metric.diagnostics.criteria import at_most, shell_criteria
-from posthoc_metric.diagnostics.faithfulness import connected_pairs
+from posthoc_metric.diagnostics.criteria import at_most, faithfulness_criteria, shell_criteria
+from posthoc_metric.diagnostics.faithfulness import Faithfulness, Followed, connected_pairs
 from posthoc_metric.diagnostics.smoothness import smoothness
 from posthoc_metric.repair import RepairedMetric
 from posthoc_metric.smooth_map import condition_numbers
@@ -207,6 +207,28 @@ def test_pairs_are_drawn_only_where_the_data_connect_them():
     start, end = connected_pairs(Support(sides), 40)
     assert len(start) == 40
     assert torch.equal(start[:, 0] > 0, end[:, 0] > 0)
+
+
+def test_the_error_of_the_edge_is_that_of_the_pairs_differences(repaired, audit):
+    start, end = connected_pairs(repaired.geometry, 10)
+    before, after = (
+        share_off_data(pm.geodesic(metric, start, end, rough_rtol=5e-3).points, repaired.geometry)
+        for metric in (repaired.decoder_metric, repaired)
+    )
+    found = audit.faithfulness
+    assert found.after.off_data - found.before.off_data == pytest.approx(float((after - before).mean()), abs=1e-12)
+    assert found.error == pytest.approx(float((after - before).numpy().std(ddof=1)) / math.sqrt(10), rel=1e-9)
+    assert repaired.audit(pairs=1).faithfulness.error == 0
+
+
+@pytest.mark.parametrize(
+    ("after", "error", "passed"),
+    [(0.12, 0.0, False), (0.12, 0.01, True), (0.13, 0.01, False), (0.1049, 0.0, True), (math.nan, 0.01, False)],
+)
+def test_an_edge_passes_that_the_draw_of_pairs_explains(after, error, passed):
+    before, after = (Followed(off_data=share, far=0.0, converged=1.0) for share in (0.1, after))
+    found = Faithfulness(straight=before, before=before, after=after, pairs=10, error=error)
+    assert [line.passed for line in faithfulness_criteria(found)] == [True, passed]
 
 
 @pytest.mark.parametrize(("values", "fall"), [([0, 1, 2], 0), ([0, 3, 1, 2], 2), ([1, -math.inf], math.inf)])

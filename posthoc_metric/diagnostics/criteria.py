@@ -30,6 +30,8 @@ CONDITION_IN_VOID = 10.0
 #: share of a geodesic's length that counts as near zero, and by how much it may exceed the unrepaired decoder's
 FAITHFULNESS_NEAR_ZERO = 0.05
 FAITHFULNESS_SLACK = 1.05
+#: and by how many standard errors: with few pairs a good repair would fail by the draw of one
+FAITHFULNESS_ERRORS = 2.0
 
 
 @dataclass(frozen=True)
@@ -158,13 +160,14 @@ def shell_criteria(
 def faithfulness_criteria(found: Faithfulness | None) -> tuple[Criterion, ...]:
     """Whether geodesics between data stay on them."""
     what = "share of the latent length of geodesics at offset > {}, mean over pairs that the data connect"
-    far, edge = ("faithfulness", what.format(f"{FAR:g}")), ("faithfulness, edge", what.format("0"))
+    beside = "; bound: as for the decoder alone, and twice the standard error of the difference"
+    far, edge = ("faithfulness", what.format(f"{FAR:g}")), ("faithfulness, edge", what.format("0") + beside)
     if found is None:
         return tuple(not_judged(*line, {}, "no pairs that the data connect were followed") for line in (far, edge))
     before, after = found.before, found.after
     # at offset > 0 lie 5 % of the data themselves, most of which the repair promises to leave as they are: curves
     # may go there as they did, not more
-    bound = max(FAITHFULNESS_SLACK * before.off_data, FAITHFULNESS_NEAR_ZERO)
+    bound = max(FAITHFULNESS_SLACK * before.off_data, FAITHFULNESS_NEAR_ZERO) + FAITHFULNESS_ERRORS * found.error
     return (
         at_most(*far, {"decoder": before.far, "repaired": after.far}, FAITHFULNESS_NEAR_ZERO),
         at_most(*edge, {"decoder": before.off_data, "repaired": after.off_data}, bound),

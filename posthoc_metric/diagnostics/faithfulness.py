@@ -11,7 +11,6 @@ from sklearn.neighbors import radius_neighbors_graph
 from torch import Tensor
 
 from ..geodesic import geodesic
-from ..metric import Metric
 from ..support import Support
 from ..uncertainty.centres import nearest
 
@@ -45,12 +44,20 @@ class Followed:
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """Straight lines, geodesics of the decoder's own metric and of the repaired one, between the same pairs."""
+    """Straight lines, geodesics of the decoder's own metric and of the repaired one, between the same pairs.
+
+    Attributes:
+        straight, before, after: what was found of each kind of curve.
+        pairs: how many were followed.
+        error: standard error of ``after.off_data - before.off_data``, by how much it differs between the pairs; 0 of
+            fewer than two.
+    """
 
     straight: Followed
     before: Followed
     after: Followed
     pairs: int
+    error: float
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,11 +76,14 @@ def faithfulness(repaired: RepairedMetric, pairs: int, *, seed: int = 0) -> Fait
         return None
     t = torch.linspace(0, 1, _SAMPLES, dtype=start.dtype, device=start.device)
     straight = start[:, None] + t[None, :, None] * (end - start)[:, None]
+    before, after = (geodesic(metric, start, end, rough_rtol=_ROUGH) for metric in (repaired.decoder_metric, repaired))
+    own, repaired_own = (share_off_data(solution.points, support) for solution in (before, after))
     return Faithfulness(
-        straight=_shares(straight, start.new_ones(len(start)), support),
-        before=_followed(repaired.decoder_metric, start, end, support),
-        after=_followed(repaired, start, end, support),
+        straight=_followed(straight, share_off_data(straight, support), start.new_ones(len(start)), support),
+        before=_followed(before.points, own, before.converged, support),
+        after=_followed(after.points, repaired_own, after.converged, support),
         pairs=len(start),
+        error=_standard_error(repaired_own - own),
     )
 
 
@@ -98,18 +108,19 @@ def connected_pairs(support: Support, count: int, *, seed: int = 0) -> tuple[Ten
     return held_out[first[joined][drawn]], held_out[second[joined][drawn]]
 
 
-def _followed(metric: Metric, start: Tensor, end: Tensor, support: Support) -> Followed:
-    solution = geodesic(metric, start, end, rough_rtol=_ROUGH)
-    finite = torch.isfinite(solution.length)
-    return _shares(solution.points[finite], solution.converged, support)
-
-
-def _shares(curves: Tensor, converged: Tensor, support: Support) -> Followed:
+def _followed(curves: Tensor, off_data: Tensor, converged: Tensor, support: Support) -> Followed:
+    """Means over the pairs that have a curve."""
     return Followed(
-        off_data=float(share_off_data(curves, support).mean()),
-        far=float(share_off_data(curves, support, beyond=FAR).mean()),
+        off_data=float(off_data.nanmean()),
+        far=float(share_off_data(curves, support, beyond=FAR).nanmean()),
         converged=float(converged.double().mean()),
     )
+
+
+def _standard_error(differences: Tensor) -> float:
+    """Of the mean of differences (n,), those that are NaN left out."""
+    known = differences[~differences.isnan()]
+    return float(known.std() / len(known) ** 0.5) if len(known) > 1 else 0.0
 
 
 def share_off_data(curves: Tensor, support: Support, *, beyond: float = 0.0) -> Tensor:
