@@ -219,6 +219,8 @@ class TestCurves:
         widths = [ax.spines["left"].get_linewidth() for ax in row_of_axes]
         assert widths[1] > widths[0] == widths[2]
         assert row_of_axes[0].get_ylabel() == "x"
+        picture = row_of_axes[0].images[0]  # photographs would look inverted with 1 as black
+        assert picture.to_rgba(np.array([[0.0, 1.0]]))[0, :, 0].tolist() == [0, 1]
 
     def test_curves_may_be_nested_lists_over_ground_that_is_known_in_part(self):
         ax, plane = axes(), plots.latent_plane(cloud(2))

@@ -62,7 +62,7 @@ def draw_frames(axes: Sequence[Axes], images: Any, *, label: str, off_data: Sequ
 
     Args:
         axes: T axes, one at least.
-        images: (T, h, w) or (T, h, w, 3), in [0, 1]; what lies outside is cut.
+        images: (T, h, w) or (T, h, w, 3), in [0, 1], 1 the brightest; what lies outside is cut.
         off_data: whether each is off the data (T,); none is if not given.
 
     Raises:
@@ -80,7 +80,7 @@ def draw_frames(axes: Sequence[Axes], images: Any, *, label: str, off_data: Sequ
             f"`off_data` must say it of every one of {len(shown)} images, or be left out; got {len(off_data)}."
         )
     for position, (ax, image) in enumerate(zip(axes, shown, strict=True)):
-        ax.imshow(image, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        ax.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         away = bool(len(off_data)) and bool(off_data[position])
         for spine in ax.spines.values():
             spine.set(visible=True, color=OFF_DATA if away else "#e2e2e2", linewidth=2.4 if away else 0.8)
