@@ -117,6 +117,25 @@ def test_a_model_that_says_it_knows_directions_in_the_void_is_told_of():
     assert not _criteria(repaired, 0)["inflation"].passed
 
 
+class _Blind(pm.UncertaintyModel):
+    """Has the same score everywhere."""
+
+    def fit(self, decoder, latents, data=None, *, seed=0):
+        return self
+
+    def score(self, z):
+        return 0 * z.sum(1)
+
+
+def test_a_model_that_does_not_tell_the_data_from_the_void_is_told_of():
+    latents = _normal(400, 2, 0)
+    with pytest.warns(CalibrationWarning, match="does not tell the data from the void"):
+        repaired = pm.repair(_decoder(2, 0), latents, uncertainty=_Blind())
+    assert not _criteria(repaired, 0)["inflation"].passed
+    change = repaired.log_volume(latents) - repaired.decoder_metric.log_volume(latents)
+    assert float(change.median()) < 0.1
+
+
 def test_an_evened_shape_is_that_of_its_formula_in_all_its_forms():
     latents = _normal(60, 3, 1).double()
     shape = GaussianProcess().fit(_decoder(3, 1), latents).shape()

@@ -90,6 +90,19 @@ def test_shots_through_a_repaired_relu_decoder_keep_their_speed(dtype):
     torch.testing.assert_close(back.points[both], a[both], rtol=0, atol=5e-3)
 
 
+@pytest.mark.parametrize("uncertainty", ["rbf", "gp"])
+def test_lengths_under_a_repaired_relu_decoder_are_those_of_a_far_finer_sum(uncertainty):
+    torch.manual_seed(0)
+    latents = torch.randn(400, 2).double()
+    repaired = repair(Decoder(relu_net(2).double(), latent_dim=2), latents, uncertainty=uncertainty)
+    solution = repaired.geodesic(latents[:8], latents[8:16])
+    assert bool(solution.converged.all())
+    nodes = solution(torch.linspace(0, 1, 20_001, dtype=torch.float64))
+    middle, step = (nodes[:, 1:] + nodes[:, :-1]) / 2, nodes.diff(dim=1)
+    finer = torch.stack([repaired.norm(*pair).sum() for pair in zip(middle, step, strict=True)])
+    assert ((solution.length - finer).abs() <= solution.length_error).all()
+
+
 def test_without_kinks_the_rule_is_of_second_order():
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(2, 32), torch.nn.Tanh(), torch.nn.Linear(32, 20)).double()

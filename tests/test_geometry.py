@@ -45,6 +45,13 @@ def test_gaussian_curvature_that_varies():
     torch.testing.assert_close(curvature(Torus(), z), exact, rtol=1e-5, atol=1e-6)
 
 
+def test_curvature_by_steps_that_are_given():
+    z = points(8, 2, scale=2.0)
+    exact = z[:, 1].cos() / (2 + z[:, 1].cos())
+    errors = [float((curvature(Torus(), z, step=step) - exact).abs().max()) for step in (0.3, 3e-2, 3e-3)]
+    assert errors[0] > 1e-4 > errors[1] > 1e-9 > errors[2]  # they are the steps that are taken
+
+
 def test_curvature_through_a_single_precision_decoder():
     class Ball(torch.nn.Module):
         def forward(self, z):
