@@ -1,5 +1,7 @@
 """Fisher-Rao coordinates against the Fisher information itself: the expected square of the score."""
 
+import re
+
 import pytest
 import torch
 from torch import distributions as td
@@ -21,6 +23,10 @@ class NegativeBinomial(td.Distribution):
 
     def log_prob(self, value):
         return td.NegativeBinomial(self.theta, logits=(self.mu / self.theta).log()).log_prob(value)
+
+
+class ZeroInflated(NegativeBinomial):
+    """As scvi-tools has its counts by default."""
 
 
 #: parameters (B, 3) -> distribution, and every value that it takes, or enough of them
@@ -148,9 +154,21 @@ def test_what_must_be_constant_and_is_decoded_is_refused(make):
         (lambda x: td.Normal(x, 1.0), r"got Normal.*d\.loc / scale"),
         (lambda x: {"px": td.Poisson(x.exp())}, r"torch distribution; got .*r\['px'\]"),
         (lambda x: x, r"torch distribution; got .*Categorical\(logits=x\)"),
+        (lambda x: ZeroInflated(x.exp(), DISPERSION), r"got ZeroInflated.*`output=lambda d: .*d\.theta"),
     ],
 )
 def test_what_has_no_such_coordinates_is_refused_with_what_to_do(make, words):
     net = network()
     with pytest.raises(DecoderError, match=words):
         pm.Decoder(lambda z: make(net(z)), output=fisher_rao, latent_dim=2)
+
+
+def test_the_advice_for_zero_inflated_counts_is_that_of_the_counts_within():
+    net = network()
+    with pytest.raises(DecoderError) as refused:
+        pm.Decoder(lambda z: ZeroInflated(net(z).exp(), DISPERSION), output=fisher_rao, latent_dim=2)
+    advised = eval(re.search(r"`output=(lambda d: .*)`", str(refused.value))[1], {"pm": pm, **vars(td)})
+    followed = pm.Decoder(lambda z: ZeroInflated(net(z).exp(), DISPERSION), output=advised, latent_dim=2)
+    within = pm.Decoder(lambda z: NegativeBinomial(net(z).exp(), DISPERSION), output=fisher_rao, latent_dim=2)
+    z = torch.randn(5, 2, dtype=torch.float64)
+    assert torch.allclose(followed(z), within(z))

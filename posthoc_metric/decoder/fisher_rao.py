@@ -123,10 +123,15 @@ def _coordinates(distribution: Distribution) -> Tensor:
     if type(distribution).__name__ == "NegativeBinomial" and isinstance(mu, Tensor) and isinstance(theta, Tensor):
         return _of_counts(mu.clamp_min(_NONE).log() - theta.log(), theta.expand_as(mu))
     known = ", ".join(kind.__name__ for kind in _COORDINATES)
+    advice = "With a scale that does not vary, `output=lambda d: d.loc / scale`; or take the parameters that matter."
+    if isinstance(mu, Tensor) and isinstance(theta, Tensor):  # as zero-inflated counts, which scvi-tools has by default
+        advice = (
+            "Of counts by `mu` and `theta` take the negative binomial without what inflates its zeros: "
+            "`output=lambda d: pm.fisher_rao(NegativeBinomial(d.theta, logits=(d.mu / d.theta).log()))`."
+        )
     raise DecoderError(
         f"`distribution` must be one of {known}; got {type(distribution).__name__}. Others, such as a normal one of "
-        "varying scale, have no Euclidean coordinates. With a scale that does not vary, pass "
-        "`output=lambda d: d.loc / scale`; or take the parameters that matter."
+        f"varying scale, have no Euclidean coordinates. {advice}"
     )
 
 
