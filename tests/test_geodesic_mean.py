@@ -47,6 +47,20 @@ def test_the_mean_of_points_far_apart_under_negative_curvature_takes_few_steps()
         assert variance(beside) > variance(found.point)
 
 
+def test_a_mean_does_not_stay_on_a_summit_where_the_gradient_vanishes():
+    def hill(z):
+        height = 3 * torch.exp(-z.square().sum(1) / 0.18)
+        return (1 + height)[:, None, None] * torch.eye(2, dtype=z.dtype)
+
+    metric, pair = FunctionMetric(hill, 2), torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+    found = frechet_mean(metric, pair)
+    # by symmetry it lies on the second axis
+    axis = torch.stack([torch.zeros(21, dtype=torch.float64), torch.linspace(0, 1, 21, dtype=torch.float64)], dim=1)
+    squares = geodesic(metric, axis, pair[:1].expand_as(axis)).length.square()
+    assert squares[0] > 1.1 * squares.min()
+    assert found.converged and found.variance < 1.001 * squares.min()
+
+
 def even(metric, centre, z, spans):
     """Nodes of geodesics from ``centre`` to ``z``, evenly timed."""
     return geodesic(metric, centre.expand_as(z), z)(torch.linspace(0, 1, spans + 1).double())

@@ -27,6 +27,9 @@ _STILL = 0.1
 _LOOSE = 1e-2
 #: share of the variance whose curves have kinks from which on the mean is looked for as theirs are
 _KINKED = 0.5
+#: least second derivative, over the largest, below which a point where the gradient vanishes is a saddle or a summit:
+#: differences know them to some thousandths
+_SADDLE = -0.01
 #: shares of the decrease promised from which on a step is taken, and the next may be longer
 _ENOUGH, _GOOD = 1e-2, 0.7
 
@@ -160,7 +163,8 @@ class Task:
 def descend(task: Task, place: Place, most: int, radius: float, smallest: float) -> tuple[Place, int, float]:
     """Where the mean energy of a place's curves is least, after how many steps, and the radius of the next."""
     for number in range(most):
-        if place.norm <= task.tol / 2 or radius < smallest or not bool(torch.isfinite(place.bend).all()):
+        known = bool(torch.isfinite(place.bend).all())
+        if not known or radius < smallest or (place.norm <= task.tol / 2 and not _saddle(place.bend)):
             return place, number, radius
         step = _step(place.bend, place.gradient, radius)
         promised = float(-(place.gradient @ step) - step @ place.bend @ step / 2)
@@ -173,6 +177,12 @@ def descend(task: Task, place: Place, most: int, radius: float, smallest: float)
         else:
             radius = length / 4
     return place, most, radius
+
+
+def _saddle(bend: Tensor) -> bool:
+    """Whether second derivatives (d, d) say that the energy falls on some way out, however small the gradient is."""
+    values = torch.linalg.eigvalsh(bend)
+    return float(values[0]) < _SADDLE * float(values.abs().max())
 
 
 def _step(bend: Tensor, gradient: Tensor, radius: float) -> Tensor:
@@ -190,4 +200,10 @@ def _step(bend: Tensor, gradient: Tensor, radius: float) -> Tensor:
     for _ in range(60):
         damping = (low + high) / 2
         low, high = (damping, high) if float(step(damping).norm()) > radius else (low, damping)
-    return step(high)
+    found = step(high)
+    if least == 0.0:
+        return found
+    # where the gradient has little of the lowest way, as on a summit, the rest of the step leads along that
+    found = found if float(found.norm()) <= 2 * radius else torch.zeros_like(gradient)
+    rest = max(radius**2 - float(found @ found), 0.0) ** 0.5
+    return found + (-rest if float(along[0]) > 0 else rest) * vectors[:, 0]
