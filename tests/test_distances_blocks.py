@@ -202,6 +202,40 @@ def test_a_killed_process_is_taken_up_where_it_was(tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.load(store / "distances.npy"), fresh.numpy())
 
 
+BEATING = """
+import sys, time
+from pathlib import Path
+from posthoc_metric.parallel import run_blocks
+
+def beat(folder, name):
+    end = time.time() + 60
+    while time.time() < end:
+        Path(folder, name).write_text("alive")
+        time.sleep(0.05)
+
+list(run_blocks(beat, sys.argv[1], ["one", "two"], n_jobs=2))
+"""
+
+
+def test_workers_end_with_the_process_that_they_work_for(tmp_path):
+    """Killed, it tells them nothing; they computed on and then waited, with all their memory."""
+    driver = subprocess.Popen([sys.executable, "-c", BEATING, str(tmp_path)])
+    hearts = [tmp_path / name for name in ("one", "two")]
+    try:
+        _wait(lambda: all(heart.exists() for heart in hearts), 60)
+    finally:
+        driver.kill()
+        driver.wait()
+    _wait(lambda: all(time.time() - heart.stat().st_mtime > 2 for heart in hearts), 20)
+
+
+def _wait(true, seconds):
+    end = time.time() + seconds
+    while not true():
+        assert time.time() < end
+        time.sleep(0.1)
+
+
 def test_graph_and_neighbours_resume_from_their_stores(tmp_path):
     for name, call in {
         "matrix": lambda **o: distances(Sphere(), points(60, 2), method="graph", neighbours=30, sample=5, **o),

@@ -7,6 +7,8 @@ have, nor on who computed the blocks before it.  So results are the same bit for
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -39,6 +41,8 @@ _sent: dict[str, None] = {}
 
 #: rounds without a single finished block after which lost workers are no accident
 _FRUITLESS_ROUNDS = 3
+#: the thread of a worker that looks whether there still is whom it works for
+_WATCH = "posthoc_metric: ends with its driver"
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def run_blocks(
         before = len(missing)
         unknown = False
         trouble: BaseException | None = None
-        calls = (delayed(_call)(sent, digest, task, index, blocks[index]) for index in missing)
+        calls = (delayed(_call)(sent, digest, os.getpid(), task, index, blocks[index]) for index in missing)
         left = set(missing)
         threads = torch.get_num_threads()
         try:
@@ -193,8 +197,9 @@ def _remember(memory: dict[str, Any], digest: str, value: Any) -> None:
         memory.pop(next(iter(memory)), None)
 
 
-def _call(payload: np.ndarray | None, digest: str, task: Task, index: int, block: Any) -> _Done | _Unknown:
-    """What a worker runs."""
+def _call(payload: np.ndarray | None, digest: str, driver: int, task: Task, index: int, block: Any) -> _Done | _Unknown:
+    """What a worker runs, for the process of number ``driver``."""
+    _end_with(driver)
     found = _shared_by(payload, digest)
     if found is None:
         return _Unknown()
@@ -206,6 +211,26 @@ def _call(payload: np.ndarray | None, digest: str, task: Task, index: int, block
     torch.set_num_threads(1)
     threadpool_limits(1)
     return _compute(task, shared, index, block)
+
+
+def _end_with(driver: int) -> None:
+    """Let a local worker end soon after the process that it works for.
+
+    One that is killed tells its workers nothing: they would compute on, and then wait for minutes or for good, with all
+    their memory.
+    """
+    # workers of a cluster have other parents
+    if not multiprocessing.current_process().name.startswith("LokyProcess"):
+        return
+    if any(thread.name == _WATCH for thread in threading.enumerate()):
+        return
+
+    def watch() -> None:
+        while os.getppid() == driver:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, name=_WATCH, daemon=True).start()
 
 
 def _compute(task: Task, shared: Any, index: int, block: Any) -> _Done:
