@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ def _rebuilt(
     fitted = kind.from_state(facts["settings"], _under("model.", tensors))
     gate = None
     if facts["gate"] is not None:
-        gate = Gate(model=fitted, floor=Floor(**_under("floor.", tensors)), **facts["gate"])
+        floor, reach = Floor(**_under("floor.", tensors)), facts.get("reach", math.inf)
+        gate = Gate(model=fitted, floor=floor, **facts["gate"], reach=reach)
     metric = RepairedMetric(PullbackMetric(decoder), fitted, gate, geometry, knobs)
     restore_graphs(metric, _under("starts.", tensors), facts["starts"])
     return metric

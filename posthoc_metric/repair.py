@@ -148,6 +148,7 @@ class RepairedMetric(StructuredMetric):
             "settings": self.model.settings(),
             "knobs": asdict(self.knobs),
             "gate": None if self.gate is None else self.gate.numbers(),
+            "reach": None if self.gate is None else self.gate.reach,
             "seed": self.geometry.seed,
             "starts": starts,
         }
@@ -191,14 +192,15 @@ def repair(
     Raises:
         InvalidArgumentError: an argument has a wrong shape, length or range, or ``data`` are no observations.
         DecoderError: the decoder's output or derivative is not finite at some of the latents; ``rows`` says which.
-        FitError: they are not finite between or around the latents, the derivative is zero on them, or the model
-            cannot be fitted or, asked at a few points, breaks the contract of an UncertaintyModel.
+        FitError: they are not finite between the latents or up to a data radius off, the derivative is zero on them, or
+            the model cannot be fitted or, asked at a few points, breaks the contract of an UncertaintyModel.
 
     Warns:
         CalibrationWarning: ``data`` match the decoder's output no better than by chance, or are far larger; or the
             support asked for reaches into the void, and a smaller one was taken; or the model cannot tell the data
             from the void, so the audit will not pass; or the latent axes are of very unequal scale, so that lengths
-            across the void come out far too large.
+            across the void come out far too large; or the decoder overflows or grows beyond all bounds far from the
+            data, as with an exponential at its end, so that the repair holds out to some offset only, ``gate.reach``.
         DerivativeWarning: the decoder's output jumps between latents, as an angle does that wraps around.
 
     Example:

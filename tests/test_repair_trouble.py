@@ -35,10 +35,37 @@ def in_other_units(scale):
 
 
 @pytest.mark.parametrize("last", [torch.sqrt, torch.log], ids=["sqrt", "log"])
-def test_a_decoder_that_overflows_in_the_void_only_is_named_by_the_offset(last):
-    with pytest.raises(FitError, match=r"at \d+ of 125 points tried 1000 data radii.*add an epsilon"):
-        pm.repair(shares(last), normal())
-    pm.repair(shares(lambda p: last(p + 1e-6)), normal())
+def test_a_decoder_that_overflows_far_out_is_held_to_what_lies_before(last, tmp_path):
+    with pytest.warns(CalibrationWarning, match=r"NaN or infinite at \d+ of 125 points tried 1000 data radii.*to 100 "):
+        repaired = pm.repair(shares(last), normal())
+    audit = repaired.audit(pairs=0)
+    assert audit.passed and max(row.offset for row in audit.shells if row.shell.is_void) == 100
+    assert "out to offset 100" in {line.name: line.description for line in audit.criteria}["persistence"]
+    repaired.save(tmp_path / "repaired.safetensors")
+    assert pm.load(tmp_path / "repaired.safetensors", shares(last)).gate.reach == 100
+    assert pm.repair(shares(lambda p: last(p + 1e-6)), normal()).gate.reach == 1000
+
+
+@pytest.mark.parametrize(("slope", "reach"), [(0.03, 100), (0.1, 10), (1.0, 5)])
+def test_an_exponential_does_not_make_the_wall_around_the_data_as_steep_as_itself(slope, reach):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Linear(2, 6).double()
+    with pytest.warns(CalibrationWarning, match=f"too steep.*out to {reach} data radii"):
+        repaired = pm.repair(pm.Decoder(lambda z: (slope * net(z) + 1).exp(), latent_dim=2), normal(1000))
+    audit = repaired.audit(pairs=5)
+    found = {line.name: line.after for line in audit.criteria}
+    assert audit.passed and found["inflation"] < 1e5
+    # from one side of the void to the other, around the data
+    assert repaired.geodesic([[-3.0, 0.0], [-3.0, 1.0]], [[3.0, 0.0], [6.0, 1.0]]).converged.all()
+
+
+def test_a_decoder_that_overflows_beside_the_data_is_refused():
+    latents = normal()
+    most = 1.1 * float(latents.norm(dim=1).max())
+    ends = pm.Decoder(lambda z: torch.cat([z, (most - z.norm(dim=1, keepdim=True)).log()], 1), latent_dim=2)
+    with pytest.raises(FitError, match=r"points tried (0.25|0.5|1) data radii.*an exp that overflows"):
+        pm.repair(ends, latents)
 
 
 def test_a_derivative_that_is_not_finite_at_latents_names_the_callers_rows():

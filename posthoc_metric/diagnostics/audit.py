@@ -14,7 +14,7 @@ from .._rows import some_rows
 from ..errors import FitError, InvalidArgumentError
 from ..smooth_map import condition_numbers, gram, resolved_eigenvalues
 from ..uncertainty import PublishedRBF
-from ..uncertainty.measurement import AUDITED
+from ..uncertainty.measurement import AUDITED, measure
 from .criteria import Criterion, faithfulness_criteria, fidelity, roughest, shell_criteria
 from .faithfulness import Faithfulness, faithfulness
 from .shells import Field, Shell, ShellRow, quantile, shells, statistics
@@ -96,7 +96,7 @@ class Audit:
 def audit(
     repaired: RepairedMetric, *, points: int | None = None, pairs: int = 30, baseline: bool = True, seed: int = 0
 ) -> Audit:
-    """Measure a repair on held-out latents, in the void around them and in the gaps.
+    """Measure a repair on held-out latents, in the gaps, and in the void as far as the repair reaches.
 
     Args:
         repaired: what :func:`posthoc_metric.repair` gave.
@@ -135,7 +135,7 @@ def audit(
             reason = exact if published.exact else ""
     rows: list[ShellRow] = []
     on_data: dict[str, Tensor] = {}
-    for shell in shells(repaired.geometry, count, seed=seed):
+    for shell in shells(repaired.geometry, count, reach=_reach(repaired), seed=seed):
         values, rough = _measure(repaired, shell, added, seed=seed)
         on_data = on_data or values
         rows.append(ShellRow(shell, {name: statistics(values[name], rough[name]) for name in added}))
@@ -153,6 +153,13 @@ def audit(
         *faithfulness_criteria(followed),
     )
     return Audit(found, tuple(rows), followed, repaired.geometry.radius)
+
+
+def _reach(repaired: RepairedMetric) -> float:
+    """Out to which offset the decoder lets a repair be held to anything."""
+    if repaired.gate is not None:
+        return repaired.gate.reach
+    return measure(repaired.decoder_metric.embedding, repaired.geometry, seed=repaired.geometry.seed).offsets[-1]
 
 
 def _baseline(repaired: RepairedMetric, seed: int) -> PublishedRBF:
@@ -180,7 +187,8 @@ def _walls(
     if "rbf-published" not in added or roughest(rows, "repaired") <= roughest(rows, "rbf-published"):
         return []
     found = []
-    for offset in _WALLS:
+    reach = max(row.offset for row in rows if row.shell.is_void)
+    for offset in (offset for offset in _WALLS if offset <= reach):
         wall = Shell("wall", offset, repaired.geometry.shell(offset, count, seed=seed))
         _, rough = _measure(repaired, wall, {name: added[name] for name in ("decoder", "rbf-published")}, seed=seed)
         found.append(quantile(rough["rbf-published"], 0.95))

@@ -145,7 +145,8 @@ def shell_criteria(
         ),
         at_most(
             "persistence",
-            "largest fall of the median log volume per dimension over the shells, from the data out to offset 1000",
+            "largest fall of the median log volume per dimension over the shells, from the data out to offset "
+            f"{max(row.offset for row in rows if row.shell.is_void):g}",
             fall,
             PERSISTENCE,
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -34,15 +35,15 @@ class Shell:
         return self.name.startswith("offset") and self.offset >= 1
 
 
-def shells(support: Support, count: int, *, seed: int = 0) -> tuple[Shell, ...]:
-    """Held-out data, growing offsets, and gaps: up to ``count`` points each.
+def shells(support: Support, count: int, *, reach: float = math.inf, seed: int = 0) -> tuple[Shell, ...]:
+    """Held-out data, growing offsets up to ``reach``, and gaps: up to ``count`` points each.
 
     The data are the audit's own share, which neither model nor calibration has seen, and the rays of the
     shells are drawn anew.
     """
     held_out = support.audit[:count]
     found = [Shell("data", float(support.offset(held_out).median()), held_out)]
-    for index, offset in enumerate(VOID_OFFSETS):
+    for index, offset in enumerate(offset for offset in VOID_OFFSETS if offset <= reach):
         found.append(Shell(f"offset {offset:g}", offset, support.shell(offset, count, seed=seed + 7919 + index)))
     gaps = support.gaps(count, seed=seed + 104_729)
     if len(gaps):

@@ -80,6 +80,14 @@ def calibrate(model: UncertaintyModel, measured: Measured, knobs: Knobs, held_ou
         )
     if unequal := about_scales(measured.mismatch, measured.scales):
         warn_caller(unequal, CalibrationWarning)
+    if measured.beyond:
+        warn_caller(
+            f"far from the data the decoder overflows or is too steep to repair: {measured.beyond}. The repair holds, "
+            f"and an audit looks, out to {measured.offsets[-1]:g} data radii instead of {VOID_OFFSETS[-1]:g}. Curves "
+            "between data stay within. To have it hold everywhere, clamp the latents before they are decoded, as in "
+            "`lambda z: model(z.clamp(-10, 10))` with bounds beyond your latents.",
+            CalibrationWarning,
+        )
     sample = look(model, measured, knobs.max_condition_number, held_out)
     known, void = sample.known, sample.void
     scores = torch.cat([known, void.flatten(), sample.in_void[0].scores])
@@ -92,7 +100,7 @@ def calibrate(model: UncertaintyModel, measured: Measured, knobs: Knobs, held_ou
             CalibrationWarning,
         )
         edge = _edge(known, knobs.support_quantile)
-        beyond = float(torch.quantile(void[VOID_OFFSETS.index(1.0)], 0.5))
+        beyond = float(torch.quantile(void[measured.offsets.index(1.0)], 0.5))
         top = edge + max(0.1 * abs(beyond - edge), 1e-6 * abs(edge), 1e-12)
         return _risen(model, sample, _ceiling(sample, knobs), edge, top, knobs.support_quantile)
     gate, doubt = chosen
@@ -119,7 +127,7 @@ def _choose(model: UncertaintyModel, sample: Sample, knobs: Knobs) -> tuple[Gate
     shares = (knobs.support_quantile, *(less for less in _LESSER_SHARES if less < knobs.support_quantile))
     for boost, share in product((1.0,) if model.shape() is None else _BOOSTS, shares):
         edge = _edge(known, share)
-        for top in _tops(edge, void):
+        for top in _tops(edge, void, sample.measured.offsets):
             gate = _gate(model, sample, knobs, edge, top, share, boost)
             shortfall = _shortfall(gate, sample)
             if shortfall <= 0:
@@ -153,11 +161,11 @@ def _edge(known: Tensor, share: float) -> float:
     return float(edge)
 
 
-def _tops(edge: float, void: Tensor) -> list[float]:
+def _tops(edge: float, void: Tensor, offsets: tuple[float, ...]) -> list[float]:
     """Scores at which the rise may end, widest first: those that 95 % of the points at an offset exceed."""
     low = torch.quantile(void, 0.05, dim=1)
     # nearer than the first shell, the score is taken to grow evenly from the edge
-    scores = np.interp(_RISE_ENDS, (0.0, *VOID_OFFSETS), (edge, *low.tolist()))
+    scores = np.interp(_RISE_ENDS, (0.0, *offsets), (edge, *low.tolist()))
     return [float(score) for score in scores if score > edge + 1e-9 * abs(edge)]
 
 
@@ -186,7 +194,8 @@ def _risen(model: UncertaintyModel, sample: Sample, ceiling: float, edge: float,
     gentle = (top - knee) / math.log(ceiling / level / (1 / _SATURATION - 1))
 
     def of(depth: float) -> Gate:
-        return Gate(model, knee, level, (knee - edge) / depth, gentle, ceiling, sample.floor, sample.even)
+        steep, reach = (knee - edge) / depth, measured.offsets[-1]
+        return Gate(model, knee, level, steep, gentle, ceiling, sample.floor, sample.even, reach)
 
     # never less steep than the climb above the knee, or the ceiling would not be reached by ``top``
     low, high = (knee - edge) / gentle, _MOST_DEPTH
@@ -201,7 +210,7 @@ def _risen(model: UncertaintyModel, sample: Sample, ceiling: float, edge: float,
 
 def _least_added(gate: Gate, sample: Sample) -> float:
     """What is added in the cheapest direction at offset 1 and beyond: its 5 % quantile, no more than it may be."""
-    beyond = (there for offset, there in zip(VOID_OFFSETS, sample.in_void, strict=True) if offset >= 1)
+    beyond = (there for offset, there in zip(sample.measured.offsets, sample.in_void, strict=True) if offset >= 1)
     added = [gate.weight(there.scores)[0] * there.least for there in beyond]
     return min(float(there.quantile(likely(0.05, len(there), math.inf, -TAILS))) for there in added)
 
@@ -219,7 +228,7 @@ def _raise(ceiling: float, measured: Measured) -> float:
 
     A decoder can be far steeper off the data than on them; κ(J) ≤ 10 there needs ``λ_max ≤ 99 w``.
     """
-    beyond = [index for index, offset in enumerate(VOID_OFFSETS) if offset >= 1]
+    beyond = [index for index, offset in enumerate(measured.offsets) if offset >= 1]
     largest = torch.stack([torch.quantile(measured.void[index, :, -1], 0.95) for index in beyond]).max()
     return max(1.0, float(largest) / (50.0 * ceiling))
 

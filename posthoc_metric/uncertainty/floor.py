@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..support import without_strays
 from .centres import place_centres
-from .measurement import VOID_OFFSETS, Measured
+from .measurement import Measured
 from .moments import Moments
 from .pieces import in_pieces
 
@@ -115,7 +115,7 @@ def fit_floor(measured: Measured, bound: float) -> Floor:
 
     What a point needs is the smallest ε with ``(λ_max + ε) / (λ_min + ε) ≤ bound²``.
     """
-    near = [index for index, offset in enumerate(VOID_OFFSETS) if offset < 0.5]
+    near = [index for index, offset in enumerate(measured.offsets) if offset < 0.5]
     points = torch.cat([measured.data_points, measured.support_points, *(measured.void_points[i] for i in near)])
     values = torch.cat([measured.data, measured.support, *(measured.void[i] for i in near)])
     largest = values[:, -1].clamp_min(1e-12 * float(values[:, -1].max()))

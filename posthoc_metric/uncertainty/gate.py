@@ -30,6 +30,7 @@ class Gate:
         ceiling: W, what ``w`` tends to in the void.
         floor: ε, itself a smooth function of z.
         even: what share of ``w - ε`` is alike in all directions, whatever the model's shape.
+        reach: the offset from the data, in data radii, out to which it was calibrated; the weight does not hang on it.
     """
 
     model: UncertaintyModel
@@ -40,6 +41,7 @@ class Gate:
     ceiling: float
     floor: Floor
     even: float = 0.0
+    reach: float = math.inf
 
     def weight(self, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``w - ε`` and its first and second derivative by the score, each (B,), from scores (B,)."""

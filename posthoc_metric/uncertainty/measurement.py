@@ -16,6 +16,11 @@ from .spectra import Spectra, spectra
 
 #: offsets at which the void is sampled
 VOID_OFFSETS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 100.0, 1000.0)
+#: the offset up to which nothing is given up: the inflation is in full force from there on
+_FULL = 1.0
+#: by how much the decoder's largest eigenvalue in the void may exceed that on the data. To keep κ(J) in bounds the wall
+#: must be as steep as the decoder is, and an exponential would make it 1e25 and more all around the data
+_STEEPEST = 1e8
 #: held-out latents, and points of a shell, that an audit looks at unless it is told otherwise
 AUDITED = 200
 _JACOBIAN_BUDGET = 5e8
@@ -34,6 +39,8 @@ class Measured:
     """Eigenvalues of the decoder's own metric on held-out latents and in the void.
 
     Attributes:
+        offsets: of the shells: those of ``VOID_OFFSETS`` that the repair can be held to, which are the first so many.
+        beyond: what the decoder does farther out, if these are not all; otherwise empty.
         data, void: ascending eigenvalues, (n, d) and (shells, n, d).
         data_points, void_points: where, (n, d) and (shells, n, d).
         data_grams, training_grams, void_grams: the metric itself at the first of these points, of the training latents
@@ -51,6 +58,8 @@ class Measured:
         mismatch: how ill these suit the decoder; see :func:`~posthoc_metric.uncertainty.scales.mismatch`.
     """
 
+    offsets: tuple[float, ...]
+    beyond: str
     data: Tensor
     data_points: Tensor
     data_grams: Tensor
@@ -74,7 +83,7 @@ class Measured:
     @property
     def costliest(self) -> float:
         """95th percentile of the largest eigenvalue on held-out data."""
-        return float(torch.quantile(self.data[:, -1], 0.95))
+        return _costliest(self.data)
 
 
 def measure(decoder: SmoothMap, support: Support, *, seed: int = 0) -> Measured:
@@ -103,17 +112,18 @@ def measure(decoder: SmoothMap, support: Support, *, seed: int = 0) -> Measured:
     # the addition climbs there from nothing to more than all else, so that a median of few points is a guess
     more = support.shell(VOID_OFFSETS[0], _MORE * most // len(VOID_OFFSETS), seed=seed + 1 + len(VOID_OFFSETS))
     held = _first(kept // len(VOID_OFFSETS) + 1, each, points).repeat(len(VOID_OFFSETS))
-    around = _around(
-        decoder,
-        [*shells, more],
-        (*VOID_OFFSETS, VOID_OFFSETS[0]),
-        support.radius,
-        torch.cat([held, _first(kept, len(more), more)]),
-    )
+    around = spectra(decoder, torch.cat([*shells, more]), torch.cat([held, _first(kept, len(more), more)]))
+    bad, more_bad = around.bad.split([len(held), len(more)])
     walls, more_values = around.values.split([len(held), len(more)])
+    walls, bad = walls.view(len(shells), each, dim), bad.view(len(shells), each)
+    if bool(more_bad.any()):
+        raise _off_the_data(_where(more_bad, VOID_OFFSETS[0], support.radius))
+    reach, beyond = _reach(walls, bad, _costliest(data.values), support.radius)
     grams, more_grams = around.grams.split([int(held.sum()), len(around.grams) - int(held.sum())])
     scales = support.calibration.std(0, correction=0)
     return Measured(
+        offsets=VOID_OFFSETS[:reach],
+        beyond=beyond,
         data=data.values,
         data_points=points,
         data_grams=data.grams,
@@ -123,9 +133,9 @@ def measure(decoder: SmoothMap, support: Support, *, seed: int = 0) -> Measured:
         support_points=torch.cat([training, gaps]),
         training_count=len(training),
         training_grams=known.grams,
-        void=walls.view(len(VOID_OFFSETS), each, dim),
-        void_points=torch.stack(shells),
-        void_grams=grams.view(len(VOID_OFFSETS), -1, dim, dim),
+        void=walls[:reach],
+        void_points=torch.stack(shells[:reach]),
+        void_grams=grams.view(len(shells), -1, dim, dim)[:reach],
         more=more_values,
         more_points=more,
         more_grams=more_grams,
@@ -150,18 +160,36 @@ def _on_latents(decoder: SmoothMap, points: Tensor, rows: Tensor, kept: int) -> 
     return found
 
 
-def _around(
-    decoder: SmoothMap, shells: list[Tensor], offsets: tuple[float, ...], radius: float, kept: Tensor
-) -> Spectra:
-    """At the points (n, d) of all shells, one after the other."""
-    found = spectra(decoder, torch.cat(shells), kept)
-    for offset, there in zip(offsets, found.bad.split([len(points) for points in shells]), strict=True):
-        if bool(there.any()):
-            raise _off_the_data(
-                f"at {int(there.sum())} of {len(there)} points tried {offset:g} data radii (of {radius:.3g}) away from "
-                "the latents"
-            )
-    return found
+def _costliest(values: Tensor) -> float:
+    """95th percentile of the largest of eigenvalues (n, d)."""
+    return float(torch.quantile(values[:, -1], 0.95))
+
+
+def _reach(walls: Tensor, bad: Tensor, costliest: float, radius: float) -> tuple[int, str]:
+    """How many shells a repair can be held to, and what the decoder does at the first of the others.
+
+    Args:
+        walls: eigenvalues on all shells, (shells, n, d).
+        bad: where they are not finite, (shells, n).
+        costliest: the largest eigenvalue on the data.
+        radius: of the data.
+    """
+    for index, (offset, values, failed) in enumerate(zip(VOID_OFFSETS, walls, bad, strict=True)):
+        if bool(failed.any()):
+            where = _where(failed, offset, radius)
+            if offset <= _FULL:
+                raise _off_the_data(where)
+            return index, f"its output or derivative is NaN or infinite {where}"
+        steep = _costliest(values) / max(costliest, 1e-300)
+        if offset > _FULL and steep > _STEEPEST:
+            away = f"{offset:g} data radii (of {radius:.3g}) away from the latents"
+            return index, f"a step costs up to {steep**0.5:.1g} times as much {away} as on them"
+    return len(VOID_OFFSETS), ""
+
+
+def _where(bad: Tensor, offset: float, radius: float) -> str:
+    tried = f"{int(bad.sum())} of {len(bad)} points tried"
+    return f"at {tried} {offset:g} data radii (of {radius:.3g}) away from the latents"
 
 
 def _first(some: int, count: int, like: Tensor) -> Tensor:
@@ -173,6 +201,6 @@ def _off_the_data(where: str) -> FitError:
     return FitError(
         "the decoder's output and derivative must be finite around the latents too, where the repair takes over; they "
         f"are NaN or infinite {where}. If there is sqrt, log or a division in the decoder, add an epsilon inside, as "
-        "in `torch.sqrt(p + 1e-6)`, or leave that last step out; or clamp the latents before they are decoded, as in "
-        "`lambda z: model(z.clamp(-10, 10))` with bounds beyond your latents."
+        "in `torch.sqrt(p + 1e-6)`, or leave that last step out, as an exp that overflows; or clamp the latents before "
+        "they are decoded, as in `lambda z: model(z.clamp(-10, 10))` with bounds beyond your latents."
     )
