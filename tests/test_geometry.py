@@ -7,6 +7,7 @@ import pytest
 import torch
 from family import vae
 from scipy.integrate import trapezoid
+from scipy.stats import kstest
 from test_spaces import points, upper
 
 import posthoc_metric as pm
@@ -231,6 +232,16 @@ def test_more_points_of_a_volume_than_a_sixteenth_of_what_torch_draws_from():
     drawn = sample_volume(Plane(), 1_050_000, [0.0, 0.0], [1.0, 2.0], steps=1).points
     assert drawn.shape == (1_050_000, 2)
     assert abs(drawn.mean(axis=0) - np.array([0.5, 1.0])).max() < 0.01
+
+
+@pytest.mark.parametrize(("edge", "seed"), [(1e-2, 0), (1e-3, 1), (1e-4, 2)])
+def test_samples_where_nearly_all_the_volume_lies_along_a_face_of_the_box(edge, seed):
+    # uniform in x and with density 1 / y², of which a uniform point of the box meets hardly anything
+    drawn = sample_volume(HalfPlane(), 2000, [0.0, edge], [1.0, 5.0], seed=seed)
+    share = (1 / edge - 1 / drawn.points[:, 1]) / (1 / edge - 1 / 5.0)
+    for values in (drawn.points[:, 0], share):
+        assert kstest(values, "uniform").pvalue > 0.01
+    assert drawn.acceptance > 0.15
 
 
 def test_metropolis_steps_leave_the_volume_measure_alone_where_the_metric_is_no_scalar():

@@ -2,8 +2,9 @@
 
 from .curvature import curvature
 from .principal import PrincipalGeodesics, principal_geodesics
+from .sampling import VolumeSample, sample_volume
 from .transport import Transport, transport
-from .volume import Volume, VolumeSample, sample_volume, volume
+from .volume import Volume, volume
 from .walk import random_walk
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The part of latent space that a caller's ``inside`` admits."""
+"""The region of latent space that a volume is of: a box, or what of it a caller's ``inside`` admits."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arrays import as_tensor, describe
-from ..errors import InvalidArgumentError
+from .._arrays import ArrayLike, as_tensor, describe, to_tensor
+from ..errors import InvalidArgumentError, NumericalError
+from ..metric import Metric, check_metric
 
+_CHUNK = 65_536
 #: which latents (B, d) belong to a region: a mask (B,)
 Inside = Callable[[Tensor], Tensor]
 
@@ -49,3 +51,28 @@ def admitted(inside: Inside | None, z: Tensor) -> Tensor:
             f"{describe(found)}. Compare numbers with a bound, and join conditions on several coordinates by .all(1)."
         )
     return mask.to(z.device).bool()
+
+
+def log_density(metric: Metric, z: Tensor, inside: Inside | None) -> Tensor:
+    """``½ log det M(z)`` (B,); minus infinity where the metric is singular or nothing counts."""
+    counts = admitted(inside, z)
+    found = z.new_full((len(z),), -torch.inf)
+    for part in counts.nonzero().flatten().split(_CHUNK):
+        try:
+            found[part] = as_tensor(metric.log_volume(z[part])).to(z)
+        except NumericalError as error:
+            raise NumericalError(f"{error} What of the box should not count is left out by `inside`.") from None
+    if not bool((found < torch.inf).all()):
+        raise NumericalError("the volume must be finite in the region; it is not. Leave that part out by `inside`.")
+    return found
+
+
+def box(metric: Metric, low: ArrayLike, high: ArrayLike) -> tuple[Tensor, Tensor]:
+    check_metric(metric)
+    corners = [to_tensor(value, name)[0].double() for value, name in ((low, "low"), (high, "high"))]
+    for corner, value, name in zip(corners, (low, high), ("low", "high"), strict=True):
+        if tuple(corner.shape) != (metric.dim,) or not bool(torch.isfinite(corner).all()):
+            raise InvalidArgumentError(f"`{name}` must be {metric.dim} finite numbers; got {describe(value)}.")
+    if not bool((corners[1] > corners[0]).all()):
+        raise InvalidArgumentError(f"`high` must exceed `low` in every coordinate; got {high!r:.60} and {low!r:.60}.")
+    return corners[0], corners[1].to(corners[0]) - corners[0]
