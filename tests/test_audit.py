@@ -61,6 +61,7 @@ def test_the_published_repair_fails_and_shows_its_wall_and_collapse():
     member = vae(2)
     published = pm.repair(wrap(member), member.latents, member.data, uncertainty="rbf-published")
     found = published.audit(pairs=0)
+    assert criterion(found, "faithfulness").reason == "no pairs were to be followed"
     assert not found.passed
     assert criterion(found, "persistence").passed is False
     assert criterion(found, "conditioning in the void").passed is False
@@ -228,7 +229,7 @@ def test_the_error_of_the_edge_is_that_of_the_pairs_differences(repaired, audit)
 def test_an_edge_passes_that_the_draw_of_pairs_explains(after, error, passed):
     before, after = (Followed(off_data=share, far=0.0, converged=1.0) for share in (0.1, after))
     found = Faithfulness(straight=before, before=before, after=after, pairs=10, error=error)
-    assert [line.passed for line in faithfulness_criteria(found)] == [True, passed]
+    assert [line.passed for line in faithfulness_criteria(found, asked=1)] == [True, passed]
 
 
 @pytest.mark.parametrize(("values", "fall"), [([0, 1, 2], 0), ([0, 3, 1, 2], 2), ([1, -math.inf], math.inf)])

@@ -150,7 +150,7 @@ def audit(
             no_baseline=reason,
             walls=_walls(repaired, rows, added, count, seed=seed),
         ),
-        *faithfulness_criteria(followed),
+        *faithfulness_criteria(followed, asked=pairs),
     )
     return Audit(found, tuple(rows), followed, repaired.geometry.radius)
 

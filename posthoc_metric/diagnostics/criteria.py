@@ -158,13 +158,14 @@ def shell_criteria(
     )
 
 
-def faithfulness_criteria(found: Faithfulness | None) -> tuple[Criterion, ...]:
-    """Whether geodesics between data stay on them."""
+def faithfulness_criteria(found: Faithfulness | None, *, asked: int) -> tuple[Criterion, ...]:
+    """Whether geodesics between data stay on them, of as many as were ``asked`` for."""
     what = "share of the latent length of geodesics at offset > {}, mean over pairs that the data connect"
     beside = "; bound: as for the decoder alone, and twice the standard error of the difference"
     far, edge = ("faithfulness", what.format(f"{FAR:g}")), ("faithfulness, edge", what.format("0") + beside)
     if found is None:
-        return tuple(not_judged(*line, {}, "no pairs that the data connect were followed") for line in (far, edge))
+        reason = "the data connect no two held-out latents" if asked else "no pairs were to be followed"
+        return tuple(not_judged(*line, {}, reason) for line in (far, edge))
     before, after = found.before, found.after
     # at offset > 0 lie 5 % of the data themselves, most of which the repair promises to leave as they are: curves
     # may go there as they did, not more
