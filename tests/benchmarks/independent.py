@@ -25,13 +25,18 @@ _AT_ONCE = 100_000
 
 
 def polygon_lengths(metric: Metric, points: Tensor) -> Tensor:
-    """Lengths (B,) of polygons (B, m, d), the metric taken at the middle of every piece.
+    """Lengths (B,) of polygons (B, m, d); see :func:`_pieces`."""
+    return _pieces(metric, points).sum(1)
+
+
+def _pieces(metric: Metric, points: Tensor) -> Tensor:
+    """Lengths (B, m - 1) of the pieces of polygons (B, m, d), the metric taken at the middle of every piece.
 
     NaN where it has no value at the middle nor at the beginning.
     """
     step, middle = points.diff(dim=1), (points[:, 1:] + points[:, :-1]) / 2
     count, pieces, dim = step.shape
-    out = points.new_full((count,), float("nan"))
+    out = points.new_full((count, pieces), float("nan"))
     parts = metric.parts()
     known = torch.isfinite(points).flatten(1).all(1).nonzero().flatten()
     for rows in known.split(max(1, _AT_ONCE // pieces)):
@@ -41,12 +46,14 @@ def polygon_lengths(metric: Metric, points: Tensor) -> Tensor:
         if bool(lost.any()):
             # a curve may run round a hole that its chords cut into
             squares[lost] = parts.inner(points[rows, :-1].reshape(-1, dim)[lost], v[lost], v[lost])
-        out[rows] = squares.clamp_min(0).sqrt().view(len(rows), pieces).sum(1)
+        out[rows] = squares.clamp_min(0).sqrt().view(len(rows), pieces)
     return out
 
 
 #: points on curves that are measured at once
 _POINTS = 2_000_000
+#: how often a piece that is long is cut in two
+_CUTS = 30
 #: pieces that the first and the last of a curve are cut into; even, so that every other point is left when halved
 _SMALLER = 32
 
@@ -55,17 +62,35 @@ def measured_lengths(metric: Metric, solution, pieces: int = 1024, rounds: int =
     """Lengths (B,) of the curves that a solution returns, and the doubt left in them (B,).
 
     The doubt is the change by the last doubling of the pieces; where it is not small beside what the solution claims
-    of its own error, the pieces are made eight times as many, up to so many ``rounds``.
+    of its own error, the pieces are made eight times as many, up to so many ``rounds``, and then those are halved again
+    and again that are long.
     """
     length, doubt = _halved(metric, solution(_times(pieces)))
+
+    def unsure() -> Tensor:
+        return (doubt > 0.1 * solution.length_error + 1e-9 * solution.length).nonzero().flatten()
+
+    def at(some: Tensor, times: Tensor) -> Tensor:
+        # the solution answers for all its curves at once
+        return solution._spline.take(some).at(solution._clock.take(some).at(times.expand(len(some), -1)))[0]
+
     for _ in range(rounds):
-        rows = (doubt > 0.1 * solution.length_error + 1e-9 * solution.length).nonzero().flatten()
+        rows = unsure()
         pieces *= 8
         times = _times(pieces)
         for some in rows.split(max(1, _POINTS // pieces)):
-            # the solution answers for all its curves at once
-            z = solution._spline.take(some).at(solution._clock.take(some).at(times.expand(len(some), -1)))[0]
-            length[some], doubt[some] = _halved(metric, z)
+            length[some], doubt[some] = _halved(metric, at(some, times))
+    # a curve that goes far out through a metric that fades there is back within a millionth of its time
+    for some in unsure().split(1):
+        times = _times(pieces)
+        for _ in range(_CUTS):
+            each = _pieces(metric, at(some, times))[0]
+            long = (each > 4 * each.sum() / pieces).nonzero().flatten()
+            if not len(long):
+                break
+            times = torch.cat([times, (times[long] + times[long + 1]) / 2]).sort().values
+        times = torch.cat([times, (times[1:] + times[:-1]) / 2]).sort().values
+        length[some], doubt[some] = _halved(metric, at(some, times))
     return length, doubt
 
 
