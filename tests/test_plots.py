@@ -291,6 +291,20 @@ class TestAuditPictures:
         assert any("no data" in text.get_text() for text in ax.texts)
         assert [text.get_text() for text in ax.get_yticklabels()] == ["smoothness", "persistence", "inflation"]
 
+    def test_a_long_reason_stays_within_the_axes_and_leaves_them_their_width(self):
+        """It once took two fifths of the picture, and was cut at its edge all the same."""
+        reason = "the published baseline has no residuals to fit: the data are the decoder's own"
+        widths = []
+        for said in ("no data", reason):
+            ax = plots.audit_panel(
+                replace(AUDIT, criteria=(*AUDIT.criteria[:2], replace(AUDIT.criteria[2], reason=said)))
+            )
+            ax.figure.draw_without_rendering()
+            text, frame = ax.texts[-1].get_window_extent(), ax.get_window_extent()
+            assert frame.x0 <= text.x0 and text.x1 <= frame.x1
+            widths.append(frame.width)
+        assert widths[0] == pytest.approx(widths[1])
+
     def test_a_decoder_that_never_leaves_the_data_is_shown(self):
         rows = (replace(AUDIT.criteria[1], name="faithfulness", before=0.0),
                 replace(AUDIT.criteria[1], name="fidelity, median", before=0.0))  # fmt: skip

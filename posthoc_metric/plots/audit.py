@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 #: what is larger than this is the rounding error of something else
 _ROUNDING = 1e15
+#: letters in a line of words across a panel
+_LINE = 64
 
 
 def log_volume_by_offset(audit: Audit, ax: Axes | None = None) -> Axes:
@@ -84,7 +87,9 @@ def audit_panel(audit: Audit, ax: Axes | None = None) -> Axes:
     for y, row in enumerate(rows):
         ax.axhline(y, color="#efefef", linewidth=0.8, zorder=0)
         if row.passed is None:
-            ax.text(0, y, "  not judged: " + row.reason, va="center", size=8, color=MUTED)
+            # the layout would make room beside the axes for what is wider than they are
+            said = textwrap.fill("not judged: " + row.reason, _LINE, max_lines=2, placeholder=" …")
+            ax.text(-reach, y, said, va="center", size=8, color=MUTED, in_layout=False, backgroundcolor="white")
             continue
         margins = [_margin(value, row.bound, row.relation, reach) for value in (row.before, row.after)]
         if row.name.startswith("fidelity"):
