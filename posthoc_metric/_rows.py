@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ._arrays import as_tensor, describe, is_sparse, native, refuse_tensor
+from ._arrays import as_tensor, describe, is_sparse, listed, native, refuse_tensor
 from .errors import InvalidArgumentError
 
 
@@ -82,9 +82,11 @@ class Rows:
         flat = found.reshape(len(found), math.prod(self.raw_shape))
         finite = torch.isfinite(flat).all(dim=1)
         if not bool(finite.all()):
-            bad = ", ".join(map(str, chosen[~finite.cpu()][:5].tolist()))
+            bad = sorted(chosen[~finite.cpu()].tolist())
+            are = "are" if len(bad) > 1 else "is"
             raise InvalidArgumentError(
-                f"`data` must be finite; among its rows {bad} are NaN or infinite. Remove them, and their latents."
+                f"`data` must be finite; of the rows read so far, {listed(bad)} {are} NaN or infinite. "
+                "Remove them, and their latents."
             )
         return flat if self._observe is None else self._observe(found, chosen)
 

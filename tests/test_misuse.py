@@ -249,7 +249,7 @@ MISUSES = {
         lambda e: pm.repair(e.decoder, e.z, e.x[:, :3]),
         "`data` must have 5 values a row.*got 3",
     ),
-    "data with NaN": (lambda e: pm.repair(e.decoder, e.z, e.broken), "`data` must be finite; among its rows 40"),
+    "data with NaN": (lambda e: pm.repair(e.decoder, e.z, e.broken), "`data` must be finite; of.*, row 40 is NaN"),
     "data of text": (lambda e: pm.repair(e.decoder, e.z, np.full((60, 5), "a")), "`data` must hold real.*float array"),
     "data a number": (lambda e: pm.repair(e.decoder, e.z, 3), r"`data` must have shape \(N, D\)"),
     "sparse data": (lambda e: pm.repair(e.decoder, e.z, e.x.to_sparse()), "`data` must be a dense tensor"),
