@@ -127,8 +127,10 @@ def _remedy(dtype: torch.dtype) -> str:
     return "Convert it with .float() first." if dtype.is_floating_point else "Pass a float array."
 
 
-def native(value: Any, name: str) -> np.ndarray:
+def native(value: Any, name: str, *, booleans: bool = False) -> np.ndarray:
     """``value`` as a writeable array that torch takes: native byte order, no negative strides, double at most.
+
+    ``booleans`` may pass for real numbers.
 
     Raises:
         InvalidArgumentError: ``value`` holds no real numbers, or does not hold one for each place.
@@ -150,9 +152,9 @@ def native(value: Any, name: str) -> np.ndarray:
         raise InvalidArgumentError(f"{wanted} Its rows must have one length: convert it with {advice}.") from None
     if isinstance(value, np.ma.MaskedArray) and bool(np.ma.getmaskarray(value).any()):
         raise InvalidArgumentError(f"`{name}` must be whole; got a masked array. Fill or leave out what is masked.")
-    if array.dtype.kind in "cb":
+    if array.dtype.kind == "c" or (array.dtype.kind == "b" and not booleans):
         raise InvalidArgumentError(f"`{name}` must hold real numbers; got {describe(value)}. Pass a float array.")
-    if array.dtype.kind not in "fiu":
+    if array.dtype.kind not in "fiub":
         raise InvalidArgumentError(f"{wanted} Convert it with numpy.asarray(..., dtype=float) first.")
     if array.dtype.itemsize > 8:
         array = array.astype(np.float64)

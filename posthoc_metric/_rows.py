@@ -49,7 +49,7 @@ class Rows:
                 )
             data = data.tocsr()
         elif not isinstance(data, (torch.Tensor, np.ndarray)) or isinstance(data, np.ma.MaskedArray):
-            data = native(data, "data")
+            data = native(data, "data", booleans=True)
         elif isinstance(data, torch.Tensor):
             refuse_tensor(data, "data", booleans=True)
         elif data.dtype.kind not in "fiub":

@@ -183,7 +183,9 @@ def test_class_numbers_one_hot_rows_and_probabilities_are_all_taken():
     numbers = torch.tensor([[0, 2], [1, 1]])
     one_hot = torch.nn.functional.one_hot(numbers, 3)
     expected = 2 * one_hot.double().flatten(1)
-    for data in (numbers, numbers.numpy().astype(np.int8), one_hot, one_hot.bool(), one_hot.flatten(1).float()):
+    truths = one_hot.bool()  # nested lists and tables of them are taken as their arrays are
+    others = (numbers.numpy().astype(np.int8), truths, truths.numpy(), truths.tolist(), one_hot.flatten(1).float())
+    for data in (numbers, one_hot, *others):
         assert torch.equal(data_rows(decoder, data, 2)[:].double(), expected)
     blurred = torch.full((2, 2, 3), 1 / 3)
     torch.testing.assert_close(data_rows(decoder, blurred, 2)[:], torch.full((2, 6), 2 / 3**0.5))
