@@ -656,6 +656,45 @@ def test_tied_weights_that_the_file_holds_once(tmp_path, z):
     assert_same(load_decoder(tmp_path / "m.safetensors", factory=Tied, latent_dim=2), module, z)
 
 
+class Vocabulary(nn.Module):
+    """Logits from the embedding of the encoder, whose name is the shorter of the two."""
+
+    def __init__(self):
+        super().__init__()
+        self.emb, self.up, self.head = nn.Embedding(5, 8), nn.Linear(2, 8), nn.Linear(8, 5)
+        self.head.weight = self.emb.weight
+
+    def forward(self, z):
+        return self.head(torch.tanh(self.up(z)))
+
+
+class Logits(nn.Module):
+    """The decoder of it alone, with weights of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.head = nn.Linear(2, 8), nn.Linear(8, 5)
+
+    def forward(self, z):
+        return self.head(torch.tanh(self.up(z)))
+
+
+@pytest.mark.parametrize("factory", [Vocabulary, Logits])
+def test_tied_weights_under_the_name_that_the_file_does_not_hold(tmp_path, z, factory):
+    from safetensors.torch import save_model
+
+    module, path = Vocabulary().eval(), tmp_path / "m.safetensors"
+    save_model(module, str(path))
+    assert_same(load_decoder(path, factory=factory, latent_dim=2, strict=False), module, z)
+
+
+def test_tied_weights_that_were_left_out_of_a_state_dict(tmp_path, z):
+    module = Vocabulary().eval()
+    kept = {f"model.{name}": tensor for name, tensor in module.state_dict().items() if name != "head.weight"}
+    torch.save(kept, tmp_path / "m.pt")
+    assert_same(load_decoder(tmp_path / "m.pt", factory=Vocabulary, latent_dim=2), module, z)
+
+
 def diffusers_folder(path, **files):
     """As diffusers saves a model, by the dotted names of its files without their endings."""
     from safetensors.torch import save_file

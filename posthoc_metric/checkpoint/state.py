@@ -192,8 +192,11 @@ def _prefixes(wanted: Mapping[str, Tensor], state: State) -> list[str]:
     if not names:
         return []
     probe = max(names, key=lambda name: (name.count("."), len(name)))
-    found = [key[: -len(probe)] for key in state if key == probe or key.endswith("." + probe)]
-    found += [key[: -len(probe)] for key in map(bare, state) if key == probe or key.endswith("." + probe)]
+    place = _place(wanted[probe])
+    # of tied weights the file may have another name
+    probes = [name for name in names if name == probe or (place and _place(wanted[name]) == place)]
+    keys = [*state, *map(bare, state)]
+    found = [key[: -len(name)] for key in keys for name in probes if key == name or key.endswith("." + name)]
     return list(dict.fromkeys(found))
 
 

@@ -150,15 +150,19 @@ def read_exported(container: Container, trust: bool) -> nn.Module:
 
 
 def read_safetensors(container: Container) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, which can hold nothing else.
+    """The tensors of a safetensors file, which can hold nothing else, under every name that it tells of.
 
     Raises:
         CheckpointError: it is damaged.
     """
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     try:
-        return load_file(container.path)
+        tensors = load_file(container.path)
+        with safe_open(container.path, "pt") as file:
+            # save_model writes tied weights once and their other names beside them
+            also = {name: tensors[kept] for name, kept in (file.metadata() or {}).items() if kept in tensors}
+        return {**also, **tensors}
     except (SafetensorError, OSError, ValueError) as error:
         raise container.damaged(error) from error
