@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+import typer
 from typer.testing import CliRunner
 
 import posthoc_metric
@@ -667,6 +668,38 @@ def test_torch_is_not_heard_over_its_own_classes(recwarn):
         for module in ("copyreg", "elsewhere"):
             warnings.warn_explicit("deprecated", FutureWarning, "file.py", 1, module=module)
     assert len(recwarn) == 1
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+def test_an_exported_program_is_repaired_without_a_word_of_torch_s_own(tmp_path):
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 5)).eval()
+    rows = ({0: torch.export.Dim("rows")},)
+    torch.export.save(torch.export.export(module, (torch.zeros(3, 2),), dynamic_shapes=rows), tmp_path / "m.pt2")
+    np.save(tmp_path / "z.npy", np.random.default_rng(0).normal(size=(300, 2)))
+    done = run("repair", "--checkpoint", "m.pt2", "--latents", "z.npy", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0 and "FutureWarning" not in done.stderr, done.stderr
+
+
+class Stopped(torch.nn.Module):
+    """In which Ctrl-C is pressed."""
+
+    @torch.jit.ignore
+    def stop(self, z: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.stop(z)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_ctrl_c_within_torchscript_ends_as_any_other(capsys):
+    module = torch.jit.script(Stopped())
+    with pytest.raises(typer.Exit) as ended, clear_errors():
+        module(torch.zeros(1))
+    assert ended.value.exit_code == 130 and "Stopped" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="another"), clear_errors():
+        raise RuntimeError("another")
 
 
 class Payload:

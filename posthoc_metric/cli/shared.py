@@ -27,7 +27,14 @@ from ..belonging import check_data
 from ..checkpoint import load_decoder
 from ..decoder import Decoder, fisher_rao
 from ..decoder.outputs import entry
-from ..errors import CalibrationWarning, DecoderError, InvalidArgumentError, OutputError, PosthocMetricError
+from ..errors import (
+    CalibrationWarning,
+    DecoderError,
+    InvalidArgumentError,
+    OutputError,
+    PosthocMetricError,
+    PosthocMetricWarning,
+)
 from ..loading import load
 from ..output import check_file
 from ..parallel import cut
@@ -161,7 +168,7 @@ def _open_for(columns: int | None, options: dict[str, Any]) -> Decoder:
         return _open(**options)
     problem: PosthocMetricError | None = None
     with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", PosthocMetricWarning)  # of others' those that are heard without this, too
         try:
             found: Decoder | None = _open(**options)
         except PosthocMetricError as error:

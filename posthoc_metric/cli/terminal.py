@@ -110,7 +110,10 @@ def clear_errors() -> Iterator[None]:
     except PosthocMetricError as error:
         show_error(error)
         raise typer.Exit(MISTAKE) from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        # TorchScript gives what Python raised within it as an error of its own
+        if isinstance(error, RuntimeError) and "KeyboardInterrupt" not in str(error):
+            raise
         notes().print("Stopped. Nothing half-written was left behind.")
         raise typer.Exit(INTERRUPTED) from None
 
