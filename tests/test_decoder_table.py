@@ -419,6 +419,14 @@ def test_what_cannot_work_is_refused_with_the_reason(name):
         Decoder(module, latent_dim=3)
 
 
+def test_rows_that_only_rounding_couples_are_refused_as_such_and_in_float64_taken():
+    """As the logarithm of a spectrum is rounded, whose sums run in another order in another batch."""
+    module = seeded(lambda: Wrap(lambda x: (x + 1e6 * x.sum()) - 1e6 * x.sum()))
+    with pytest.raises(DecoderError, match=r"rounds too coarsely in torch.float32.*with \.double\(\)"):
+        Decoder(module, latent_dim=3)
+    assert Decoder(module.double(), latent_dim=3).output_dim
+
+
 def test_what_is_advised_for_complex_outputs_works():
     for real in (torch.view_as_real, torch.abs, torch.angle):
         decoder = Decoder(lambda z, real=real: real(torch.complex(z + 2, z.sin())), latent_dim=3)

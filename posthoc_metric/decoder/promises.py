@@ -185,15 +185,35 @@ def check_rows_apart(call: Call, z: Tensor, value: Tensor, scale: Tensor, others
         if change <= 100 * noise * scale:
             _check_places(call, z, value, 100 * noise * scale)
             return
+    words = (
+        f"row 0 of the output changes by {float(change):.2g} when the other latents change, where the outputs reach "
+    )
+    if _apart_in_float64(call, z, others):
+        raise DecoderError(
+            f"the decoder rounds too coarsely in {call.dtype}: {words}{float(scale):.2g}, and in float64 it does not. "
+            "Convert the model with .double() before wrapping it (in the class or function that makes it, if it is "
+            "read from a file)."
+        )
     # where a condition was meant as one for each row, the model most likely sets every latent beside every condition
     likelier = several_rows(call.condition)
     raise DecoderError(
-        f"the decoder couples the rows of a batch: row 0 of the output changes by {float(change):.2g} when the other "
-        f"latents change, where the outputs reach {float(scale):.2g}. {likelier + ' Or a' if likelier else 'A'} layer "
-        "normalises over the batch or quantises by its range, or a solver chooses its steps for all rows at once; give "
-        "it fixed statistics, fixed steps or a tighter tolerance, or pass a function that calls the model on one row "
-        "at a time."
+        f"the decoder couples the rows of a batch: {words}{float(scale):.2g}. "
+        f"{likelier + ' Or a' if likelier else 'A'} layer normalises over the batch or quantises by its range, or a "
+        "solver chooses its steps for all rows at once; give it fixed statistics, fixed steps or a tighter tolerance, "
+        "or pass a function that calls the model on one row at a time."
     )
+
+
+def _apart_in_float64(call: Call, z: Tensor, others: Tensor) -> bool:
+    """Whether rows that seem coupled differ by their rounding alone, which a logarithm near zero may make large."""
+    if call.dtype == torch.float64 or _size(call) > _COPY_BYTES:
+        return False
+    try:
+        twin = call.copied(torch.float64)
+        first, beside, alone = (twin(rows.double())[0] for rows in (z, others, z[:1]))
+    except Exception:  # a model may refuse copying in any way
+        return False
+    return bool((torch.stack([beside, alone]) - first).abs().amax() <= 1e-6 * first.abs().amax())
 
 
 def _check_places(call: Call, z: Tensor, value: Tensor, allowed: Tensor) -> None:
