@@ -46,6 +46,8 @@ def data_rows(decoder: SmoothMap, data: Any, count: int) -> Rows:
 def check_data(decoder: SmoothMap, data: Any, latents: Tensor) -> tuple[Rows, str]:
     """The data's rows, and a warning where they do not seem to be what ``latents`` encode; empty where they do."""
     rows = data_rows(decoder, data, len(latents))
+    if observer_of(decoder) is None and (turned := _turned(rows.raw_shape, getattr(decoder, "output_shape", ()))):
+        return rows, turned
     count = min(len(rows), _COMPARED, max(_FEWEST_COMPARED, _ENTRIES // decoder.output_dim))
     some = torch.linspace(0, len(rows) - 1, count, dtype=torch.float64, device="cpu").round().long()
     # what is no observation is refused here, whether or not the model makes use of data
@@ -55,6 +57,23 @@ def check_data(decoder: SmoothMap, data: Any, latents: Tensor) -> tuple[Rows, st
         return rows, _doubt(outputs, (rows[some] if known is None else known).cpu().double())
     except PosthocMetricError:
         return rows, ""  # what is not finite is told of with its rows where it is used
+
+
+def _turned(given: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """What to do with rows whose axes are those of the output in another order; empty where they are not."""
+    held = [size for size in given if size > 1]
+    if held == [size for size in wanted if size > 1] or sorted(given) != sorted(wanted):
+        return ""
+    left, order = list(range(len(given))), [0]
+    for size in wanted:
+        axis = next(one for one in left if given[one] == size)
+        left.remove(axis)
+        order.append(axis + 1)
+    return (
+        f"`data` have rows of shape {given} and the decoder's output is of shape {wanted}, so that other numbers are "
+        f"compared with each other than belong together. Put their axes into its order with {tuple(order)}, by "
+        "np.transpose or Tensor.permute."
+    )
 
 
 def _doubt(outputs: Tensor, data: Tensor) -> str:

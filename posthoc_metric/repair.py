@@ -196,11 +196,12 @@ def repair(
             the model cannot be fitted or, asked at a few points, breaks the contract of an UncertaintyModel.
 
     Warns:
-        CalibrationWarning: ``data`` match the decoder's output no better than by chance, or are far larger; or the
-            support asked for reaches into the void, and a smaller one was taken; or the model cannot tell the data
-            from the void, so the audit will not pass; or the latent axes are of very unequal scale, so that lengths
-            across the void come out far too large; or the decoder overflows or grows beyond all bounds far from the
-            data, as with an exponential at its end, so that the repair holds out to some offset only, ``gate.reach``.
+        CalibrationWarning: ``data`` match the output no better than by chance, are far larger or have its axes
+            in another order; or the support asked for reaches into the void, and a smaller one was taken; or the model
+            cannot tell the data from the void, so the audit will not pass; or the latent axes are of very unequal
+            scale, so that lengths across the void come out far too large; or the decoder overflows or grows beyond all
+            bounds far from the data, as with an exponential at its end, so that the repair holds out to some offset
+            only, ``gate.reach``.
         DerivativeWarning: the decoder's output jumps between latents, as an angle does that wraps around.
 
     Example:

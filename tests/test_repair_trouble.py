@@ -219,6 +219,21 @@ def test_data_that_are_not_what_the_latents_encode_are_told_of(change, words):
         pm.repair(decoder, latents, change(data))
 
 
+def test_images_with_their_channels_last_are_told_of_with_the_order_that_is_right():
+    """They match better than by chance, as the places of light and dark are much the same."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        decoder = pm.Decoder(nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 60), nn.Unflatten(1, (3, 4, 5))))
+    latents = normal()
+    images = decoder(latents).reshape(-1, 3, 4, 5)
+    with pytest.warns(CalibrationWarning, match=r"shape \(4, 5, 3\).*shape \(3, 4, 5\).*with \(0, 3, 1, 2\)"):
+        pm.repair(decoder, latents, images.permute(0, 2, 3, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CalibrationWarning)
+        for right in (images.permute(0, 2, 3, 1).permute(0, 3, 1, 2), images.flatten(1), images[:, None]):
+            pm.repair(decoder, latents, right)
+
+
 @pytest.mark.parametrize("count", [20, 300])
 def test_data_that_the_decoder_gives_in_another_form_are_no_cause_for_doubt(count):
     decoder, latents, data = encoded()
