@@ -656,6 +656,32 @@ def test_tied_weights_that_the_file_holds_once(tmp_path, z):
     assert_same(load_decoder(tmp_path / "m.safetensors", factory=Tied, latent_dim=2), module, z)
 
 
+class Gone(nn.Module):
+    """Of a script that saved it whole."""
+
+    __module__ = "__main__"
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 5)
+
+    def forward(self, z):
+        return self.layer(z)
+
+
+def test_how_to_go_on_with_a_module_whose_class_a_script_defined(tmp_path, z, monkeypatch):
+    path, script = tmp_path / "m.pt", sys.modules["__main__"]
+    with monkeypatch.context() as there:
+        there.setattr(script, "Gone", Gone, raising=False)
+        torch.save(Gone(), path)
+    with pytest.raises(CheckpointError, match=r"import them in another one, as by `from mymodels import \*`"):
+        load_decoder(path, trust=True)
+    monkeypatch.setattr(script, "Gone", Gone, raising=False)
+    module = torch.load(path, weights_only=False)
+    torch.save(module.state_dict(), tmp_path / "state.pt")
+    assert_same(load_decoder(tmp_path / "state.pt", factory=Gone), module, z)
+
+
 class Vocabulary(nn.Module):
     """Logits from the embedding of the encoder, whose name is the shorter of the two."""
 

@@ -101,7 +101,10 @@ def read_diffusers(container: Container, trust: bool) -> Read:
     name = str(described.get("_class_name", ""))
     make: Any = getattr(diffusers, name, None) if name.isidentifier() else None
     if not hasattr(make, "decode") or not issubclass(make, diffusers.ModelMixin):
-        raise CheckpointError(f"{folder} names the class {name!r}, which is no autoencoder of the installed diffusers.")
+        raise CheckpointError(
+            f"{folder} names the class {name!r}, which is no autoencoder of the installed diffusers. Pass "
+            "factory=, the class whose weights it holds."
+        )
     try:
         model = make.from_config({key: value for key, value in described.items() if key != "_name_or_path"})
     except Exception as error:  # a description may be incomplete in any way

@@ -60,8 +60,10 @@ def read_torch(container: Container, trust: bool, plain: Sequence[Any] = ()) -> 
     except Exception as error:  # a trusted pickle runs its own code, which may raise anything
         raise CheckpointError(
             f"{path} cannot be unpickled ({type(error).__name__}: {error}). The classes it names must be importable "
-            "under the names they had when it was saved: put the folder that has their module on PYTHONPATH. Of those "
-            "that a script itself defined (in __main__) save the state dict, and pass factory=."
+            "under the names they had when it was saved: put the folder that has their module on PYTHONPATH. If "
+            "a script itself defined them (in __main__), import them in another one, as by `from mymodels import *`, "
+            "read the file there by torch.load(path, weights_only=False), save the module's state_dict(), and pass "
+            "factory=."
         ) from error
 
 
