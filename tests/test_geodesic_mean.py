@@ -61,6 +61,22 @@ def test_a_mean_does_not_stay_on_a_summit_where_the_gradient_vanishes():
     assert found.converged and found.variance < 1.001 * squares.min()
 
 
+@pytest.mark.parametrize("top", [0.0, 0.2])
+def test_nor_does_one_in_many_dimensions(top):
+    def hill(z):
+        shifted = torch.cat([z[:, :1] - top, z[:, 1:]], dim=1)
+        return torch.cat([z, 1.5 * torch.exp(-shifted.square().sum(1, keepdim=True) / 0.18)], dim=1)
+
+    metric, pair = PullbackMetric(Decoder(hill, latent_dim=9)), torch.zeros(2, 9).double()
+    pair[:, 0] = torch.tensor([-1.0, 1.0])
+    found = frechet_mean(metric, pair)
+    # every plane through the first axis is alike, and isometric to that of two dimensions, where Newton's steps lead
+    flat = frechet_mean(PullbackMetric(Decoder(hill, latent_dim=2)), pair[:, :2], start=[0.0, 0.5])
+    assert found.converged and found.variance == pytest.approx(flat.variance, rel=1e-3)
+    assert float(found.point[1:].norm()) == pytest.approx(float(flat.point[1]), rel=1e-2)
+    assert frechet_mean(metric, pair, start=[0.0] * 9, max_steps=0).variance > 2 * flat.variance
+
+
 def even(metric, centre, z, spans):
     """Nodes of geodesics from ``centre`` to ``z``, evenly timed."""
     return geodesic(metric, centre.expand_as(z), z)(torch.linspace(0, 1, spans + 1).double())

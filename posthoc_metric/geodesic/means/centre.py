@@ -29,7 +29,7 @@ _LOOSE = 1e-2
 _KINKED = 0.5
 #: least second derivative, over the largest, below which a point where the gradient vanishes is a saddle or a summit:
 #: differences know them to some thousandths
-_SADDLE = -0.01
+SADDLE = -0.01
 #: shares of the decrease promised from which on a step is taken, and the next may be longer
 _ENOUGH, _GOOD = 1e-2, 0.7
 
@@ -182,7 +182,7 @@ def descend(task: Task, place: Place, most: int, radius: float, smallest: float)
 def _saddle(bend: Tensor) -> bool:
     """Whether second derivatives (d, d) say that the energy falls on some way out, however small the gradient is."""
     values = torch.linalg.eigvalsh(bend)
-    return float(values[0]) < _SADDLE * float(values.abs().max())
+    return float(values[0]) < SADDLE * float(values.abs().max())
 
 
 def _step(bend: Tensor, gradient: Tensor, radius: float) -> Tensor:

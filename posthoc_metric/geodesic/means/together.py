@@ -7,10 +7,13 @@ and the curves are geodesics, and quasi-Newton steps get there by one vector-Jac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 
+import numpy as np
 import torch
+from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from ..curves.placement import even
@@ -18,7 +21,7 @@ from ..relaxation.many_dimensions import relax_in_blocks
 from ..relaxation.matrix_free import MatrixFreeEnergy, Slope
 from ..relaxation.preconditioner import Preconditioner, precondition
 from ..relaxation.quasi_newton import MEMORY, relax_matrix_free
-from .centre import MOST, SPANS, WORSE, Ended, Found, Task
+from .centre import MOST, SADDLE, SPANS, WORSE, Ended, Found, Task
 from .kinked import descend_across_kinks
 
 #: spans, each so many times the time of a whole curve long, that make the centre an inner node and cost nothing
@@ -31,6 +34,11 @@ _STEPS = 120
 _EACH = 10
 #: fewest pairs of moves and changes of gradient to remember, where many curves leave no room for more
 _FEWEST = 5
+#: Lanczos steps at most for the lowest way out of a place; differences over which products with the Hessian are taken,
+#: and the first and longest step that way, all over the root of the energy, as the preconditioner measures them
+_LANCZOS, _APART, _OUT, _FARTHEST = 8, 3e-3, 0.02, 1.0
+#: how many times as little as it has on average a drawn way may have of the lowest one
+_UNSEEN = 2.0
 
 
 @dataclass(frozen=True)
@@ -55,28 +63,34 @@ class _Place:
 
 def descend_together(task: Task, begin: Found, most: int) -> Ended:
     """From ``begin`` down to where the mean of the squared distances is least, in ``most`` steps of ten."""
-    spans, number, error = SPANS, 0, inf
+    spans, number, error, stuck = SPANS, 0, inf, False
     if begin.variance == 0:
         return Ended(begin, 0.0, error, number)  # one point, or none that is reached
     least = _placed(task, begin, spans)
-    while task.tol < least.norm < inf and number < most:
-        here, gradient, steps = _moved(task, least, _EACH * (most - number))
+    while least.norm < inf and number < most:
+        ended, inverse = stuck or least.norm <= task.tol, _inverse(task, least)
+        # it may have ended on a summit or a saddle, from which no gradient leads away
+        begins = _way_down(task, least, inverse) if ended else least.curves.packed(least.nodes)
+        if begins is None:
+            break
+        here, gradient, steps = _moved(task, least, inverse, begins, _EACH * (most - number))
         number, before = number - (-steps // _EACH), spans
         spans = min(2 * spans, MOST)
         found = task.found(here)
         if found.kinked:
             across = descend_across_kinks(task, found, most - number)
             return Ended(across.found, across.norm, across.error, number + across.steps)
-        if found.lost > least.found.lost or found.variance > WORSE * least.found.variance:
-            break
-        place = _placed(task, found, spans)
-        error = task.norm(here, place.gradient - gradient, place.energy)
-        fallen = found.variance * WORSE < least.found.variance
-        # where rounding, or the choice of geodesics, sets how well the gradient is known, more nodes are of no use
-        done = spans == before or not (fallen or place.norm < least.norm / 2)
-        if fallen or place.norm < least.norm:
-            least = place
-        if done:
+        stuck = found.lost > least.found.lost or found.variance > WORSE * least.found.variance
+        if not stuck:
+            place = _placed(task, found, spans)
+            error = task.norm(here, place.gradient - gradient, place.energy)
+            # beside a summit or a saddle the gradient is larger than on it
+            fallen = found.variance * (1.0 if ended else WORSE) < least.found.variance
+            # where rounding, or the choice of geodesics, sets how well the gradient is known, more nodes are of no use
+            stuck = spans == before or not (fallen or place.norm < least.norm / 2)
+            if fallen or place.norm < least.norm:
+                least = place
+        if stuck and ended:
             break
     return Ended(least.found, least.norm, error, number)
 
@@ -93,22 +107,96 @@ def _placed(task: Task, found: Found, spans: int) -> _Place:
     return _Place(found, nodes, curves, gradient, mean, task.norm(found.point, gradient, mean))
 
 
-def _moved(task: Task, place: _Place, most: int) -> tuple[Tensor, Tensor, int]:
+def _inverse(task: Task, place: _Place) -> _Arrow:
+    """Of the Hessian of a place's curves, about."""
+    nodes = place.nodes
+    curves, _ = precondition(task.parts, nodes, even(nodes, nodes.shape[1] - 1).diff(dim=1), task.memory_limit)
+    return _Arrow(curves, place.curves.weights)
+
+
+def _room(task: Task, place: _Place, most: int) -> int:
+    """How many moves of all nodes to remember."""
+    return min(most, max(_FEWEST, task.memory_limit // (8 * 4 * place.nodes.numel())))
+
+
+def _moved(task: Task, place: _Place, inverse: _Arrow, packed: Tensor, most: int) -> tuple[Tensor, Tensor, int]:
     """The centre (d,) with which its curves have the least energy, the gradient there, and the steps it took."""
-    nodes, curves = place.nodes, place.curves
-    inverse, _ = precondition(task.parts, nodes, even(nodes, nodes.shape[1] - 1).diff(dim=1), task.memory_limit)
-    packed = curves.packed(nodes)
+    curves = place.curves
     found = relax_matrix_free(
         curves,
-        _Arrow(inverse, curves.weights),
+        inverse,
         packed,
         even(packed, packed.shape[1] - 1),
         tol=_NEAR * task.tol,
         max_steps=most,
         pair=torch.zeros(1, dtype=torch.int64, device=packed.device),
-        memory=min(MEMORY, max(_FEWEST, task.memory_limit // (8 * 4 * packed.numel()))),
+        memory=_room(task, place, MEMORY),
     )
     return found.nodes[0, 1], curves.slope_on(None, found.nodes).gradient[0, 0], int(found.steps)
+
+
+def _way_down(task: Task, place: _Place, inverse: _Arrow) -> Tensor | None:
+    """Curves and centre, packed, of less energy than at a place where a descent has ended, if that is no minimum."""
+    curves, root = place.curves, place.energy**0.5
+    here = curves.packed(place.nodes)
+    slope = curves.slope_on(None, here)
+
+    def beside(way: Tensor, size: float) -> Tensor:
+        return torch.cat([here[:, :1], here[:, 1:-1] + size * root * way, here[:, -1:]], dim=1)
+
+    def bent(way: Tensor) -> Tensor:
+        return (curves.slope_on(None, beside(way, _APART)).gradient - slope.gradient) / (_APART * root)
+
+    way = _lowest(inverse, bent, torch.zeros_like(slope.gradient), _room(task, place, _LANCZOS))
+    if way is None:
+        return None
+    least, best = float(slope.energy - slope.grain), None
+    for sign in (1, -1):
+        size = sign * _OUT
+        while abs(size) <= _FARTHEST:
+            there = beside(way, size)
+            if not (energy := float(curves.slope_on(None, there).energy)) < least:
+                break
+            size, least, best = 2 * size, energy, there
+    return best
+
+
+def _lowest(inverse: _Arrow, bent: Callable[[Tensor], Tensor], pull: Tensor, most: int) -> Tensor | None:
+    """The way (1, m, d) on which the energy bends down, as the preconditioner measures, if it does (Lanczos 1950).
+
+    Args:
+        bent: the product of the Hessian with a way.
+        pull: zeros, of the shape of a way.
+        most: products.
+    """
+    # of all that moves, what a centre that is moved takes with it
+    generator = torch.Generator().manual_seed(0)
+    pull[0, 0] = torch.randn(pull.shape[2], generator=generator, dtype=torch.float64, device="cpu").to(pull)
+    way, values, vectors = inverse.solve(pull), np.zeros(1), np.zeros((0, 1))
+    ways: list[Tensor] = []
+    main: list[float] = []
+    beside: list[float] = []
+    before = pull_before = torch.zeros_like(pull)
+    link = float((way * pull).sum()) ** 0.5
+    while len(ways) < most and 0 < link < inf:
+        way, pull = way / link, pull / link
+        ways.append(way)
+        product, back = bent(way), beside[-1] if beside else 0.0
+        main.append(float((way * product).sum()))
+        if not isfinite(main[-1]):
+            return None
+        pull, pull_before = product - main[-1] * pull - back * pull_before, pull
+        way, before = inverse.solve(product) - main[-1] * way - back * before, way
+        link = max(float((way * pull).sum()), 0.0) ** 0.5
+        values, vectors = eigh_tridiagonal(main, beside, select="i", select_range=(0, 0))
+        doubt = link * abs(vectors[-1, 0])
+        # either no way leads down that the drawn one has anything of, or this one surely does
+        if values[0] - _UNSEEN * pull.shape[2] ** 0.5 * doubt > SADDLE or values[0] + doubt < SADDLE:
+            break
+        beside.append(link)
+    if not ways or values[0] >= SADDLE:
+        return None
+    return torch.stack([float(part) * one for part, one in zip(vectors[:, 0], ways, strict=True)]).sum(0)
 
 
 class _Together:
