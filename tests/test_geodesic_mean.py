@@ -77,6 +77,36 @@ def test_nor_does_one_in_many_dimensions(top):
     assert frechet_mean(metric, pair, start=[0.0] * 9, max_steps=0).variance > 2 * flat.variance
 
 
+class KinkedHill(torch.nn.Module):
+    """Of ReLU units, alike on both sides of the origin."""
+
+    def __init__(self, dim):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        ways = torch.randn(dim, 400, dtype=torch.float64, generator=generator)
+        self.ways = ways / ways.norm(dim=0)
+        self.steps = torch.linspace(0.0, 1.0, 400, dtype=torch.float64)
+        z = torch.randn(4000, dim, dtype=torch.float64, generator=generator)
+        z = 1.5 * torch.rand(4000, 1, dtype=torch.float64, generator=generator) * z / z.norm(dim=1, keepdim=True)
+        height = 1.5 * torch.exp(-z.square().sum(1, keepdim=True) / 0.3)
+        units = self.units(z)
+        self.share = torch.linalg.solve(units.mT @ units + torch.eye(units.shape[1]), units.mT @ height)
+
+    def units(self, z):
+        return torch.cat([(z @ self.ways).abs().sub(self.steps).relu(), torch.ones_like(z[:, :1])], dim=1)
+
+    def forward(self, z):
+        return torch.cat([z, self.units(z) @ self.share], dim=1)
+
+
+def test_nor_does_one_of_curves_with_kinks():
+    metric, pair = PullbackMetric(Decoder(KinkedHill(9), latent_dim=9)), torch.zeros(2, 9).double()
+    pair[:, 0] = torch.tensor([-1.0, 1.0])
+    found, top = frechet_mean(metric, pair), frechet_mean(metric, pair, start=[0.0] * 9, max_steps=0)
+    assert found.rough and top.rough and top.gradient_norm < 1e-6
+    assert found.variance < 0.8 * top.variance
+
+
 def even(metric, centre, z, spans):
     """Nodes of geodesics from ``centre`` to ``z``, evenly timed."""
     return geodesic(metric, centre.expand_as(z), z)(torch.linspace(0, 1, spans + 1).double())

@@ -24,6 +24,9 @@ _ENOUGH = 0.1
 _FIRST, _SHORTEST, _LONGEST, _DIVISOR = 0.5, 0.25, 2.0, 3.0
 #: steps in a row that do not gain what will do, after which no more are tried
 _MOST_FAILED = 2
+#: a gradient, over the one that will do, that is smaller than kinks leave it but by symmetry; and how far from there is
+#: looked whether it is that of a summit, over the root of the variance
+_VANISHED, _ASIDE = 0.1, 0.3
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,10 @@ class _Place:
 def descend_across_kinks(task: Task, begin: Found, most: int) -> Ended:
     """From ``begin`` down to where the variance falls by no more than a share of ``rough_tol²``; ``most`` steps."""
     loose = task.loosened()
-    there, length, steps = _descended(loose, _place(loose, loose.again(begin)), _FIRST, most)
+    first = _place(loose, loose.again(begin))
+    if first.norm <= _VANISHED * task.rough_tol and most > 0:
+        first = _off_a_summit(loose, first)
+    there, length, steps = _descended(loose, first, _FIRST, most)
     place, error = there, inf
     if loose is not task:
         place = _place(task, task.found(there.found.point))
@@ -51,6 +57,15 @@ def descend_across_kinks(task: Task, begin: Found, most: int) -> Ended:
         place, _, more = _descended(task, place, length, most - steps)
         steps += more
     return Ended(place.found, place.norm, error, steps)
+
+
+def _off_a_summit(task: Task, place: _Place) -> _Place:
+    """A place on a drawn way out from where the gradient vanishes, if the variance is less there."""
+    way = torch.randn(len(place.step), generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
+    way = way.to(place.step)
+    size = float(way @ task.parts.tensor(place.found.point[None])[0] @ way) ** 0.5
+    there = _place(task, task.found(place.found.point + _ASIDE * place.found.variance**0.5 / size * way))
+    return there if there.betters(place) else place
 
 
 def _descended(task: Task, place: _Place, length: float, most: int) -> tuple[_Place, float, int]:
