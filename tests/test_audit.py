@@ -353,3 +353,17 @@ def test_data_that_are_all_alike_leave_the_audit_without_its_baseline():
     found = pm.repair(decoder, latents, torch.ones(120, 5)).audit(pairs=0, points=20)
     line = criterion(found, "smoothness")
     assert line.passed is None and "differ from row to row" in line.reason
+
+
+@pytest.mark.parametrize("beyond", [0.0, 0.25])
+def test_a_share_off_the_data_does_not_hang_on_where_the_points_of_a_curve_lie(beyond):
+    support = Support(torch.randn(400, 2, generator=torch.Generator().manual_seed(0)))
+    ends = torch.tensor([[-4.0, 0.3], [3.0, -1.0]], dtype=torch.float64)
+    # finely, evenly, and crowded towards one end
+    times = [torch.linspace(0, 1, n, dtype=torch.float64) ** power for n, power in ((100_001, 1), (65, 1), (65, 3))]
+    line = [(ends[0] + t[:, None] * (ends[1] - ends[0]))[None] for t in times]
+    middles = 0.5 * (line[0][0, 1:] + line[0][0, :-1])
+    expected = float((support.offset(middles) > beyond).double().mean())
+    assert 0.1 < expected < 0.9
+    for curve in line[1:]:
+        assert float(share_off_data(curve, support, beyond=beyond)) == pytest.approx(expected, abs=2e-3)

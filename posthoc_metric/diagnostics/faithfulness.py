@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: the offset of the audit's first shell
 FAR = 0.25
 _SAMPLES = 64
+#: how often a segment of a curve is cut in two, of which it is not known on which side of an offset it lies
+_HALVINGS = 5
 #: error of a length up to which a curve with kinks counts as found: beyond it the shares below hardly move, and a
 #: decoder with kinks takes half as long as to the solver's own
 _ROUGH = 5e-3
@@ -124,16 +126,24 @@ def _standard_error(differences: Tensor) -> float:
 
 
 def share_off_data(curves: Tensor, support: Support, *, beyond: float = 0.0) -> Tensor:
-    """Share (B,) of the Euclidean length of curves (B, T, d) at an offset above ``beyond``, by segment midpoints.
+    """Share (B,) of the Euclidean length of polygons (B, T, d) at an offset above ``beyond``.
 
+    A segment whose middle is farther from that offset than from its ends lies on one side of it, as offsets change by
+    no more than the way gone over the radius; others are halved, and the last pieces count by their middles.
     NaN for a curve that is not finite.
     """
-    known = torch.isfinite(curves).flatten(1).all(1)
     shares = curves.new_full((len(curves),), torch.nan)
+    known = torch.isfinite(curves).flatten(1).all(1)
     curves = curves[known]
-    steps = (curves[:, 1:] - curves[:, :-1]).norm(dim=2)
-    middle = 0.5 * (curves[:, 1:] + curves[:, :-1])
-    off = (support.offset(middle.flatten(0, 1)) > beyond).reshape(steps.shape)
-    total = steps.sum(1)
-    shares[known] = torch.where(total > 0, (steps * off).sum(1) / total.clamp_min(1e-300), torch.zeros_like(total))
+    off = curves.new_zeros(len(curves))
+    total = curves.diff(dim=1).norm(dim=2).sum(1)
+    begin, step = (part.flatten(0, 1) for part in (curves[:, :-1], curves.diff(dim=1)))
+    whose = torch.arange(len(curves), device=curves.device).repeat_interleave(curves.shape[1] - 1)
+    for left in range(_HALVINGS, -1, -1):
+        excess, size = support.offset(begin + 0.5 * step) - beyond, step.norm(dim=1)
+        sure = excess.abs() * support.radius > 0.5 * size if left else torch.ones_like(whose, dtype=torch.bool)
+        off.index_add_(0, whose[sure], torch.where(excess > 0, size, 0.0)[sure])
+        begin, step, whose = begin[~sure], 0.5 * step[~sure], whose[~sure]
+        begin, step, whose = torch.cat([begin, begin + step]), torch.cat([step, step]), torch.cat([whose, whose])
+    shares[known] = torch.where(total > 0, off / total.clamp_min(1e-300), torch.zeros_like(total))
     return shares
