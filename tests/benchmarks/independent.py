@@ -81,7 +81,7 @@ def measured_lengths(metric: Metric, solution, pieces: int = 1024, rounds: int =
         for some in rows.split(max(1, _POINTS // pieces)):
             length[some], doubt[some] = _halved(metric, at(some, times))
     # a curve that goes far out through a metric that fades there is back within a millionth of its time
-    for some in unsure().split(1):
+    for some in unsure()[:, None]:
         times = _times(pieces)
         for _ in range(_CUTS):
             each = _pieces(metric, at(some, times))[0]
