@@ -179,11 +179,10 @@ def test_a_killed_process_is_taken_up_where_it_was(tmp_path, monkeypatch):
     store, again, compute = tmp_path / "store", [], pairs._solve
     ledger = store / "pairs" / "done.txt"
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(store)], cwd=Path(__file__).parent)
-    for _ in range(1200):
-        if ledger.exists() and len(ledger.read_bytes().splitlines()) >= 4:
-            break
-        time.sleep(0.05)
-    child.kill()
+    try:
+        _wait(lambda: ledger.exists() and len(ledger.read_bytes().splitlines()) >= 4, 60)
+    finally:
+        child.kill()
     assert child.wait() == -signal.SIGKILL
     done = [int(line.split()[0]) for line in ledger.read_text().splitlines()]
     total = len(cut(16 * 15 // 2, 8))
@@ -233,7 +232,7 @@ def _wait(true, seconds):
     end = time.time() + seconds
     while not true():
         assert time.time() < end
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
 def test_graph_and_neighbours_resume_from_their_stores(tmp_path):

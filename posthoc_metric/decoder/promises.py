@@ -187,17 +187,18 @@ def check_rows_apart(call: Call, z: Tensor, value: Tensor, scale: Tensor, others
             return
     words = (
         f"row 0 of the output changes by {float(change):.2g} when the other latents change, where the outputs reach "
+        f"{float(scale):.2g}"
     )
     if _apart_in_float64(call, z, others):
         raise DecoderError(
-            f"the decoder rounds too coarsely in {call.dtype}: {words}{float(scale):.2g}, and in float64 it does not. "
+            f"the decoder rounds too coarsely in {call.dtype}: {words}, and in float64 it does not. "
             "Convert the model with .double() before wrapping it (in the class or function that makes it, if it is "
             "read from a file)."
         )
     # where a condition was meant as one for each row, the model most likely sets every latent beside every condition
     likelier = several_rows(call.condition)
     raise DecoderError(
-        f"the decoder couples the rows of a batch: {words}{float(scale):.2g}. "
+        f"the decoder couples the rows of a batch: {words}. "
         f"{likelier + ' Or a' if likelier else 'A'} layer normalises over the batch or quantises by its range, or a "
         "solver chooses its steps for all rows at once; give it fixed statistics, fixed steps or a tighter tolerance, "
         "or pass a function that calls the model on one row at a time."

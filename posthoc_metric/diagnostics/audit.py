@@ -187,7 +187,7 @@ def _walls(
     if "rbf-published" not in added or roughest(rows, "repaired") <= roughest(rows, "rbf-published"):
         return []
     found = []
-    reach = max(row.offset for row in rows if row.shell.is_void)
+    reach = _reach(repaired)
     for offset in (offset for offset in _WALLS if offset <= reach):
         wall = Shell("wall", offset, repaired.geometry.shell(offset, count, seed=seed))
         _, rough = _measure(repaired, wall, {name: added[name] for name in ("decoder", "rbf-published")}, seed=seed)

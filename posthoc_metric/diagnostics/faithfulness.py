@@ -135,9 +135,9 @@ def share_off_data(curves: Tensor, support: Support, *, beyond: float = 0.0) -> 
     shares = curves.new_full((len(curves),), torch.nan)
     known = torch.isfinite(curves).flatten(1).all(1)
     curves = curves[known]
-    off = curves.new_zeros(len(curves))
-    total = curves.diff(dim=1).norm(dim=2).sum(1)
-    begin, step = (part.flatten(0, 1) for part in (curves[:, :-1], curves.diff(dim=1)))
+    off, segments = curves.new_zeros(len(curves)), curves.diff(dim=1)
+    total = segments.norm(dim=2).sum(1)
+    begin, step = curves[:, :-1].flatten(0, 1), segments.flatten(0, 1)
     whose = torch.arange(len(curves), device=curves.device).repeat_interleave(curves.shape[1] - 1)
     for left in range(_HALVINGS, -1, -1):
         excess, size = support.offset(begin + 0.5 * step) - beyond, step.norm(dim=1)

@@ -79,9 +79,11 @@ def sample_volume(
     steps = check_count(steps, "steps", 1, "the steps of a chain")
     generator = torch.Generator().manual_seed(check_seed(seed))
 
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, device="cpu", dtype=torch.float64).to(lower)
+
     def uniform(n: int) -> Tensor:
-        drawn = torch.rand(n, metric.dim, generator=generator, device="cpu", dtype=torch.float64)
-        return lower + drawn.to(lower) * sides
+        return lower + rand(n, metric.dim) * sides
 
     pool = uniform(min(max(16 * count, _POOL[0]), _POOL[1]))
     logs = log_density(metric, pool, inside)
@@ -101,10 +103,9 @@ def sample_volume(
         everywhere; otherwise ``reach`` is in lengths of the metric.
         """
         n, flat = len(here.z), power is not None
-        local = torch.rand(n, generator=generator, device="cpu", dtype=torch.float64).to(here.z) < 0.5
+        local = rand(n) < 0.5
         noise = torch.randn(n, metric.dim, generator=generator, device="cpu", dtype=torch.float64).to(here.z)
-        random = torch.rand(n, 1, generator=generator, device="cpu", dtype=torch.float64).to(here.z)
-        size = reach * (_FLAT_SIZES if flat else _SIZES) ** -random
+        size = reach * (_FLAT_SIZES if flat else _SIZES) ** -rand(n, 1)
         move = noise if flat else torch.linalg.solve_triangular(here.factor.mT, noise[..., None], upper=True)[..., 0]
         move = size * move
         # one axis at a time, too: where the volume lies along a face of the box, no other step goes far along it
@@ -117,8 +118,7 @@ def sample_volume(
         if not flat:
             forward, back = ((there.z - here.z) / size, (here.z - there.z) / size)
             log_ratio = log_ratio + torch.where(local, there.log_proposal(back) - here.log_proposal(forward), 0.0)
-        chance = torch.rand(n, generator=generator, device="cpu", dtype=torch.float64).to(here.z)
-        accept = chance.log() < log_ratio
+        accept = rand(n).log() < log_ratio
         share = float((accept & local).sum() / local.sum()) if bool(local.any()) else _ACCEPTED
         return here.replace(accept, there), int(accept.sum()), share
 
