@@ -193,21 +193,69 @@ def test_two_networks_in_one_file_need_a_key(tmp_path, z):
         load_decoder(tmp_path / "gan.pt", factory=half, key="netC")
 
 
-@pytest.mark.parametrize("averaged", ["model_ema", "ema_net", "ema2", "net.averaged"])
-def test_what_counts_as_an_average(averaged, tmp_path, z):
-    # a schema is none
-    plain, other = half(), half()
-    torch.save({averaged: other.state_dict(), "schema_net": plain.state_dict()}, tmp_path / "m.pt")
-    assert_same(load_decoder(tmp_path / "m.pt", factory=half), plain, z)
-
-
-def test_averaged_weights_are_left_and_reported(tmp_path, z):
-    plain, averaged = half(), half()
-    torch.save({"model": plain.state_dict(), "ema": averaged.state_dict()}, tmp_path / "m.pt")
+@pytest.mark.parametrize(
+    "averaged", ["model_ema", "ema_net", "ema2", "net.averaged", "G_ema", "g_running", "ema.module"]
+)
+@pytest.mark.parametrize("plain", ["g", "schema_net", "emanation"])
+def test_the_average_of_the_weights_is_taken_and_the_others_reported(averaged, plain, tmp_path, z):
+    one, average = half(), half()
+    latent_avg = {"latent_avg": torch.zeros(3), "d": nn.Linear(3, 1).state_dict()}
+    torch.save({plain: one.state_dict(), averaged: average.state_dict(), **latent_avg}, tmp_path / "m.pt")
     decoder = load_decoder(tmp_path / "m.pt", factory=half)
-    assert "'ema'" in decoder.describe()
-    assert_same(decoder, plain, z)
-    assert_same(load_decoder(tmp_path / "m.pt", factory=half, key="ema"), averaged, z)
+    assert_same(decoder, average, z)
+    assert (
+        f"moving average of the weights, as is meant for samples; others fit too, by key= or prefix=: key '{plain}'"
+        in (decoder.describe())
+    )
+    assert_same(load_decoder(tmp_path / "m.pt", factory=half, key=plain), one, z)
+
+
+def test_averages_beside_a_copy_of_the_weights_that_they_are_made_of(tmp_path, z):
+    """As ema_pytorch keeps them."""
+    one, average = half(), half()
+    both = {
+        f"{p}.{n}": t for p, m in (("online_model", one), ("ema_model", average)) for n, t in m.state_dict().items()
+    }
+    for content in (both, {"model": one.state_dict(), "ema": {**both, "initted": torch.tensor(True)}}):
+        torch.save(content, tmp_path / "m.pt")
+        assert_same(load_decoder(tmp_path / "m.pt", factory=half), average, z)
+
+
+def test_averages_that_lightning_put_in_the_place_of_the_weights(tmp_path, z):
+    now, average = half(), half()
+    content = {"state_dict": average.state_dict(), "current_model_state": now.state_dict()}
+    torch.save({**content, "averaging_state": {"n_averaged": torch.tensor(3)}}, tmp_path / "m.ckpt")
+    decoder = load_decoder(tmp_path / "m.ckpt", factory=half)
+    assert_same(decoder, average, z)
+    assert "key 'current_model_state'" in decoder.describe()
+
+
+def test_whose_average_is_meant_is_not_guessed(tmp_path, z):
+    names = ("netA", "netA_ema", "netB")
+    torch.save({name: half().state_dict() for name in names}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="'netA'.*'netA_ema'.*'netB'.*key="):
+        load_decoder(tmp_path / "m.pt", factory=half)
+
+
+def test_the_average_of_whole_modules_is_taken(tmp_path, z):
+    """As the StyleGANs of NVIDIA are saved."""
+    modules = {"G": half(), "D": nn.Linear(3, 1), "G_ema": half()}
+    torch.save({"training_set_kwargs": {}, **modules, "augment_pipe": None}, tmp_path / "m.pkl")
+    decoder = load_decoder(tmp_path / "m.pkl", trust=True)
+    assert_same(decoder, modules["G_ema"], z)
+    assert "the module under the key 'G_ema'; others by key=: 'G', 'D'" in decoder.describe()
+    assert_same(load_decoder(tmp_path / "m.pkl", trust=True, key="G"), modules["G"], z)
+    torch.save({**modules, "G2": half()}, tmp_path / "m.pkl")
+    with pytest.raises(CheckpointError, match="'G', 'D', 'G_ema', 'G2'.*key="):
+        load_decoder(tmp_path / "m.pkl", trust=True)
+
+
+def test_averages_without_names_beside_the_weights_are_reported(tmp_path, z):
+    one = half()
+    torch.save({"g": one.state_dict(), "g_ema": [weight.detach() for weight in half().parameters()]}, tmp_path / "m.pt")
+    decoder = load_decoder(tmp_path / "m.pt", factory=half)
+    assert_same(decoder, one, z)
+    assert "not loaded: 'g_ema' is a list of 4 tensors without names" in decoder.describe()
 
 
 def test_prefix_by_hand(tmp_path, z):

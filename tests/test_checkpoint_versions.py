@@ -61,7 +61,7 @@ PLACES = {
         lambda state, bias: {"epoch": 3, "state_dict": beside("model.decoder.", state, bias)},
         "'model.decoder.'",
     ),
-    "averaged": (lambda state, bias: {"model": state, "ema": seeded(lambda: old(bias), 2).state_dict()}, "'ema'"),
+    "averaged": (lambda state, bias: {"model": seeded(lambda: old(bias), 2).state_dict(), "ema": state}, "'ema'"),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ..surroundings import lasting
 from . import folders
 from .factory import build
 from .keras_file import read_keras
+from .named import is_averaged
 from .onnx_file import read_onnx
 from .sklearn_file import read_skops, rebuilt
 from .sniff import Container, sniff
@@ -68,7 +69,8 @@ def load_decoder(
             ``"package.module:Class"``, ``"path/to/file.py:Class"`` (imported because you name it), or a module to be
             copied.
         factory_kwargs: its keyword arguments.
-        key: where in the file the state dict is, such as ``"netG_state_dict"``; by default it is looked for.
+        key: where in the file the state dict is, such as ``"netG_state_dict"``; by default it is looked for, and of
+            weights and their moving average (``"g"`` and ``"g_ema"``) the average, as samplers do.
         prefix: what stands before the module's names in the file, such as ``"model.decoder."``; by default looked for.
             What stands before all names of the module and not in the file, as a wrapper's does, is put before these.
         strict: refuse weights that the module has no place for, other than those of an encoder and the like.
@@ -149,9 +151,11 @@ def _from_weights(
         states = states_in(content_at_key)
     else:
         modules = {name: value for name, value in content.items() if isinstance(value, nn.Module)}
-        if len(modules) == 1:
-            name, module = next(iter(modules.items()))
-            return module, (f"the module under the key {name!r}",)
+        chosen = _one_of(modules)
+        if chosen is not None:
+            others = ", ".join(repr(name) for name in modules if name != chosen)
+            note = f"the module under the key {chosen!r}{f'; others by key=: {others}' if others else ''}"
+            return modules[chosen], (note,)
         states = states_in(content)
     if not states:
         raise CheckpointError(_no_weights(container, content_at_key, key))
@@ -164,7 +168,18 @@ def _from_weights(
     model, notes = build(factory, factory_kwargs, stored if isinstance(stored, Mapping) else {})
     if not isinstance(model, nn.Module):
         raise InvalidArgumentError(f"`factory` must make a torch module to fill; it made {describe(model)}.")
-    return model, (*notes, *fill(model, states, prefix=prefix, strict=strict, path=container.path))
+    left = (f"not loaded: {nameless}" for nameless in _nameless(content))
+    return model, (*notes, *fill(model, states, prefix=prefix, strict=strict, path=container.path), *left)
+
+
+def _one_of(modules: Mapping[str, nn.Module]) -> str | None:
+    """The name of the only one, or of a moving average beside at most the one that it was made of."""
+    averaged = [name for name in modules if is_averaged(str(name))]
+    for names in (list(modules), averaged):
+        alike = [name for name in modules if names and type(modules[name]) is type(modules[names[0]])]
+        if len(names) == 1 and len(alike) <= 2:
+            return names[0]
+    return None
 
 
 def _without_modules(content: Any) -> Any:
@@ -180,17 +195,22 @@ def _no_weights(container: Container, content: Any, key: str | None) -> str:
     """What to do about ``content``, at ``key`` of the file, in which no state dict was found."""
     there = "" if key is None else f" under the key {key!r}"
     start = f"{container.path} looks like {container.looks_like} but holds no weights by name{there}; "
-    for name, value in content.items() if isinstance(content, Mapping) else [(key, content)]:
-        if isinstance(value, (list, tuple)) and value and all(isinstance(one, torch.Tensor) for one in value):
-            return (
-                f"{start}{name!r} is a list of {len(value)} tensors without names, as moving averages are kept in "
-                "the order of model.parameters(). Copy them into the model by the class that saved them (its "
-                "load_state_dict and copy_to, say) and save model.state_dict() instead."
-            )
+    for nameless in _nameless(content if isinstance(content, Mapping) else {key: content}):
+        return (
+            f"{start}{nameless}, as moving averages are kept in the order of model.parameters(). Copy them into the "
+            "model by the class that saved them (its load_state_dict and copy_to, say) and save model.state_dict() "
+            "instead."
+        )
     if not isinstance(content, Mapping):
         return f"{start}it holds {describe(content)}. Choose another key=, or leave it out."
     held = ", ".join(map(repr, list(content)[:8])) or "nothing"
     return f"{start}it holds {held}. Name where they are with {'' if key is None else 'another '}key=."
+
+
+def _nameless(content: Mapping[Any, Any]) -> Iterator[str]:
+    for name, value in content.items():
+        if isinstance(value, (list, tuple)) and value and all(isinstance(one, torch.Tensor) for one in value):
+            yield f"{name!r} is a list of {len(value)} tensors without names"
 
 
 def _content(container: Container, trust: bool) -> Any:

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 _WRAPPERS = re.compile(r"(^|(?<=\.))(module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+_AVERAGED = re.compile(r"(^|[._])(averaged|shadow|g_running)([._]|$)|(?<![a-z])ema(?![a-z])")
+#: what the averages are made of, kept beside them by ema_pytorch and by Lightning's callback
+_REPLACED = re.compile(r"(^|[._])(online|current_model_state)([._]|$)")
 
 
 def bare(name: str) -> str:
@@ -17,6 +20,16 @@ def bare(name: str) -> str:
 def is_own(name: str) -> bool:
     """Whether it is what a class keeps in a state dict beside tensors (``get_extra_state``): data of any kind."""
     return name.rpartition(".")[2] == "_extra_state"
+
+
+def is_averaged(name: str) -> bool:
+    """Whether what stands under ``name`` is a moving average of weights over the steps of training."""
+    return _AVERAGED.search(name.lower()) is not None and not is_replaced(name)
+
+
+def is_replaced(name: str) -> bool:
+    """Whether it is weights that their averages have taken the place of."""
+    return _REPLACED.search(name.lower()) is not None
 
 
 class State(dict[str, Any]):

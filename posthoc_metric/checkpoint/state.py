@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .as_torch import left_over, places
-from .named import State, bare, is_own
+from .named import State, bare, is_averaged, is_own, is_replaced
 
-_AVERAGED = re.compile(r"(^|[._])(averaged|shadow)([._]|$)|_ema|(?<![a-z])ema(?![a-z])")
 #: short words by themselves, which a sequence or a schema holds, too
 _OTHER_PARTS = re.compile(
     r"encod|(^|_)enc|enc$|disc|critic|loss|lpips|(^|_)ema(_|$)|teacher|prior|posterior|(?<!post_)quant|class(?!_?emb)|metric|netd|^mu$|logvar"
@@ -37,10 +36,9 @@ class _Fit:
     def __str__(self) -> str:
         return f"key {self.key!r}, prefix {self.prefix!r}"
 
-    def rank(self) -> tuple[bool, bool]:
-        """Averaged weights and encoders come last."""
-        where = f"{self.key}.{self.prefix}".lower()
-        return bool(_AVERAGED.search(where)), "encoder" in self.prefix.lower()
+    @property
+    def averaged(self) -> bool:
+        return is_averaged(f"{self.key}.{self.prefix}")
 
 
 def states_in(content: Any) -> dict[str, State]:
@@ -132,7 +130,8 @@ def fill(
             notes.append(f"not loaded, as the module has no place for it: {', '.join(beside)}")
     others = [str(fit) for fit in fits if fit is not best]
     if others:
-        notes.append(f"other weights fit too and were left: {'; '.join(others)}")
+        taken = "a moving average of the weights, as is meant for samples" if best.averaged else "chosen by its name"
+        notes.append(f"{taken}; others fit too, by key= or prefix=: {'; '.join(others)}")
     return tuple(notes)
 
 
@@ -181,8 +180,14 @@ def _keep(fits: list[_Fit], fit: _Fit) -> None:
 
 
 def _same(one: State, other: State) -> bool:
-    """Whether two ways of naming lead to the very same tensors."""
-    return one.keys() == other.keys() and all(one[name] is other[name] for name in one)
+    """Whether two ways of naming lead to the same numbers."""
+    return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if one is other or not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return one is other
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _prefixes(wanted: Mapping[str, Tensor], state: State) -> list[str]:
@@ -257,13 +262,20 @@ def _is_other_part(name: str) -> bool:
 
 
 def _choose(fits: list[_Fit], path: Any) -> _Fit:
-    """The likeliest of several: not averaged, a decoder rather than an encoder, named as the module names it."""
-    best = min(fit.rank() for fit in fits)
-    left = [fit for fit in fits if fit.rank() == best]
-    left = [fit for fit in left if fit.prefix == ""] or left
-    if len(left) == 1:
-        return left[0]
-    raise CheckpointError(_several(left, path))
+    """The likeliest of several: a decoder rather than an encoder, named as the module names it, and its average.
+
+    Averages are kept because samples come out better, and the scripts that draw samples take them.
+    """
+    left = [fit for fit in fits if "encoder" not in fit.prefix.lower()] or fits
+    chosen: list[_Fit] = []
+    for averaged in (False, True):
+        group = [fit for fit in left if fit.averaged is averaged]
+        group = [fit for fit in group if not is_replaced(fit.key)] or group
+        group = [fit for fit in group if fit.prefix == ""] or group
+        if len(group) > 1:  # of two networks, whose average is meant would be a guess
+            raise CheckpointError(_several(left, path))
+        chosen = group or chosen
+    return chosen[0]
 
 
 def _several(fits: list[_Fit], path: Any) -> str:
