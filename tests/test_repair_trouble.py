@@ -219,6 +219,13 @@ def test_data_that_are_not_what_the_latents_encode_are_told_of(change, words):
         pm.repair(decoder, latents, change(data))
 
 
+def test_hardly_any_order_of_the_rows_passes_for_their_own():
+    decoder, latents, data = encoded()
+    output, data = decoder(latents)[:256].double(), data[:256].double()
+    draw = torch.Generator().manual_seed(0)
+    assert not [n for n in range(400) if _doubt(output, data[torch.randperm(256, generator=draw)]) == ""]
+
+
 def test_images_with_their_channels_last_are_told_of_with_the_order_that_is_right():
     """They match better than by chance, as the places of light and dark are much the same."""
     with torch.random.fork_rng():
