@@ -193,6 +193,13 @@ class TestFiles:
         caption = profile(replace(audit, criteria=rows)).caption
         assert said in caption and caption.count("The decoder's own") == (not math.isnan(before))
 
+    def test_what_lies_off_the_data_is_not_called_empty_space(self, job, page):
+        """Held-out latents themselves do, by what it means."""
+        geometry = job[0].geometry
+        assert bool((geometry.offset(geometry.calibration) > 0).any())
+        text = " ".join(page.texts)
+        assert text.count("off the data, further from the training latents than 95 % of those held out") == 2
+
     @pytest.mark.parametrize(("most", "said"), [(math.inf, "and the dashed one offset 1"), (0.9, "beyond the picture")])
     def test_the_caption_has_no_line_that_is_not_drawn(self, job, most, said):
         near = copy.copy(job[0])

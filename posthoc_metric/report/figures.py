@@ -29,6 +29,8 @@ _SAMPLES = 129
 _GRID = 150
 _FRAMES = 11
 _FRAME_PAIRS = 3
+#: what an offset above 0 is, in words: also one in twenty of the latents themselves
+_OFF_DATA = "off the data, further from the training latents than 95 % of those held out"
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ def geodesics(repaired: RepairedMetric, before: Solution, after: Solution, pairs
     tint = ", the tinted ground is where the offset is at most 0" if region is not None else ""
     caption = (
         f"The first {len(chosen)} pairs for which both metrics have a curve. Grey dots are training latents{tint}. "
-        "Thick orange pieces cross empty space, where decoded values mean nothing; the repair should leave few of them."
+        f"Thick orange pieces lie {_OFF_DATA}. The further out, the less decoded values mean; the repair should leave "
+        "no more of them than there were, and none far out."
     )
     return Picture("geodesics", "The same pairs' geodesics before and after", caption, figure)
 
@@ -162,7 +165,7 @@ def frames(repaired: RepairedMetric, before: Solution, after: Solution, image_sh
     caption = (
         f"The {len(chosen)} pairs of all {len(_tensor(after.points))} whose unrepaired geodesic is off the data for "
         "the largest share of its length, at constant speed from left to right. A frame with a thick orange border "
-        "lies off the data, where the decoder was never trained and its picture is a guess."
+        f"lies {_OFF_DATA}; the further out, the more its picture is a guess."
     )
     return Picture("frames", "Decoded frames along the way", caption, figure)
 
