@@ -23,7 +23,7 @@ from posthoc_metric._arrays import as_tensor
 from posthoc_metric.decoder import Decoder
 from posthoc_metric.decoder.conditions import advice
 from posthoc_metric.decoder.settle import _batches
-from posthoc_metric.errors import BatchWarning, DecoderError, DerivativeWarning, InvalidArgumentError
+from posthoc_metric.errors import BatchWarning, DecoderError, DerivativeWarning, FitError, InvalidArgumentError
 from posthoc_metric.repair import repair
 
 
@@ -1291,6 +1291,21 @@ def test_kinks_right_at_the_probe_do_not_speak_against_automatic_differentiation
     first = net[0].weight[:4].detach()
     on_kinks = torch.stack([-first[:, 1], first[:, 0]], dim=1) / first.norm(dim=1, keepdim=True)
     assert "forward-mode" in Decoder(net, latent_dim=2, probe=on_kinks).describe()
+
+
+def test_a_decoder_that_is_constant_at_most_latents_is_not_said_to_ignore_them_all():
+    z = torch.randn(500, 2, generator=torch.Generator().manual_seed(1)).double()
+    weights = torch.randn(1, 20, generator=torch.Generator().manual_seed(0))
+
+    def rare(start):
+        return Decoder(lambda z: torch.relu(z[:, :1] - start) @ weights.to(z), latent_dim=2)
+
+    repair(rare(1.3), z)
+    for start in (1.645, 2.05):  # of the first the calibration latents alone say otherwise
+        with pytest.raises(FitError, match="zero on 95 % of the held-out latents or more"):
+            repair(rare(start), z)
+    with pytest.raises(DecoderError, match="as far as tried: its output is the same at 64 of them"):
+        repair(rare(2.05), z[z[:, 0] < 2.0])
 
 
 def test_what_jumps_is_refused_whatever_its_scale():

@@ -120,9 +120,11 @@ class Exam:
         if not bool(ought.any()) and bool((here != there).any()):
             return ""
         if not varies:
+            tried = len(self.place.few if self.place.drawn else self.place.wider)
             return (
-                "the decoder ignores its latents: its output is the same at all of them, so that it has no geometry. "
-                "Check latent_dim=, method= and condition=."
+                f"the decoder ignores its latents, as far as tried: its output is the same at {tried} of them, so "
+                "that it has no geometry there. Check latent_dim=, method= and condition=; where it changes elsewhere, "
+                "pass latents from there as probe= of pm.Decoder."
             )
         return STEPPED
 

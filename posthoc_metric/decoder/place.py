@@ -65,13 +65,23 @@ def standard(call: Call, latent_dim: int, unit: float = 1.0) -> Place:
 
 
 def given(call: Call, latents: Tensor) -> Place:
-    """A caller's latents (n, d)."""
+    """A caller's latents (n, d), those first at which the output is another than at most, if it is mostly one."""
     sample = _typical(latents)
     centre, unit = sample.double().mean(dim=0), _unit(sample)
-    wider = sample.to(call.device, call.dtype)
+    wider = _varied_first(call, sample.to(call.device, call.dtype))
     drawn = probe_latents(ROWS, latents.shape[1], call, seed=2).double()
     others = (centre.to(drawn) + 3 * unit * drawn).to(call.dtype)
     return Place(wider[:ROWS], wider, others, unit, centre.cpu(), drawn=False)
+
+
+def _varied_first(call: Call, latents: Tensor) -> Tensor:
+    """``latents`` (n, d) as they are where the output differs among the first few, which it mostly does."""
+    with torch.no_grad():
+        outputs = call(latents[:ROWS])
+        if bool((outputs != outputs[:1]).any()):
+            return latents
+        other = torch.cat([(call(part) != outputs[:1]).flatten(1).any(1) for part in latents.split(ROWS)])
+    return torch.cat([latents[other], latents[~other]])
 
 
 def _typical(latents: Tensor) -> Tensor:

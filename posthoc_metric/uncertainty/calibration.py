@@ -73,11 +73,7 @@ def calibrate(model: UncertaintyModel, measured: Measured, knobs: Knobs, held_ou
     Raises:
         FitError: the decoder is constant around the latents, or the score is not finite.
     """
-    if not measured.costliest > 0:
-        raise FitError(
-            "the decoder's Jacobian is zero on the held-out latents: its output does not depend on z there. "
-            "Check that `latents` are latents of this decoder, in its own units."
-        )
+    _check_steps(measured)
     if unequal := about_scales(measured.mismatch, measured.scales):
         warn_caller(unequal, CalibrationWarning)
     if measured.beyond:
@@ -89,6 +85,7 @@ def calibrate(model: UncertaintyModel, measured: Measured, knobs: Knobs, held_ou
             CalibrationWarning,
         )
     sample = look(model, measured, knobs.max_condition_number, held_out)
+    _check_steps(sample.measured)  # of more latents
     known, void = sample.known, sample.void
     scores = torch.cat([known, void.flatten(), sample.in_void[0].scores])
     if not bool(torch.isfinite(scores).all()):
@@ -115,6 +112,14 @@ def calibrate(model: UncertaintyModel, measured: Measured, knobs: Knobs, held_ou
             CalibrationWarning,
         )
     return gate
+
+
+def _check_steps(measured: Measured) -> None:
+    if not measured.costliest > 0:
+        raise FitError(
+            "the decoder's Jacobian is zero on 95 % of the held-out latents or more: its output does not depend on z "
+            "there. Check that `latents` are latents of this decoder, in its own units."
+        )
 
 
 def _choose(model: UncertaintyModel, sample: Sample, knobs: Knobs) -> tuple[Gate, str] | None:
