@@ -183,6 +183,12 @@ def test_a_key_that_leads_to_no_weights_says_what_is_there(tmp_path, vae):
         load_decoder(tmp_path / "vae.pt", factory=VAE, key="epoch")
 
 
+def test_a_key_of_which_only_the_beginning_is_there_is_named_as_a_whole(tmp_path, vae):
+    torch.save({"nets": {"vae": vae.state_dict()}}, tmp_path / "vae.pt")
+    with pytest.raises(CheckpointError, match=r"`key` is 'nets.gan', .*; 'nets' there holds 'vae'"):
+        load_decoder(tmp_path / "vae.pt", factory=VAE, key="nets.gan")
+
+
 def test_two_networks_in_one_file_need_a_key(tmp_path, z):
     one, two = half(), half()
     torch.save({"netA_state_dict": one.state_dict(), "netB_state_dict": two.state_dict()}, tmp_path / "gan.pt")

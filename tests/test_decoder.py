@@ -453,6 +453,14 @@ def test_an_output_that_is_not_there(output):
 
 
 @pytest.mark.parametrize(
+    ("output", "words"), [("x", "`output` is 'x', which"), (lambda r: r["x"], "`output` is a function of the result,")]
+)
+def test_a_part_that_is_none_is_not_taken_for_what_the_decoder_returns(output, words):
+    with pytest.raises(DecoderError, match=words + r".*; it leads to None. The decoder returns dict of \{'x': None"):
+        Decoder(Returning(lambda x: {"x": None, "y": x}), output=output)
+
+
+@pytest.mark.parametrize(
     ("wrap", "words"),
     [
         (

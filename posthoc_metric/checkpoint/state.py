@@ -66,8 +66,8 @@ def _as_tensor(value: Any) -> Any:
     return torch.tensor(value.astype(value.dtype.newbyteorder("="), order="C"))
 
 
-def at_key(content: Any, key: str, path: Any) -> Any:
-    """What ``key`` leads to: a key as it stands, or keys joined by dots.
+def at_key(content: Any, key: str, path: Any, before: str = "") -> Any:
+    """What ``key`` leads to: a key as it stands, or keys joined by dots; those ``before`` have been followed.
 
     Raises:
         CheckpointError: nothing of that name.
@@ -77,9 +77,10 @@ def at_key(content: Any, key: str, path: Any) -> Any:
             return content[key]
         for head in sorted((k for k in content if isinstance(k, str)), key=len, reverse=True):
             if key.startswith(head + ".") and isinstance(content[head], Mapping):
-                return at_key(content[head], key[len(head) + 1 :], path)
+                return at_key(content[head], key[len(head) + 1 :], path, f"{before}{head}.")
     known = ", ".join(map(repr, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
-    raise CheckpointError(f"`key` is {key!r}, which is not in {path}; it holds {known}.")
+    there = f"{before[:-1]!r} there" if before else "it"
+    raise CheckpointError(f"`key` is {before + key!r}, which is not in {path}; {there} holds {known}.")
 
 
 def fill(

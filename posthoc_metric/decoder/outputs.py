@@ -35,7 +35,7 @@ def pick(result: Any, output: Output) -> Tensor:
         DecoderError: there is no such entry, or there are several tensors and ``output`` is ``None``.
     """
     if output is not None:
-        return _only_tensor(entry(result, output))
+        return _only_tensor(part := entry(result, output), lambda: _leads_astray(output, part, result))
     if isinstance(result, Distribution):
         return _mean(result, bare=True)
     return _only_tensor(result)
@@ -65,7 +65,20 @@ def entry(result: Any, output: Any) -> Any:
     )
 
 
-def _only_tensor(result: Any) -> Tensor:
+def _leads_astray(output: Output, part: Any, result: Any) -> str:
+    named = "a function of the result" if callable(output) else repr(output)
+    return (
+        f"`output` is {named}, which must lead to one tensor of shape (B, ...); it leads to {_inventory(part)}. The "
+        f"decoder returns {_inventory(result)}: name another part of that, or pass another function of it."
+    )
+
+
+def _only_tensor(result: Any, refusal: Callable[[], str] | None = None) -> Tensor:
+    """The only tensor in ``result``.
+
+    Args:
+        refusal: what to say where it is none of what the decoder returns, but a part of that.
+    """
     if isinstance(result, Tensor):
         return result
     if isinstance(result, Distribution):
@@ -75,9 +88,11 @@ def _only_tensor(result: Any) -> Tensor:
         return as_tensor(result).clone()
     entries = {key: value for key, value in _entries(result).items() if _is_output(value)}
     if len(entries) == 1:
-        return _only_tensor(next(iter(entries.values())))
+        return _only_tensor(next(iter(entries.values())), refusal)
     raise DecoderError(
-        f"the decoder must return one tensor of shape (B, ...); it returns {_inventory(result)}. "
+        refusal()
+        if refusal
+        else f"the decoder must return one tensor of shape (B, ...); it returns {_inventory(result)}. "
         "Say which part to take with `output=` (a tuple index, a key, an attribute, or a function of the result)."
     )
 
@@ -148,7 +163,7 @@ def _is_array(value: Any) -> bool:
 def _inventory(result: Any) -> str:
     entries = _entries(result) if not _is_array(result) else {}
     if not entries:
-        return describe(result)
+        return "None" if result is None else describe(result)
     parts = []
     for key, value in entries.items():
         shape = f" of shape {tuple(value.shape)}" if _is_array(value) else ""
