@@ -376,6 +376,13 @@ def test_the_weights_of_a_pickled_module_go_into_what_the_factory_makes(tmp_path
         load_decoder(tmp_path / "m.pt", factory=lambda: torch.nn.Linear(2, 3), trust=True)
 
 
+def test_a_scripted_decoder_in_half_precision_is_loaded_without_a_word_of_torch_s_own(tmp_path, vae, z):
+    torch.jit.script(half().half()).save(str(tmp_path / "m.pt"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*grad attribute")
+        assert load_decoder(tmp_path / "m.pt").dtype == torch.float32
+
+
 @pytest.mark.parametrize("how", ["script", "trace", "freeze"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torchscript(tmp_path, vae, z, how):

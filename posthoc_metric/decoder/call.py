@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -100,7 +101,10 @@ class Call:
             memo.setdefault(id(tensor), tensor.detach().to(dtype))  # unless it is a module's parameter too
         twin = copy.deepcopy(self, memo)
         for root in twin.roots:
-            root.to(dtype)
+            with warnings.catch_warnings():
+                # a scripted model's copy has weights that torch looks for a gradient in, and warns of
+                warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor", UserWarning)
+                root.to(dtype)
             for module in root.modules():
                 for name, value in list(vars(module).items()):
                     if isinstance(value, Tensor) and value.is_floating_point():
