@@ -446,6 +446,17 @@ def test_several_outputs_are_asked_about():
         Decoder(Returning(lambda x: (x, 2 * x)))
 
 
+def test_an_argument_that_a_model_cannot_be_called_without_is_named():
+    class Generator(Returning):
+        def forward(self, z, c, truncation_psi=1):
+            return super().forward(z)
+
+    model = Generator(lambda x: x)
+    with pytest.raises(DecoderError, match=r"condition= what it needs beside z, as \{'c': \.{3}\} \(None for"):
+        Decoder(model)
+    assert Decoder(model, condition={"c": None}).output_dim == 6
+
+
 @pytest.mark.parametrize("output", [2, "x"])
 def test_an_output_that_is_not_there(output):
     with pytest.raises(DecoderError, match="`output` is"):

@@ -242,8 +242,8 @@ class _Attempts:
         error = DecoderError(
             f"{part.name} cannot be called on {ROWS} latents; latent dimension tried: {tried}. "
             f"It says: {_words(self.first)}. {self._cast()}{_signature(part)}Check latent_dim=; say with method= "
-            "which part decodes (its name, or a function of the model and z), with condition= what it needs beside z, "
-            "with latent_shape= which axes a latent has. "
+            "which part decodes (its name, or a function of the model and z), with condition= what it needs beside z"
+            f"{_lacking(self.first)}, with latent_shape= which axes a latent has. "
             f"{advice(self.condition)}".rstrip()
             + self._others(part)
             + self._one_without_axis(part, widths)
@@ -288,6 +288,15 @@ def _batches(error: Exception) -> list[int]:
     """Batch sizes that the words of an error suggest: exported programs name the only one they take."""
     numbers = dict.fromkeys(int(number) for number in re.findall(r"(?<![\w.])\d{1,4}(?![\w.]?\d)", str(error)))
     return [n for n in numbers if 0 < n <= 1024 and n != ROWS][:8]
+
+
+def _lacking(error: Exception | None) -> str:
+    """How to give what the model was called without, which generators of classes need even where they have none."""
+    lacks = re.search(r"missing \d+ required positional arguments?: (.*)", str(error))
+    if not isinstance(error, TypeError) or lacks is None:
+        return ""
+    named = ", ".join(f"{name}: ..." for name in re.findall(r"'\w+'", lacks[1]))
+    return f", as {{{named}}} (None for what it can go without)"
 
 
 def _words(error: Exception | None) -> str:
