@@ -7,13 +7,14 @@ Inside, everything is a ``torch.Tensor``.  What comes in decides dtype, device a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeGuard, Union
 
 import numpy as np
 import torch
 from torch.autograd import forward_ad
+from torch.utils.data import DataLoader, Dataset
 
 from .errors import InvalidArgumentError
 
@@ -146,6 +147,8 @@ def native(value: Any, name: str, *, booleans: bool = False) -> np.ndarray:
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError):
+        if advice := _joined(value, name):
+            raise InvalidArgumentError(f"{wanted} {advice}.") from None
         # NumPy takes no tensors that require grad or lie on another device, whatever their lengths
         tensors = isinstance(value, (list, tuple)) and any(isinstance(item, torch.Tensor) for item in value)
         advice = f"torch.stack({name})" if tensors else "numpy.asarray"
@@ -155,11 +158,22 @@ def native(value: Any, name: str, *, booleans: bool = False) -> np.ndarray:
     if array.dtype.kind == "c" or (array.dtype.kind == "b" and not booleans):
         raise InvalidArgumentError(f"`{name}` must hold real numbers; got {describe(value)}. Pass a float array.")
     if array.dtype.kind not in "fiub":
-        raise InvalidArgumentError(f"{wanted} Convert it with numpy.asarray(..., dtype=float) first.")
+        advice = _joined(value, name) or "Convert it with numpy.asarray(..., dtype=float) first"
+        raise InvalidArgumentError(f"{wanted} {advice}.")
     if array.dtype.itemsize > 8:
         array = array.astype(np.float64)
     usable = array.flags.writeable and array.dtype.isnative and array.ndim > 0 and min(array.strides) >= 0
     return array if usable else np.array(array, dtype=array.dtype.newbyteorder("="), copy=True, order="C")
+
+
+def _joined(value: Any, name: str) -> str:
+    """What makes one array of batches or of a data set; nothing where ``value`` is neither."""
+    if isinstance(value, (Dataset, DataLoader, Iterator)):
+        return "Collect what it gives in one array first: torch.cat of batches, torch.stack of rows"
+    if not isinstance(value, (list, tuple)) or not all(getattr(item, "ndim", 0) == 2 for item in value):
+        return ""
+    tensors = any(isinstance(item, torch.Tensor) for item in value)
+    return f"Join its batches first: {'torch.cat' if tensors else 'numpy.concatenate'}({name})"
 
 
 def to_points(
@@ -178,7 +192,8 @@ def to_points(
     width = "d" if dim is None else str(dim)
     if tensor.ndim != 2:
         raise InvalidArgumentError(
-            f"`{name}` must have shape (B, {width}); got {describe(value)}. {_reshaped(tensor, name, dim)}."
+            f"`{name}` must have shape (B, {width}); got {describe(value)}. "
+            f"{_joined(value, name) or _reshaped(tensor, name, dim)}."
         )
     if dim is not None and tensor.shape[1] != dim:
         advice = "Check that the points are latents of this decoder and not data, and not transposed."

@@ -267,8 +267,22 @@ def test_an_annotated_table_is_refused_with_what_to_give_instead():
     class Annotated:
         obsm = {"X_vae": np.zeros((3, 2))}
 
-    with pytest.raises(InvalidArgumentError, match=r"got Annotated.*obsm\[name\]"):
-        GeodesicDistance().fit(Annotated())
+    class Sliced(Annotated):
+        """As anndata's own: it has a length and parts of its own kind, of which NumPy makes ever deeper arrays."""
+
+        shape = (3, 2)
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return Sliced()
+
+    for table in (Annotated(), Sliced()):
+        with pytest.raises(
+            TypeError, match=rf"got {type(table).__name__}.*Give one of them, such as X\.obsm\[name\]\."
+        ):
+            GeodesicDistance().fit(table)
     with pytest.raises(TypeError, match=r"got csr_matrix.*toarray.*[a-z]\.$"):
         GeodesicDistance().fit(scipy.sparse.csr_matrix(np.eye(3)))
 

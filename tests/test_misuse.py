@@ -15,6 +15,7 @@ import pytest
 import scipy.sparse
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
 
 import posthoc_metric as pm
@@ -148,6 +149,27 @@ MISUSES = {
     "a single point": (lambda e: e.decoder(e.z[0]), r"`z` must have shape \(B, 2\).*batch axis: `z\[None\]`"),
     "a number": (lambda e: e.decoder(3), r"`z` must have shape \(B, 2\); got int \(3\). Pass an array"),
     "three axes": (lambda e: e.decoder(e.z[None]), r"`z` must have shape.*\(1, 60, 2\).*Flatten"),
+    "batches of one size": (
+        lambda e: e.decoder(list(e.z.split(30))),
+        r"`z` must.*Join its batches first: torch\.cat\(z\)",
+    ),
+    "batches of two sizes": (
+        lambda e: pm.repair(e.decoder, list(e.z.split(40))),
+        r"`latents` must.*got list.*Join its batches first: torch\.cat\(latents\)",
+    ),
+    "batches of arrays": (
+        lambda e: e.decoder([rows.numpy() for rows in e.z.split(40)]),
+        r"`z` must.*Join its batches first: numpy\.concatenate\(z\)",
+    ),
+    "a loader": (
+        lambda e: e.decoder(DataLoader(TensorDataset(e.z), 40)),
+        "`z` must.*DataLoader.*Collect.*torch.cat of",
+    ),
+    "a data set with labels": (
+        lambda e: e.decoder(TensorDataset(e.z, e.z[:, 0])),
+        "`z` must.*TensorDataset.*Collect.*torch.stack of rows",
+    ),
+    "an iterator": (lambda e: e.decoder(iter(e.z)), "`z` must.*Collect what it gives in one array"),
     "transposed latents": (lambda e: e.decoder(e.z.T), r"`z` must have 2 columns.*\(2, 60\).*not transposed"),
     "nothing": (lambda e: e.decoder(None), "`z` must be a tensor, a NumPy array.*got NoneType"),
     "text": (lambda e: e.decoder(["a", "b"]), "`z` must be a tensor.*got list.*dtype=float"),

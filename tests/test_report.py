@@ -19,7 +19,7 @@ from posthoc_metric.diagnostics import share_off_data
 from posthoc_metric.errors import InvalidArgumentError
 from posthoc_metric.examples import digits, digits_vae
 from posthoc_metric.report import pair_statistics, write_report, writer
-from posthoc_metric.report.figures import geodesics, maps, profile
+from posthoc_metric.report.figures import frames, geodesics, maps, profile
 from posthoc_metric.report.page import readable, render
 from posthoc_metric.report.pairs import fisher_rao_family
 
@@ -318,6 +318,15 @@ class TestFiles:
         assert found.after.off_data_mean == others.after.off_data_mean
         write_report(tmp_path / "out", repaired, *solutions, repaired.audit(points=24, pairs=2), image_shape=(4, 4))
         assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+
+    @pytest.mark.parametrize(("shift", "share"), [(0.0, ""), (-0.5, "[3-9].% of the values lie outside .* cut to it")])
+    def test_values_that_no_image_has_are_told_of(self, job, shift, share):
+        """Of a decoder that ends in tanh half of its picture would be black without a word."""
+        repaired = copy.copy(job[0])
+        module, _ = digits_vae()
+        repaired.decoder = pm.Decoder(lambda z: module(z) + shift, latent_dim=2)
+        caption = frames(repaired, job[1], job[2], (8, 8)).caption
+        assert re.search(share, caption) if share else "outside [0, 1]" not in caption
 
     def test_solutions_of_other_pairs_are_refused(self, job, tmp_path):
         repaired, before, after, audit = job

@@ -55,14 +55,15 @@ class GeodesicEstimator(BaseEstimator):
         try:
             if fitted:
                 check_is_fitted(self)
+            if hasattr(X, "obsm"):
+                # what NumPy says of one depends on what else it has
+                raise TypeError("an annotated table holds several arrays. Give one of them, such as X.obsm[name]")
             return validate_data(self, X, dtype=[np.float64, np.float32], reset=not fitted)
         except exceptions.NotFittedError as error:
             raise EstimatorNotFittedError(str(error)) from None
         except TypeError as error:
-            advice = " Give one of its arrays, such as X.obsm[name]." if hasattr(X, "obsm") else ""
             raise EstimatorTypeError(
-                f"`X` must be finite latents (n_samples, n_features); got {type(X).__name__}: "
-                f"{str(error).rstrip('.')}.{advice}"
+                f"`X` must be finite latents (n_samples, n_features); got {type(X).__name__}: {str(error).rstrip('.')}."
             ) from None
         except ValueError as error:
             # without the array itself and the advice on imputing

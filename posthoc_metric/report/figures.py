@@ -29,6 +29,8 @@ _SAMPLES = 129
 _GRID = 150
 _FRAMES = 11
 _FRAME_PAIRS = 3
+#: share of an image's values outside [0, 1] that is told of
+_MUCH_CUT = 0.01
 #: what an offset above 0 is, in words: also one in twenty of the latents themselves
 _OFF_DATA = "off the data, further from the training latents than 95 % of those held out"
 
@@ -152,12 +154,13 @@ def frames(repaired: RepairedMetric, before: Solution, after: Solution, image_sh
         "decoder alone": sampled(before, _FRAMES)[chosen],
         "repaired": sampled(after, _FRAMES)[chosen],
     }
-    figure = _figure(0.5 + 2.5 * len(chosen))
+    figure, cut = _figure(0.5 + 2.5 * len(chosen)), []
     blocks = figure.subfigures(len(chosen), 1, squeeze=False, hspace=0.04)[:, 0]
     for index, block in enumerate(blocks):
         grid = block.subplots(len(rows), _FRAMES, squeeze=False)
         for axes, (name, curves) in zip(grid, rows.items(), strict=True):
             values = means(decoder, _tensor(decoder(curves[index])))
+            cut.append(((values < 0) | (values > 1)).double().mean())
             images = _images(values, decoder, image_shape).cpu().numpy()
             off_data = (geometry.offset(curves[index]) > 0).tolist()
             plots.draw_frames(axes, images, label=name, off_data=off_data)
@@ -167,6 +170,11 @@ def frames(repaired: RepairedMetric, before: Solution, after: Solution, image_sh
         "the largest share of its length, at constant speed from left to right. A frame with a thick orange border "
         f"lies {_OFF_DATA}; the further out, the more its picture is a guess."
     )
+    if (outside := float(torch.stack(cut).mean())) > _MUCH_CUT:
+        caption += (
+            f" {outside:.0%} of the values lie outside [0, 1] and are cut to it. Outputs in [-1, 1], as of tanh, "
+            "are seen whole where the decoder ends in (x + 1) / 2, which halves all lengths."
+        )
     return Picture("frames", "Decoded frames along the way", caption, figure)
 
 
