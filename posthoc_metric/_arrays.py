@@ -147,12 +147,10 @@ def native(value: Any, name: str, *, booleans: bool = False) -> np.ndarray:
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError):
-        if advice := _joined(value, name):
-            raise InvalidArgumentError(f"{wanted} {advice}.") from None
         # NumPy takes no tensors that require grad or lie on another device, whatever their lengths
-        tensors = isinstance(value, (list, tuple)) and any(isinstance(item, torch.Tensor) for item in value)
-        advice = f"torch.stack({name})" if tensors else "numpy.asarray"
-        raise InvalidArgumentError(f"{wanted} Its rows must have one length: convert it with {advice}.") from None
+        way = f"torch.stack({name})" if _holds_tensors(value) else "numpy.asarray"
+        advice = _joined(value, name) or f"Its rows must have one length: convert it with {way}"
+        raise InvalidArgumentError(f"{wanted} {advice}.") from None
     if isinstance(value, np.ma.MaskedArray) and bool(np.ma.getmaskarray(value).any()):
         raise InvalidArgumentError(f"`{name}` must be whole; got a masked array. Fill or leave out what is masked.")
     if array.dtype.kind == "c" or (array.dtype.kind == "b" and not booleans):
@@ -170,10 +168,14 @@ def _joined(value: Any, name: str) -> str:
     """What makes one array of batches or of a data set; nothing where ``value`` is neither."""
     if isinstance(value, (Dataset, DataLoader, Iterator)):
         return "Collect what it gives in one array first: torch.cat of batches, torch.stack of rows"
-    if not isinstance(value, (list, tuple)) or not all(getattr(item, "ndim", 0) == 2 for item in value):
+    batches = isinstance(value, (list, tuple)) and bool(value) and all(getattr(item, "ndim", 0) == 2 for item in value)
+    if not batches:
         return ""
-    tensors = any(isinstance(item, torch.Tensor) for item in value)
-    return f"Join its batches first: {'torch.cat' if tensors else 'numpy.concatenate'}({name})"
+    return f"Join its batches first: {'torch.cat' if _holds_tensors(value) else 'numpy.concatenate'}({name})"
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and any(isinstance(item, torch.Tensor) for item in value)
 
 
 def to_points(

@@ -161,6 +161,7 @@ MISUSES = {
         lambda e: e.decoder([rows.numpy() for rows in e.z.split(40)]),
         r"`z` must.*Join its batches first: numpy\.concatenate\(z\)",
     ),
+    "no batches": (lambda e: e.decoder([]), r"`z` must have shape \(B, 2\); got list \(\[\]\)\. (?!Join)"),
     "a loader": (
         lambda e: e.decoder(DataLoader(TensorDataset(e.z), 40)),
         "`z` must.*DataLoader.*Collect.*torch.cat of",

@@ -174,12 +174,13 @@ def _from_weights(
 
 def _one_of(modules: Mapping[str, nn.Module]) -> str | None:
     """The name of the only one, or of a moving average beside at most the one that it was made of."""
+    if len(modules) == 1:
+        return next(iter(modules))
     averaged = [name for name in modules if is_averaged(str(name))]
-    for names in (list(modules), averaged):
-        alike = [name for name in modules if names and type(modules[name]) is type(modules[names[0]])]
-        if len(names) == 1 and len(alike) <= 2:
-            return names[0]
-    return None
+    if len(averaged) != 1:
+        return None
+    alike = sum(type(module) is type(modules[averaged[0]]) for module in modules.values())
+    return averaged[0] if alike <= 2 else None
 
 
 def _without_modules(content: Any) -> Any:

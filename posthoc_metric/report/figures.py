@@ -154,7 +154,8 @@ def frames(repaired: RepairedMetric, before: Solution, after: Solution, image_sh
         "decoder alone": sampled(before, _FRAMES)[chosen],
         "repaired": sampled(after, _FRAMES)[chosen],
     }
-    figure, cut = _figure(0.5 + 2.5 * len(chosen)), []
+    figure = _figure(0.5 + 2.5 * len(chosen))
+    cut = []
     blocks = figure.subfigures(len(chosen), 1, squeeze=False, hspace=0.04)[:, 0]
     for index, block in enumerate(blocks):
         grid = block.subplots(len(rows), _FRAMES, squeeze=False)
